@@ -1,0 +1,10 @@
+"""compresskit: make Hugging Face language models smaller, stage by stage, in a few blocks' memory."""
+
+__version__ = "0.1.0"
+
+
+def register() -> None:
+    """Let transformers load our ragged checkpoints without `trust_remote_code` (see ragged.py)."""
+    from compresskit.ragged import register as register_classes
+
+    register_classes()

@@ -1,0 +1,1 @@
+"""Checkpoint folders: the lazy reader, the streaming atomic writer, the demo model."""

@@ -1,0 +1,189 @@
+"""Read a Hugging Face checkpoint folder lazily: configuration and tensor index at once, weights one by one.
+
+Opening a checkpoint loads no torch, so that unusable input is refused in well under a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from compresskit.errors import CheckpointError, NumericalError, near_miss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+BYTES_PER_ELEMENT = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes per element by safetensors' dtype names."""
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "model*.ckpt")
+HASH_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype (safetensors' spelling) and shape of one stored tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * BYTES_PER_ELEMENT[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint folder; `tensors` keeps the order in which the files store them."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorSpec]
+    file_of: dict[str, Path]
+    manifest: dict[str, Any] | None = field(default=None)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files, in order."""
+        return list(dict.fromkeys(self.file_of.values()))
+
+    @property
+    def parameters(self) -> int:
+        return sum(spec.elements for spec in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weight files on disk."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def spec(self, name: str) -> TensorSpec:
+        if name not in self.tensors:
+            raise CheckpointError(
+                f"{self.folder}: tensor {name} is missing; download the checkpoint again.{near_miss(name, self.tensors)}"
+            )
+        return self.tensors[name]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in its stored dtype, on the CPU.
+
+        Raises:
+            CheckpointError: there is no such tensor, or the file broke since it was opened.
+            NumericalError: it holds NaN or infinity.
+        """
+        self.spec(name)
+        path = self.file_of[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {name} cannot be read ({error}); download the file again") from error
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            raise NumericalError(f"{path}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
+        return tensor
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every weight file, by file name."""
+        return {file.name: sha256(file) for file in self.files}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError names the file and the place of the fault."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); restore the file from its source") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}; restore the file from its source")
+    return value
+
+
+def _tensors_in(path: Path) -> list[TensorSpec]:
+    """The header of one safetensors file; the library checks the offsets against the file's size."""
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = ((name, file.get_slice(name)) for name in file.offset_keys())
+            specs = [TensorSpec(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: the shard is missing; download the checkpoint again") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged ({error}); download the file again") from error
+    for spec in specs:
+        if spec.dtype not in BYTES_PER_ELEMENT:
+            known = ", ".join(BYTES_PER_ELEMENT)
+            raise CheckpointError(f"{path}: {spec.name} has dtype {spec.dtype}, known are {known}; convert it first")
+    return specs
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The safetensors files in order, and the index's tensor -> file map where there is an index."""
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index}: has no weight_map; restore the file from its source")
+        return [folder / name for name in sorted(set(weight_map.values()))], weight_map
+    files = sorted(folder.glob("model*.safetensors"))
+    if files:
+        return files, None
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: only pickle weights ({pickles[0]}), which can run code when opened; convert them once with "
+            "transformers (from_pretrained, then save_pretrained) and use that folder"
+        )
+    raise CheckpointError(f"{folder}: no model*.safetensors in it; point to a checkpoint folder")
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open a checkpoint folder: configuration, tensor index and manifest; no weights are read.
+
+    Raises CheckpointError where the folder, its configuration, its index or a shard is missing or inconsistent.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a checkpoint folder, a Hub id or demo:smollm2-135m")
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "a PEFT adapter, not a model" if adapter else "has no config.json"
+        raise CheckpointError(f"{folder}: {what}; point to the folder of a whole checkpoint")
+    config = read_json(folder / "config.json")
+    files, weight_map = _weight_files(folder)
+    tensors: dict[str, TensorSpec] = {}
+    file_of: dict[str, Path] = {}
+    for file in files:
+        for spec in _tensors_in(file):
+            if weight_map is not None and weight_map.get(spec.name) != file.name:
+                continue
+            tensors[spec.name] = spec
+            file_of[spec.name] = file
+    for name, file_name in (weight_map or {}).items():
+        if name not in tensors:
+            raise CheckpointError(f"{folder / INDEX}: names {name} in {file_name}, which does not hold it; download it again")
+    manifest = folder / "compresskit.json"
+    return Checkpoint(folder, config, tensors, file_of, read_json(manifest) if manifest.is_file() else None)

@@ -1,0 +1,248 @@
+"""Write a checkpoint folder tensor by tensor, in any order, with a bounded memory; it appears whole or not at all.
+
+Everything goes to `OUT.partial/`. The shapes of all tensors are known before the first one is written, so the
+safetensors headers are final from the start and each tensor goes straight to its offset. `commit` syncs the files
+and renames the folder. What a killed run leaves in `OUT.partial/` can be continued: `progress.json` says which steps
+are complete, and their tensors can be read back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from compresskit.checkpoint.reader import INDEX, Checkpoint, TensorSpec, read_json, sha256
+from compresskit.errors import CheckpointError, CompresskitError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIDE_FILES = (
+    "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "LICENSE", "LICENSE.txt",
+    "NOTICE", "USE_POLICY.md",
+)  # fmt: skip
+"""Files that stock tools read besides the weights; copied byte for byte."""
+PROGRESS = "progress.json"
+FILE_MODE = 0o644
+SAFETENSORS_ALIGNMENT = 8
+SPARE_BYTES = 1 << 24
+"""Room on the disk for the small files, beyond the weights (16 MiB)."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file to be: its name, its header and where each tensor goes."""
+
+    name: str
+    header: bytes
+    offsets: dict[str, int]
+    size: int
+
+
+def layout_shards(plan: list[TensorSpec], max_shard_bytes: int) -> list[Shard]:
+    """Deal tensors to files in order; a tensor larger than the limit gets a file of its own."""
+    files: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in plan:
+        if files[-1] and filled + spec.bytes > max_shard_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(spec)
+        filled += spec.bytes
+    single = len(files) == 1
+    return [
+        _shard("model.safetensors" if single else f"model-{i:05d}-of-{len(files):05d}.safetensors", specs)
+        for i, specs in enumerate(files, start=1)
+    ]
+
+
+def _shard(name: str, specs: list[TensorSpec]) -> Shard:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    starts = {}
+    for spec in specs:
+        starts[spec.name] = position
+        entries[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [position, position + spec.bytes],
+        }
+        position += spec.bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % SAFETENSORS_ALIGNMENT)
+    header = struct.pack("<Q", len(text)) + text
+    return Shard(name, header, {n: len(header) + start for n, start in starts.items()}, len(header) + position)
+
+
+def check_out(out: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
+    """Refuse an output folder that exists, lies inside the source, or does not fit on its disk."""
+    if out.exists() and not overwrite:
+        raise RequestError(f"{out}: exists already; choose another folder, or pass --overwrite")
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out}: is a file, not a folder; choose another path")
+    resolved, inside = out.resolve(), source.resolve()
+    if resolved == inside or inside in resolved.parents:
+        raise RequestError(f"{out}: lies inside the source {source}; choose a folder beside it")
+    if resolved in inside.parents:
+        raise RequestError(f"{out}: contains the source {source}; choose a folder beside it")
+    existing = next(parent for parent in resolved.parents if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise RequestError(f"{existing}: cannot be written to; choose another output folder")
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes + SPARE_BYTES:
+        raise RequestError(
+            f"{out}: the result needs about {needed_bytes / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free; "
+            "free some space, or choose another disk"
+        )
+
+
+class Writer:
+    """A checkpoint folder in the making. Use as a context manager; without `commit` nothing appears.
+
+    `plan`: every tensor with its final dtype and shape, in the order in which the files shall hold them.
+    `fingerprint`: identifies the request; a partial folder is only continued by the same request.
+    """
+
+    def __init__(self, out: Path, plan: list[TensorSpec], max_shard_bytes: int, fingerprint: str):
+        self.out = out
+        self.partial = partial_folder(out)
+        self.specs = {spec.name: spec for spec in plan}
+        self.shards = layout_shards(plan, max_shard_bytes)
+        self.shard_of = {name: shard for shard in self.shards for name in shard.offsets}
+        self.missing = set(self.specs)
+        self.done: list[str] = []
+        self.fingerprint = fingerprint
+        self.facts: dict[str, Any] = {}
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """After a failure that a second try would meet again the partial folder goes; after an interruption it stays."""
+        if kind is not None and issubclass(kind, CompresskitError):
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def start(self, config: dict[str, Any], source: Path, extra_files: dict[str, str]) -> None:
+        """Make the partial folder: configuration, side files of the source, generated files, empty shards."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        self._write_text("config.json", json.dumps(config, indent=2) + "\n")
+        for name in SIDE_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, self.partial / name)
+        for name, text in extra_files.items():
+            self._write_text(name, text)
+        for shard in self.shards:
+            with (self.partial / shard.name).open("wb") as file:
+                file.write(shard.header)
+                file.truncate(shard.size)
+            os.chmod(self.partial / shard.name, FILE_MODE)
+        if len(self.shards) > 1:
+            weight_map = {name: shard.name for name, shard in sorted(self.shard_of.items())}
+            totals = {
+                "total_size": sum(spec.bytes for spec in self.specs.values()),
+                "total_parameters": sum(spec.elements for spec in self.specs.values()),
+            }
+            self._write_text(INDEX, json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n")
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Go on in the partial folder of an interrupted run of the same request (see `read_progress`)."""
+        self.done = list(progress["done"])
+        self.missing -= set(progress["written"])
+        self.facts = progress["facts"]
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor, already in its stored dtype and shape."""
+        import torch  # the writer is imported where torch is not wanted yet
+
+        spec = self.specs[name]
+        if tuple(tensor.shape) != spec.shape:
+            raise CheckpointError(f"{name}: shape {list(tensor.shape)} was announced as {list(spec.shape)}")
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        if data.nbytes != spec.bytes:
+            raise CheckpointError(f"{name}: {data.nbytes} bytes were announced as {spec.bytes} of {spec.dtype}")
+        shard = self.shard_of[name]
+        try:
+            with (self.partial / shard.name).open("r+b") as file:
+                file.seek(shard.offsets[name])
+                file.write(data.data)
+        except OSError as error:
+            raise CompresskitError(
+                f"{self.partial / shard.name}: cannot be written ({error.strerror}); free some space"
+            ) from error
+        self.missing.discard(name)
+
+    def copy(self, names: list[str], source: Checkpoint) -> None:
+        """Write tensors as the source has them, bit for bit."""
+        for name in names:
+            self.put(name, source.read(name))
+
+    def finish(self, step: str) -> None:
+        """Note that everything of this step is on the disk."""
+        self.done.append(step)
+        written = sorted(set(self.specs) - self.missing)
+        progress = {"fingerprint": self.fingerprint, "done": self.done, "written": written, "facts": self.facts}
+        for shard in self.shards:
+            _sync(self.partial / shard.name)
+        temporary = self.partial / (PROGRESS + ".new")
+        temporary.write_text(json.dumps(progress), encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(self.partial / PROGRESS)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the weight files."""
+        return {shard.name: sha256(self.partial / shard.name) for shard in self.shards}
+
+    def commit(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, sync, and give the folder its final name, replacing an older one."""
+        if self.missing:
+            raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
+        self._write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
+        (self.partial / PROGRESS).unlink(missing_ok=True)
+        for path in self.partial.iterdir():
+            _sync(path)
+        replaced = self.out.with_name(self.out.name + ".replaced")
+        if self.out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            self.out.rename(replaced)
+        self.partial.rename(self.out)
+        _sync(self.out.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _write_text(self, name: str, text: str) -> None:
+        (self.partial / name).write_text(text, encoding="utf-8")
+        os.chmod(self.partial / name, FILE_MODE)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the output is written until it is whole."""
+    return out.with_name(out.name + ".partial")
+
+
+def read_progress(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What an interrupted run of the same request left, or None where there is nothing to continue.
+
+    Raises RequestError where the partial folder belongs to another request.
+    """
+    path = partial_folder(out) / PROGRESS
+    if not path.is_file():
+        return None
+    progress = read_json(path)
+    if progress.get("fingerprint") != fingerprint:
+        raise RequestError(f"{path.parent}: left by a run with other inputs or settings; repeat those, or drop --resume")
+    return progress
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,214 @@
+"""The command line: parse flags into a typed method and options, call the stage, print the result.
+
+Standard output carries the result alone; everything else goes to standard error. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+import compresskit
+from compresskit.errors import CompresskitError, RequestError
+from compresskit.methods import METHODS, method_class
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+    from compresskit.stages import Method
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="compresskit",
+    help="Make Hugging Face language models smaller: prune, then see what it cost.",
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the output's path.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only on standard error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Details and tracebacks on standard error.")]
+OUTPUT_PARAMETERS = (
+    inspect.Parameter("json_output", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json),
+    inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
+    inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose),
+)
+
+
+def version(value: bool) -> None:
+    if value:
+        typer.echo(compresskit.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make Hugging Face language models smaller: prune, then see what it cost."""
+
+
+def log(message: str, quiet: bool = False) -> None:
+    """One line on standard error."""
+    if not quiet:
+        print(message, file=sys.stderr)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
+    """A command-line option for a field: its name, its type, its default, its documentation."""
+    spelling = f"{flag(name)}/--no-{flag(name)[2:]}" if annotation is bool else flag(name)
+    typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, help=info.description)]  # type: ignore[misc]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=typed)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Choices and bounds are checked by the typed configuration, which says more than the parser can."""
+    return annotation if annotation in (int, float, bool) else str
+
+
+def options_of(model: type[BaseModel]) -> list[inspect.Parameter]:
+    hints = get_type_hints(model)
+    return [option(name, info, hints[name]) for name, info in model.model_fields.items()]
+
+
+def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
+    """The typed configuration from parsed flags; its first complaint becomes one line."""
+    from pydantic import ValidationError
+
+    try:
+        return model(**{name: values[name] for name in model.model_fields})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = flag(str(fault["loc"][0]))
+        raise RequestError(f"{name} {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}") from error
+
+
+def stage_command(method_type: type[Method], run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """A command function whose signature is SOURCE, OUT, the method's fields and the shared options."""
+    from compresskit.stages import Options
+
+    def command(source: str, out: Path, **values: Any) -> None:
+        quiet: bool = values["quiet"]
+        method, options = build(method_type, values), build(Options, values)
+        result = run(method, source, out, options, quiet=quiet)
+        log(summary(result), quiet)
+        typer.echo(json.dumps(result) if values["json_output"] else result["output"])
+
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    source_help = typer.Argument(help="A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input.")
+    out_help = typer.Argument(help="A folder that does not exist yet.")
+    parameters = [
+        inspect.Parameter("source", positional, annotation=Annotated[str, source_help]),
+        inspect.Parameter("out", positional, annotation=Annotated[Path, out_help]),
+        *options_of(method_type),
+        *options_of(Options),
+        *OUTPUT_PARAMETERS,
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line for people: what became of the checkpoint."""
+    before, after = result["bytes_before"], result["bytes_after"]
+    parameters = f"{result['parameters_before'] / 1e6:.1f} M -> {result['parameters_after'] / 1e6:.1f} M parameters"
+    return (
+        f"{result['stage']} {result['method']}: {parameters}, {before / 1e6:.0f} MB -> {after / 1e6:.0f} MB, "
+        f"in {result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def _prune(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    from compresskit import pipeline
+
+    return pipeline.prune(*args, **kwargs)
+
+
+STAGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
+    "prune": (_prune, "Remove FFN channels: a smaller, faster dense model."),
+}
+
+
+def add_stages(app: typer.Typer, wanted: str) -> None:
+    """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
+    for stage, (run, description) in STAGES.items():
+        group = typer.Typer(help=description, no_args_is_help=True, rich_markup_mode=None)
+        group.callback()(lambda: None)
+        if wanted in (stage, ""):
+            for name, entry in METHODS[stage].items():
+                command = stage_command(method_class(stage, name), run)
+                group.command(name, help=f"{entry.summary} {entry.paper}".strip())(command)
+        app.add_typer(group, name=stage)
+
+
+@app.command()
+def methods(json_output: Json = False) -> None:
+    """List every stage's methods, with paper and one line each."""
+    if json_output:
+        table = {stage: {n: {"paper": e.paper, "summary": e.summary} for n, e in m.items()} for stage, m in METHODS.items()}
+        typer.echo(json.dumps(table))
+        return
+    for stage, entries in METHODS.items():
+        for name, entry in entries.items():
+            typer.echo(f"{stage:10} {name:12} {entry.paper or '-':18} {entry.summary}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the documented code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    completing = any(name.startswith("_COMPRESSKIT") for name in os.environ)
+    add_stages(app, "" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
+    try:
+        status = app(args=arguments, prog_name="compresskit", standalone_mode=False)
+        code = status if isinstance(status, int) else 0
+    except CompresskitError as error:
+        code = _failed(str(error), error.exit_code, arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _failed("interrupted; the same command with --resume goes on", INTERRUPTED, arguments)
+    except Exception as error:
+        code = _failed(*_described(error), arguments)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _described(error: Exception) -> tuple[str, int]:
+    """One line and the exit code: the parser's own errors are wrong usage, anything else is a failure."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error), 2
+    if hasattr(error, "format_message"):
+        return " ".join(error.format_message().split()), 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'output'}: {error.strerror}", 1
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (--verbose shows where)", 1
+
+
+def _failed(message: str, code: int, arguments: list[str]) -> int:
+    if "--verbose" in arguments and sys.exc_info()[0] is not None:
+        traceback.print_exc(file=sys.stderr)
+    log(message if message.startswith("Usage:") else f"compresskit: error: {message}")
+    return code

@@ -1,0 +1,48 @@
+"""THE table of methods: stage -> name -> where its class is. Adding a method is one file and one line here.
+
+Loads no torch, no pydantic and no method: `compresskit --help` and `compresskit methods` answer from this table alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from compresskit.errors import RequestError, near_miss
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table."""
+
+    target: str
+    """"module:Class"."""
+    paper: str
+    summary: str
+
+
+METHODS: dict[str, dict[str, Entry]] = {
+    "prune": {
+        "cfsp": Entry("compresskit.prune.cfsp:CFSP", "arXiv 2409.13199", "Coarse-to-fine activation importance (recommended)."),
+        "flap": Entry("compresskit.prune.flap:FLAP", "arXiv 2312.11983", "Fluctuation of activations, with an output bias."),
+        "wanda-sp": Entry("compresskit.prune.wanda_sp:WandaSP", "arXiv 2306.11695", "Weights times input norms."),
+        "magnitude": Entry("compresskit.prune.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
+        "random": Entry("compresskit.prune.random:Random", "", "Channels drawn by chance: the floor to compare with."),
+    },
+}
+
+
+def entry(stage: str, name: str) -> Entry:
+    """The table's line for a method; RequestError with the near miss where there is none."""
+    known = METHODS[stage]
+    if name not in known:
+        raise RequestError(f"{stage}: no method {name!r}; there are {', '.join(known)}.{near_miss(name, known)}")
+    return known[name]
+
+
+def method_class(stage: str, name: str) -> type[Any]:
+    """Import the class of a method."""
+    module, _, class_name = entry(stage, name).target.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), class_name)
+    return found

@@ -1,0 +1,49 @@
+"""Progress bars on standard error: what is done, blocks, time left, peak memory. Silent where nobody watches."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from types import TracebackType
+
+KIB = 1024
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far (ru_maxrss: KiB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * KIB
+
+
+class ProgressBars:
+    """One bar for each kind of work; calling it moves a bar. Only drawn on a terminal, unless `quiet`."""
+
+    def __init__(self, quiet: bool = False):
+        self.bars = None
+        self.tasks: dict[str, int] = {}
+        if quiet or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("peak {task.fields[peak]:.2f} GB"), console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> ProgressBars:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self.bars:
+            return
+        peak = peak_memory_bytes() / 1e9
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total, peak=peak)
+        self.bars.update(self.tasks[what], completed=done, total=total, peak=peak)  # type: ignore[arg-type]

@@ -1,0 +1,45 @@
+"""Least-squares refit of an output projection after channels were removed.
+
+    W'_S = W_S + W_R C_RS (C_SS + eps I)^-1,    eps = ridge * mean(diag C)
+
+symbol  meaning                                       shape            name here
+W       output projection                             (hidden, width)  down
+C       second moments of its inputs, X^T X / tokens  (width, width)   gram (any positive multiple)
+S, R    kept and removed channels                                      kept, removed
+
+W' minimises ||X W^T - X_S W'^T||^2 + eps ||W' - W_S||^2: the regression of the old output on the kept channels, drawn
+towards the old weights. At W' = W_S the objective is the error of dropping the channels, so the calibration error of
+the result is never larger than that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compresskit.errors import NumericalError
+
+RIDGE = 0.01
+"""Share of the mean of diag(C)."""
+
+
+def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Refitted weights of the kept channels. down (hidden, width), gram (width, width) -> (hidden, kept), float32."""
+    kept_gram = gram[kept][:, kept].double()
+    kept_gram.diagonal().add_(ridge * gram.diagonal().mean().double().clamp_min(torch.finfo(torch.float32).tiny))
+    cross = down[:, removed].double() @ gram[removed][:, kept].double()  # (hidden, kept)
+    factor, failed = torch.linalg.cholesky_ex(kept_gram)
+    if int(failed):
+        raise NumericalError(f"the activations' second moments are not positive definite at pivot {int(failed)}")
+    del kept_gram
+    change = torch.cholesky_solve(cross.T, factor).T
+    return (down[:, kept].double() + change).float()
+
+
+def output_error(down: Tensor, gram: Tensor, kept: Tensor, new_down: Tensor) -> tuple[float, float]:
+    """(error, energy) of the output on the calibration set: ||X W^T - X_S W'^T||^2 and ||X W^T||^2, times tokens' scale."""
+    difference = down.double()
+    energy = float((difference * (difference @ gram.double())).sum())
+    difference = difference.clone()
+    difference[:, kept] -= new_down.double()
+    return float((difference * (difference @ gram.double())).sum()), energy

@@ -1,0 +1,46 @@
+"""Our ragged checkpoints without `trust_remote_code`: register their classes with transformers' Auto classes.
+
+    import compresskit
+    compresskit.register()
+
+vLLM calls `register` by itself through the entry point `vllm.general_plugins`. The classes are the very text that
+`prune` writes into the output folder (layouts.py), so that there is one definition of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+
+from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX
+from compresskit.layouts import CONFIGURATION_FILE, MODELING_FILE, class_names, generated_files
+
+
+def register() -> None:
+    """Make AutoConfig, AutoModel and AutoModelForCausalLM know every `compresskit_*` model type. Can be called again."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    for family, architecture in ARCHITECTURES.items():
+        if architecture.experts:
+            continue
+        files, causal_class, config_class = generated_files(family, architecture.blocks, architecture.ffns[0])
+        package = f"compresskit_{family}_ragged"
+        _module(package, "", "")
+        configuration = _module(package, CONFIGURATION_FILE, files[CONFIGURATION_FILE])
+        modeling = _module(package, MODELING_FILE, files[MODELING_FILE])
+        config = getattr(configuration, config_class)
+        AutoConfig.register(RAGGED_PREFIX + family, config, exist_ok=True)
+        AutoModel.register(config, getattr(modeling, f"Compresskit{class_names(family)['base_class']}"), exist_ok=True)
+        AutoModelForCausalLM.register(config, getattr(modeling, causal_class), exist_ok=True)
+
+
+def _module(package: str, file: str, text: str) -> types.ModuleType:
+    """The module of a generated file, as part of a package that exists in memory only."""
+    name = f"{package}.{file.removesuffix('.py')}" if file else package
+    if name not in sys.modules:
+        module = types.ModuleType(name)
+        module.__package__ = package
+        module.__path__ = []
+        sys.modules[name] = module
+        exec(compile(text, name, "exec"), module.__dict__)  # noqa: S102 (our own text, see layouts.py)
+    return sys.modules[name]

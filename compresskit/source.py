@@ -1,0 +1,57 @@
+"""SOURCE as users write it -> a checkpoint folder: a folder, a Hub id, `demo:NAME`, or `-` for standard input."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from compresskit.errors import CheckpointError, RequestError
+
+DEMO = "demo:smollm2-135m"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"]
+
+
+def resolve(source: str) -> Path:
+    """The checkpoint folder that a SOURCE argument means, downloaded if need be.
+
+    Raises RequestError or CheckpointError where it means none.
+    """
+    if source == "-":
+        source = _first_line_of_stdin()
+    if source.startswith("demo:"):
+        if source != DEMO:
+            raise RequestError(f"{source}: there is one demo model, {DEMO}")
+        from compresskit.checkpoint.demo import demo_checkpoint
+
+        demo: Path = demo_checkpoint()
+        return demo
+    folder = Path(source).expanduser()
+    if folder.exists() or not HUB_ID.fullmatch(source):
+        return folder
+    return _from_hub(source)
+
+
+def _first_line_of_stdin() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise RequestError("-: standard input is a terminal; pipe the path of a checkpoint folder into it")
+    line = sys.stdin.readline().strip()
+    if not line:
+        raise RequestError("-: standard input gave no path; the command before this one has failed")
+    return line
+
+
+def _from_hub(name: str) -> Path:
+    """A snapshot in the Hub's own cache; pickles are not downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    missing = f"{name}: no such folder here"
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, token=os.environ.get("HF_TOKEN")))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{missing}, and the Hub has no such model; check the name, or log in for a gated one") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{missing}, and the Hub cannot be reached; give the path of a checkpoint folder") from error

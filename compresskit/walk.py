@@ -1,0 +1,215 @@
+"""The walk: blocks of a model in order, one in memory at a time, each fed by what its predecessors now are.
+
+    for block in walk(model, tokens):
+        gram = block.collect({name: Gram(width)})
+        ... edit block.module ...
+
+The first hidden states and EACH block's own arguments are captured once (families whose attention alternates give
+their blocks different masks); a block is read when the walk reaches it, may be edited, is run as it then is, and its
+output feeds the next one. Memory: one block, the hidden states of all tokens, one micro-batch of activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compresskit import skeleton
+from compresskit.architectures import Model
+from compresskit.errors import NumericalError
+
+MICRO_BATCH_BYTES = 1 << 25
+"""Bound on the activations of the widest linear in one micro-batch (32 MiB)."""
+CPU_BYTES_PER_NUMBER = 4
+
+
+class Statistic(Protocol):
+    """What `Block.collect` fills: a sum over tokens."""
+
+    def add(self, x: Tensor) -> None:
+        """x (tokens, in): the inputs of the linear in one micro-batch."""
+
+
+@dataclass
+class Call:
+    """The arguments, besides the hidden states, with which the model calls one block."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Block:
+    """One decoder block with its weights in memory, in plain form."""
+
+    index: int
+    name: str
+    module: nn.Module
+    hidden: list[Tensor]
+    """The block's inputs, one (batch, length, hidden) tensor a micro-batch."""
+    calls: dict[int, Call]
+    """The block's arguments by the size of the micro-batch."""
+    advanced: bool = field(default=False)
+
+    def linear(self, name: str) -> nn.Linear:
+        """The linear with this plain name of the whole model."""
+        found = self.module.get_submodule(name.removeprefix(self.name + "."))
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """(batch, length, hidden) -> (batch, length, hidden), through the block as it now is."""
+        call = self.calls[hidden.shape[0]]
+        output = self.module(hidden, *call.args, **call.kwargs)
+        # Blocks return the tensor itself, but GPT-NeoX-like families of older releases returned a tuple.
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        if not bool(result.isfinite().all()):
+            raise NumericalError(f"{self.name}: its output holds NaN or infinity; check the weights, or use --dtype float32")
+        return result
+
+    def collect(self, statistics: Mapping[str, Statistic], advance: bool = False) -> None:
+        """Run all micro-batches and add the inputs of the named linears to their statistics.
+
+        With `advance` the outputs are kept as the next block's inputs: right when the block is not edited after.
+        """
+        with ExitStack() as stack:
+            for name, statistic in statistics.items():
+                stack.enter_context(_recorded_inputs(self.linear(name), statistic.add))
+            for index, hidden in enumerate(self.hidden):
+                output = self.run(hidden)
+                if advance:
+                    self.hidden[index] = output
+        self.advanced = advance
+
+    def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run all micro-batches for good; yields (input, output) of each."""
+        for index, hidden in enumerate(self.hidden):
+            output = self.run(hidden)
+            self.hidden[index] = output
+            yield hidden, output
+        self.advanced = True
+
+
+@contextmanager
+def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None]) -> Iterator[None]:
+    handle = linear.register_forward_pre_hook(lambda _, args: add(args[0].detach().flatten(0, -2)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def micro_batch_size(model: Model, length: int) -> int:
+    """Samples of `length` tokens whose activations in the widest linear stay below `MICRO_BATCH_BYTES`; at least one."""
+    widest = max(group.width for i in range(model.block_count) for group in model.ffn_groups(i))
+    bytes_per_sample = length * max(widest, model.hidden_size) * CPU_BYTES_PER_NUMBER
+    return max(1, MICRO_BATCH_BYTES // bytes_per_sample)
+
+
+class Walk:
+    """Iterating gives the blocks in order; `logits` then gives the model's output, micro-batch by micro-batch.
+
+    tokens: (samples, length) int64, without padding; samples may be 0 (no activations are computed then).
+    Iterating twice walks twice.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Tensor,
+        device: torch.device,
+        dtype: torch.dtype,
+        trust_remote_code: bool = False,
+        source_of: Callable[[int], Model | None] = lambda index: None,
+        micro_batch: int | None = None,
+    ):
+        """`source_of(i)` may name another model (already edited, on disk) to read block i from.
+
+        `micro_batch`: samples computed at once, None for `micro_batch_size`.
+        """
+        self.model, self.device, self.dtype = model, device, dtype
+        self.source_of = source_of
+        self.network = skeleton.build(model, trust_remote_code)
+        self.batches = list(tokens.split(micro_batch or micro_batch_size(model, tokens.shape[1]))) if len(tokens) else []
+        self.hidden: list[Tensor] = []
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.network.get_submodule(self.model.block_name(i)) for i in range(self.model.block_count)]
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[Block]:
+        calls = self._capture()
+        for index in range(self.model.block_count):
+            name = self.model.block_name(index)
+            self._fill_block(index, name)
+            block = Block(index, name, self.network.get_submodule(name), self.hidden, calls[index])
+            yield block
+            if not block.advanced:
+                for _ in block.advance():
+                    pass
+            skeleton.empty(self.model, self.network, name)
+
+    def _fill_block(self, index: int, name: str) -> None:
+        source = self.source_of(index) or self.model
+        if source is not self.model:
+            for group in source.ffn_groups(index):
+                skeleton.resize(self.network, source, group)
+        skeleton.fill(source, self.network, name, self.device, self.dtype)
+
+    def _capture(self) -> list[dict[int, Call]]:
+        """Run the model with blocks that only take notes: the first hidden states and every block's arguments."""
+        calls: list[dict[int, Call]] = [{} for _ in range(self.model.block_count)]
+        self.hidden.clear()
+        skeleton.fill(self.model, self.network, "", self.device, self.dtype)
+        for batch in self.batches:
+            with ExitStack() as stack:
+                for index, module in enumerate(self.blocks()):
+                    stack.enter_context(_forward_replaced(module, _note_taker(calls[index], self.hidden if index == 0 else None)))
+                self.network.base_model(input_ids=batch.to(self.device), use_cache=False)
+        skeleton.empty(self.model, self.network, "")
+        return calls
+
+    @torch.no_grad()
+    def logits(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """After the walk: (tokens, last hidden states, logits) of every micro-batch; logits in float32."""
+        skeleton.fill(self.model, self.network, "", self.device, self.dtype)
+        for batch, hidden in zip(self.batches, self.hidden, strict=True):
+            with ExitStack() as stack:
+                for index, module in enumerate(self.blocks()):
+                    stack.enter_context(_forward_replaced(module, _constant(hidden) if index == 0 else _identity))
+                output = self.network(input_ids=batch.to(self.device), use_cache=False)
+            yield batch, hidden, output.logits.float()
+        skeleton.empty(self.model, self.network, "")
+
+
+def _note_taker(calls: dict[int, Call], inputs: list[Tensor] | None) -> Callable[..., Tensor]:
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.setdefault(hidden_states.shape[0], Call(args, kwargs))
+        if inputs is not None:
+            inputs.append(hidden_states)
+        return hidden_states
+
+    return forward
+
+
+def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _constant(value: Tensor) -> Callable[..., Tensor]:
+    return lambda hidden_states, *args, **kwargs: value
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """The module stays in place, with its attributes, but computes something else."""
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward

@@ -1,0 +1,140 @@
+"""Unusable checkpoints are refused with one line that names the thing and the remedy. End to end on damaged copies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compresskit.architectures import open_model
+from compresskit.checkpoint.reader import open_checkpoint
+from compresskit.errors import CheckpointError, CompresskitError, NumericalError, RequestError, UnsupportedArchitecture
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in (config | changes).items() if v is not ...}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shard(folder: Path) -> None:
+    """Split the single file into two shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def truncate(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def name_absent_tensor(folder: Path) -> None:
+    shard(folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.layers.9.ghost.weight"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+
+
+def remove_shard(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def wrong_attention_shape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(8, 8)
+
+
+def wrong_ffn_shape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(95, 32)
+
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, tuple[Damage, type[CompresskitError], str]] = {
+    "folder without config": (lambda f: (f / "config.json").unlink(), CheckpointError, "no config.json"),
+    "config that is not JSON": (lambda f: (f / "config.json").write_text("{"), CheckpointError, "not valid JSON"),
+    "unknown architecture": (lambda f: edit_config(f, model_type="lama"), UnsupportedArchitecture, "Did you mean 'llama'?"),
+    "truncated file": (lambda f: truncate(f / "model.safetensors"), CheckpointError, "truncated or damaged"),
+    "missing shard": (remove_shard, CheckpointError, "the shard is missing"),
+    "index naming an absent tensor": (name_absent_tensor, CheckpointError, "model.layers.9.ghost.weight"),
+    "pickle-only checkpoint": (pickle_only, CheckpointError, "only pickle weights (pytorch_model.bin)"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), CheckpointError, "no model*.safetensors"),
+    "wrong attention shape": (lambda f: edit_tensors(f, wrong_attention_shape), CheckpointError, "layers.1.self_attn.q_proj.weight has"),
+    "wrong FFN shape": (lambda f: edit_tensors(f, wrong_ffn_shape), CheckpointError, "layers.0.mlp.up_proj.weight has"),
+    "missing tensor": (
+        lambda f: edit_tensors(f, lambda t: t.pop("model.layers.2.self_attn.k_proj.weight")), CheckpointError, "layers.2.self_attn.k_proj.weight is missing",
+    ),
+    "missing FFN tensor": (
+        lambda f: edit_tensors(f, lambda t: t.pop("model.layers.2.mlp.down_proj.weight")), CheckpointError, "layers.2.mlp.down_proj.weight is missing",
+    ),
+    "custom code": (lambda f: edit_config(f, auto_map={"AutoConfig": "x.Y"}), RequestError, "--trust-remote-code"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_when_opened(damage: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny["llama"], folder)
+    change, error, said = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(error) as caught:
+        open_model(folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        open_checkpoint(tmp_path / "nothing")
+
+
+def test_custom_code_is_accepted_when_trusted(tiny: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny["llama"], folder)
+    edit_config(folder, auto_map={"AutoConfig": "x.Y"})
+    assert open_model(folder, trust_remote_code=True).family == "llama"
+
+
+def test_sharded_and_single_files_hold_the_same_model(tiny: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny["llama"], folder)
+    single = open_checkpoint(folder)
+    expected = {name: single.read(name) for name in single.tensors}
+    shard(folder)
+    sharded = open_checkpoint(folder)
+    assert len(sharded.files) == 2
+    assert all(torch.equal(sharded.read(name), tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named_when_it_is_read(value: float, tiny: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny["llama"], folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit_tensors(folder, lambda tensors: tensors[name].view(-1)[3:4].fill_(value))
+    with pytest.raises(NumericalError, match=name) as caught:
+        open_checkpoint(folder).read(name)
+    assert caught.value.exit_code == 1

@@ -1,0 +1,145 @@
+"""Every layout loads with stock transformers and gives the logits of the model that was in memory. End to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, VOCABULARY
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from compresskit import pipeline
+from compresskit.architectures import ARCHITECTURES, open_model
+from compresskit.errors import UnsupportedArchitecture
+from compresskit.prune.cfsp import CFSP
+from compresskit.prune.flap import FLAP
+from compresskit.stages import Options
+from compresskit.walk import Walk
+
+DENSE_FAMILIES = tuple(family for family in FAMILIES if not ARCHITECTURES[family].experts)
+LOADER = """
+import sys, torch
+sys.modules["compresskit"] = None
+from transformers import AutoModelForCausalLM
+tokens = torch.load(sys.argv[2])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, trust_remote_code=True).eval()
+with torch.no_grad():
+    torch.save(model(tokens).logits, sys.argv[3])
+"""
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(7))
+
+
+def walked_logits(folder: Path) -> torch.Tensor:
+    walk = Walk(open_model(folder), tokens(), torch.device("cpu"), torch.float32)
+    for _ in walk:
+        pass
+    return torch.cat([logits for _, _, logits in walk.logits()])
+
+
+def prune(source: Path, out: Path, text: Path, method: CFSP | FLAP) -> dict[str, object]:
+    options = Options(calibration=str(text), samples=8, sequence_length=64)
+    return pipeline.prune(method, str(source), out, options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_uniform_widths_give_a_plain_checkpoint(family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = prune(tiny[family], out, text_file, CFSP(sparsity=0.25, allocation="uniform", round_to=8))
+    assert result["layout"] == "uniform"
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (stock(tokens()).logits - walked_logits(out)).abs().max() < 1e-4
+    before, after = json.loads((tiny[family] / "config.json").read_text()), json.loads((out / "config.json").read_text())
+    assert before.keys() == after.keys()
+    assert result["parameters_after"] < result["parameters_before"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_widths_compute_what_the_narrow_ones_do(
+    family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = prune(tiny[family], out, text_file, CFSP(sparsity=0.3, allocation="global", layout="padded", round_to=4))
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.no_grad():
+        padded = stock(tokens()).logits
+    assert (padded - walked_logits(out)).abs().max() < 1e-4
+    assert result["layout"] in ("padded", "uniform")
+    if family in DENSE_FAMILIES:
+        prune(tiny[family], tmp_path / "ragged", text_file, CFSP(sparsity=0.3, allocation="global", round_to=4))
+        assert (padded - walked_logits(tmp_path / "ragged")).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", DENSE_FAMILIES)
+def test_ragged_widths_load_where_compresskit_cannot_be_imported(
+    family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = prune(tiny[family], out, text_file, CFSP(sparsity=0.3, allocation="global", round_to=4))
+    assert result["layout"] == "ragged"
+    torch.save(tokens(), tmp_path / "tokens")
+    command = [sys.executable, "-c", LOADER, str(out), str(tmp_path / "tokens"), str(tmp_path / "logits")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert (torch.load(tmp_path / "logits") - walked_logits(out)).abs().max() < 1e-4
+
+
+def test_registered_classes_load_ragged_checkpoints_without_their_code(
+    tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    import compresskit
+
+    prune(tiny["qwen2"], tmp_path / "out", text_file, CFSP(sparsity=0.3, allocation="global", round_to=4))
+    compresskit.register()
+    compresskit.register()
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (stock(tokens()).logits - walked_logits(tmp_path / "out")).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_refuse_the_ragged_layout_before_any_work(
+    family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="--allocation uniform, or --layout padded"):
+        prune(tiny[family], tmp_path / "out", text_file, CFSP(sparsity=0.3))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["ragged", "padded"])
+def test_saving_a_pruned_checkpoint_again_gives_the_same_bytes(
+    layout: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    method = CFSP.model_validate({"sparsity": 0.3, "allocation": "global", "layout": layout, "round_to": 4})
+    prune(tiny["llama"], first, text_file, method)
+    prune(first, second, text_file, CFSP(sparsity=0, layout="ragged"))
+    for name in ("model.safetensors", "config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sparsity_zero_returns_the_same_weights(family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    prune(tiny[family], tmp_path / "out", text_file, CFSP(sparsity=0))
+    before, after = load_file(tiny[family] / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen2"])
+def test_flaps_bias_is_stored_where_the_family_has_one(
+    family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    result = prune(tiny[family], tmp_path / "out", text_file, FLAP(sparsity=0.3, round_to=4))
+    assert result["output_bias"] == (family != "qwen2")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
+    with torch.no_grad():
+        assert (stock(tokens()).logits - walked_logits(tmp_path / "out")).abs().max() < 1e-4

@@ -1,0 +1,44 @@
+"""The walk is faithful: unedited, it computes exactly what the stock model computes. Oracle and property tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, VOCABULARY
+from transformers import AutoModelForCausalLM
+
+from compresskit.architectures import open_model
+from compresskit.statistics import Moments
+from compresskit.walk import Walk
+
+CPU = torch.device("cpu")
+
+
+def tokens(samples: int = 3, length: int = 40) -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unedited_walk_gives_the_stock_models_logits(family: str, tiny: dict[str, Path]) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(tiny[family], dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = stock(tokens()).logits
+    walk = Walk(open_model(tiny[family]), tokens(), CPU, torch.float32)
+    for _ in walk:
+        pass
+    found = torch.cat([logits for _, _, logits in walk.logits()])
+    assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_collecting_sees_every_token_of_every_feed_forward_network(family: str, tiny: dict[str, Path]) -> None:
+    model = open_model(tiny[family])
+    for block in Walk(model, tokens(), CPU, torch.float32):
+        for group in model.ffn_groups(block.index):
+            norms = {ffn.out_projection: Moments(group.width) for ffn in group.members}
+            block.collect(norms)
+            seen = sum(norm.tokens for norm in norms.values())
+            routed = 2 if len(group.members) > 1 else 1
+            assert seen == routed * tokens().numel()
