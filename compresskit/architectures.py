@@ -290,11 +290,12 @@ def _check_shapes(model: Model) -> None:
     """Every block holds the same tensors, in the shapes that the configuration and the other blocks imply."""
     _check_ffn_shapes(model)
     ffn_names = {
-        model.stored_name(f"{name}.weight")
+        model.stored_name(f"{name}.{leaf}")
         for index in range(model.block_count)
         for group in model.ffn_groups(index)
         for ffn in group.members
         for name in (*ffn.in_projections, ffn.out_projection)
+        for leaf in ("weight", "bias")
     }
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, spec in model.checkpoint.tensors.items():
@@ -339,6 +340,10 @@ def _expect_linear(model: Model, name: str, expected: tuple[int, int]) -> None:
     found = model.linear_shape(name)
     if found != expected:
         raise _wrong_shape(model, model.stored_name(f"{name}.weight"), found, expected, "(out, in) by config.json")
+    if model.has(f"{name}.bias"):
+        bias = model.checkpoint.spec(model.stored_name(f"{name}.bias"))
+        if bias.shape != expected[:1]:
+            raise _wrong_shape(model, bias.name, bias.shape, expected[:1], "by config.json")
 
 
 def _wrong_shape(model: Model, name: str, found: tuple[int, ...], expected: tuple[int, ...], why: str) -> CheckpointError:

@@ -13,12 +13,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
 import compresskit
-from compresskit.errors import CompresskitError, RequestError
+from compresskit.errors import CompresskitError, GateError, RequestError
 from compresskit.methods import METHODS, method_class
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ def flag(name: str) -> str:
 
 def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
     """A command-line option for a field: its name, its type, its default, its documentation."""
+    if get_origin(annotation) is tuple:
+        several: Any = Annotated[list[str], typer.Option(flag(name), help=info.description)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=[], annotation=several)
     spelling = f"{flag(name)}/--no-{flag(name)[2:]}" if annotation is bool else flag(name)
     typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, help=info.description)]  # type: ignore[misc]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=typed)
@@ -82,6 +86,8 @@ def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
 
 def _plain_type(annotation: Any) -> Any:
     """Choices and bounds are checked by the typed configuration, which says more than the parser can."""
+    if get_origin(annotation) is UnionType:
+        return str | None
     return annotation if annotation in (int, float, bool) else str
 
 
@@ -123,6 +129,11 @@ def stage_command(method_type: type[Method], run: Callable[..., dict[str, Any]])
         *options_of(Options),
         *OUTPUT_PARAMETERS,
     ]
+    return with_parameters(command, parameters)
+
+
+def with_parameters(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
+    """Give a command the signature from which Typer builds its arguments and options."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
@@ -139,11 +150,12 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _prune(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    from compresskit import pipeline
+    from compresskit.pipeline.pruning import prune
 
-    return pipeline.prune(*args, **kwargs)
+    return prune(*args, **kwargs)
 
 
+EVALUATE_HELP = "Measure a model: perplexity, size and speed, alone or against the one it was made from."
 STAGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
     "prune": (_prune, "Remove FFN channels: a smaller, faster dense model."),
 }
@@ -159,6 +171,45 @@ def add_stages(app: typer.Typer, wanted: str) -> None:
                 command = stage_command(method_class(stage, name), run)
                 group.command(name, help=f"{entry.summary} {entry.paper}".strip())(command)
         app.add_typer(group, name=stage)
+    app.command("evaluate", help=EVALUATE_HELP)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
+    app.command("inspect")(inspect_source)
+
+
+def evaluate_command() -> Callable[..., None]:
+    """`evaluate SOURCE` with the flags of its options."""
+    from compresskit.pipeline.evaluation import EvaluateOptions, evaluate, table
+
+    def command(source: str, **values: Any) -> None:
+        quiet: bool = values["quiet"]
+        report = evaluate(source, build(EvaluateOptions, values), quiet=quiet)
+        typer.echo(json.dumps(report) if values["json_output"] else table(report))
+        if report["warning"]:
+            log(f"compresskit: warning: {report['warning']}")
+        missed = [gate for gate in report["gates"] if not gate["passed"]]
+        if missed:
+            raise GateError("; ".join(str(GateResult(**gate)) for gate in missed))
+
+    from compresskit.evaluate.gates import GateResult
+
+    help_text = "A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input."
+    positional = inspect.Parameter(
+        "source", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=help_text)]
+    )
+    return with_parameters(command, [positional, *options_of(EvaluateOptions), *OUTPUT_PARAMETERS])
+
+
+def inspect_source(
+    source: Annotated[str, typer.Argument(help="A checkpoint or adapter folder, a Hub id, or - for standard input.")],
+    json_output: Json = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Accept a checkpoint that brings code.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what a checkpoint or adapter holds: family, widths, bits, bytes, and how it was made."""
+    from compresskit.pipeline.inspection import inspect as look
+    from compresskit.pipeline.inspection import listing
+
+    found = look(source, trust_remote_code)
+    typer.echo(json.dumps(found) if json_output else listing(found))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from compresskit.architectures import RAGGED_PREFIX, Model
+from compresskit.architectures import RAGGED_PREFIX, Architecture, Model
 from compresskit.errors import RequestError, UnsupportedArchitecture
 
 Layout = Literal["ragged", "padded"]
@@ -110,12 +110,21 @@ def is_uniform(model: Model, widths: Widths) -> bool:
 
 
 def check_ragged(model: Model) -> None:
-    """Refuse families that cannot be stored raggedly, before any work."""
-    if model.architecture.experts:
+    """Refuse families that cannot be stored raggedly, before any work.
+
+    transformers converts the names and shapes of some families' tensors on loading (experts, GPT-NeoX's head), by
+    model type; under our own model type it would not, and would fill them with random numbers without an error.
+    """
+    if not can_be_ragged(model.architecture):
         raise UnsupportedArchitecture(
-            f"{model.family}: experts cannot be stored at a width of their own in each block; "
+            f"{model.family}: stock tools cannot load a width of its own for each block; "
             "pass --allocation uniform, or --layout padded"
         )
+
+
+def can_be_ragged(architecture: Architecture) -> bool:
+    """Whether the family's tensors are stored as its modules are named."""
+    return not (architecture.experts or architecture.renames or architecture.outer_renames)
 
 
 def stored_widths(model: Model, widths: Widths, layout: Layout) -> Widths:

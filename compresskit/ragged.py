@@ -13,7 +13,7 @@ import sys
 import types
 
 from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX
-from compresskit.layouts import CONFIGURATION_FILE, MODELING_FILE, class_names, generated_files
+from compresskit.layouts import CONFIGURATION_FILE, MODELING_FILE, can_be_ragged, class_names, generated_files
 
 
 def register() -> None:
@@ -21,7 +21,7 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     for family, architecture in ARCHITECTURES.items():
-        if architecture.experts:
+        if not can_be_ragged(architecture):
             continue
         files, causal_class, config_class = generated_files(family, architecture.blocks, architecture.ffns[0])
         package = f"compresskit_{family}_ragged"

@@ -54,7 +54,11 @@ class Block:
     """The block's inputs, one (batch, length, hidden) tensor a micro-batch."""
     calls: dict[int, Call]
     """The block's arguments by the size of the micro-batch."""
+    attention: str
+    """Path of the attention module inside the block."""
     advanced: bool = field(default=False)
+    remembered: list[Any] = field(default_factory=list)
+    """Outputs of the attention, one a micro-batch, where `collect` was asked to keep them."""
 
     def linear(self, name: str) -> nn.Linear:
         """The linear with this plain name of the whole model."""
@@ -72,12 +76,17 @@ class Block:
             raise NumericalError(f"{self.name}: its output holds NaN or infinity; check the weights, or use --dtype float32")
         return result
 
-    def collect(self, statistics: Mapping[str, Statistic], advance: bool = False) -> None:
+    def collect(self, statistics: Mapping[str, Statistic], advance: bool = False, keep_attention: bool = False) -> None:
         """Run all micro-batches and add the inputs of the named linears to their statistics.
 
         With `advance` the outputs are kept as the next block's inputs: right when the block is not edited after.
+        With `keep_attention` the attention's outputs are kept, (tokens, hidden) in all, and running the block for good
+        does not compute them again: right when only what does not feed the attention is edited after.
         """
         with ExitStack() as stack:
+            if keep_attention:
+                module = self.module.get_submodule(self.attention)
+                stack.enter_context(_forward_replaced(module, _keeping(module.forward, self.remembered)))
             for name, statistic in statistics.items():
                 stack.enter_context(_recorded_inputs(self.linear(name), statistic.add))
             for index, hidden in enumerate(self.hidden):
@@ -88,10 +97,14 @@ class Block:
 
     def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Run all micro-batches for good; yields (input, output) of each."""
-        for index, hidden in enumerate(self.hidden):
-            output = self.run(hidden)
-            self.hidden[index] = output
-            yield hidden, output
+        with ExitStack() as stack:
+            if self.remembered:
+                module = self.module.get_submodule(self.attention)
+                stack.enter_context(_forward_replaced(module, _replaying(self.remembered)))
+            for index, hidden in enumerate(self.hidden):
+                output = self.run(hidden)
+                self.hidden[index] = output
+                yield hidden, output
         self.advanced = True
 
 
@@ -135,7 +148,8 @@ class Walk:
         self.model, self.device, self.dtype = model, device, dtype
         self.source_of = source_of
         self.network = skeleton.build(model, trust_remote_code)
-        self.batches = list(tokens.split(micro_batch or micro_batch_size(model, tokens.shape[1]))) if len(tokens) else []
+        size = micro_batch or micro_batch_size(model, tokens.shape[1])
+        self.batches = list(torch.split(tokens, size)) if len(tokens) else []
         self.hidden: list[Tensor] = []
 
     def blocks(self) -> list[nn.Module]:
@@ -147,7 +161,8 @@ class Walk:
         for index in range(self.model.block_count):
             name = self.model.block_name(index)
             self._fill_block(index, name)
-            block = Block(index, name, self.network.get_submodule(name), self.hidden, calls[index])
+            attention = self.model.architecture.attention.out_projection.rpartition(".")[0]
+            block = Block(index, name, self.network.get_submodule(name), self.hidden, calls[index], attention)
             yield block
             if not block.advanced:
                 for _ in block.advance():
@@ -183,7 +198,10 @@ class Walk:
                 for index, module in enumerate(self.blocks()):
                     stack.enter_context(_forward_replaced(module, _constant(hidden) if index == 0 else _identity))
                 output = self.network(input_ids=batch.to(self.device), use_cache=False)
-            yield batch, hidden, output.logits.float()
+            logits = output.logits.float()
+            del output
+            yield batch, hidden, logits
+            del logits
         skeleton.empty(self.model, self.network, "")
 
 
@@ -197,6 +215,19 @@ def _note_taker(calls: dict[int, Call], inputs: list[Tensor] | None) -> Callable
     return forward
 
 
+def _keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
+    def keeping(*args: Any, **kwargs: Any) -> Any:
+        kept.append(forward(*args, **kwargs))
+        return kept[-1]
+
+    return keeping
+
+
+def _replaying(kept: list[Any]) -> Callable[..., Any]:
+    """Gives what was kept, in order, and frees it."""
+    return lambda *args, **kwargs: kept.pop(0)
+
+
 def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
@@ -206,7 +237,7 @@ def _constant(value: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """The module stays in place, with its attributes, but computes something else."""
     module.forward = forward  # type: ignore[method-assign]
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY
+from tiny_models import FAMILIES, VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from compresskit.architectures import open_model

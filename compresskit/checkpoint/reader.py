@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _tensors_in(path: Path) -> list[TensorSpec]:
+def tensors_in(path: Path) -> list[TensorSpec]:
     """The header of one safetensors file; the library checks the offsets against the file's size."""
     try:
         with safe_open(path, framework="np") as file:
@@ -177,7 +177,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     tensors: dict[str, TensorSpec] = {}
     file_of: dict[str, Path] = {}
     for file in files:
-        for spec in _tensors_in(file):
+        for spec in tensors_in(file):
             if weight_map is not None and weight_map.get(spec.name) != file.name:
                 continue
             tensors[spec.name] = spec

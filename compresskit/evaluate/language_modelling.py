@@ -7,7 +7,7 @@
 The windows are consecutive, do not overlap, and are read without a start token that the tokenizer did not write.
 The model is walked, then the reference; of both only the last hidden states stay, from which the logits of one
 micro-batch at a time are made side by side. Memory: a block, two embeddings and heads, the hidden states of all
-windows twice, and the logits of one micro-batch twice.
+windows twice, and for each model the logits of two micro-batches, the one at work and the one before it.
 
 Differs from arXiv 2410.10672: its code takes the Matrix Nuclear-Norm after the final norm, here it is taken before,
 where the hidden states are those that the blocks made.

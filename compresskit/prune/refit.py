@@ -33,13 +33,12 @@ def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: floa
         raise NumericalError(f"the activations' second moments are not positive definite at pivot {int(failed)}")
     del kept_gram
     change = torch.cholesky_solve(cross.T, factor).T
-    return (down[:, kept].double() + change).float()
+    return (down[:, kept].double() + change).to(torch.float32)
 
 
 def output_error(down: Tensor, gram: Tensor, kept: Tensor, new_down: Tensor) -> tuple[float, float]:
     """(error, energy) of the output on the calibration set: ||X W^T - X_S W'^T||^2 and ||X W^T||^2, times tokens' scale."""
-    difference = down.double()
-    energy = float((difference * (difference @ gram.double())).sum())
-    difference = difference.clone()
-    difference[:, kept] -= new_down.double()
-    return float((difference * (difference @ gram.double())).sum()), energy
+    difference = down.clone()
+    energy = float((difference * (difference @ gram)).sum())
+    difference[:, kept] -= new_down
+    return float((difference * (difference @ gram)).sum()), energy

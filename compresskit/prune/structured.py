@@ -59,11 +59,11 @@ class Pruned:
 
 
 def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: torch.device, advance: bool) -> ChannelStatistics:
-    """Statistics of these networks' channels over all micro-batches of the block."""
+    """Statistics of these networks' channels over all micro-batches; `advance` where the block stays as it is."""
     kind = Gram if covariance else Moments
     statistics = {ffn.out_projection: kind(group.width, device) for group in groups for ffn in group.members}
     if statistics or advance:
-        block.collect(statistics, advance=advance)
+        block.collect(statistics, advance=advance, keep_attention=not advance)
     return statistics
 
 
@@ -148,19 +148,20 @@ def prune_channels(
     """Keep the `width` best channels of the network at `place`; refit and correct the bias as the method asks."""
     block, group, ffn = place
     kept = method.channel_scores(channels).topk(width).indices.sort().values
-    new_down, error = channels.down[:, kept].float(), None
+    down = channels.down.float()
+    new_down, error = down[:, kept], None
     activations = channels.activations
     if method.refit and isinstance(activations, Gram) and activations.tokens:
         gram = activations.matrix()
         is_removed = torch.ones(group.width, dtype=torch.bool, device=kept.device)
         is_removed[kept] = False
-        new_down = refit(channels.down, gram, kept, is_removed.nonzero().flatten())
-        lost, energy = output_error(channels.down, gram, kept, new_down)
+        new_down = refit(down, gram, kept, is_removed.nonzero().flatten())
+        lost, energy = output_error(down, gram, kept, new_down)
         error = lost / energy if energy else 0.0
     bias = block.linear(ffn.out_projection).bias
     if with_bias and activations is not None and activations.tokens:
         mean = (activations.sum / activations.tokens).float()
-        correction = output_bias(mean, channels.down.float(), kept, new_down)
+        correction = output_bias(mean, down, kept, new_down)
         bias = correction if bias is None else bias + correction
     ins = [block.linear(name) for name in ffn.in_projections]
     weights = tuple(kept_rows(linear.weight, kept, group.fused) for linear in ins)

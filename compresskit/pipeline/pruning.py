@@ -1,54 +1,19 @@
-"""Run one step: check everything that can be checked without loading torch, then do the work, then report.
-
-The order matters to users: bad input is refused in under a second, before any weight is read.
-"""
+"""The prune stage: check everything that can be checked without loading torch, then do the work, then report."""
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compresskit import calibration, layouts, source
 from compresskit.architectures import Model, open_model
 from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
 from compresskit.manifest import fingerprint, manifest
+from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.progress import ProgressBars, peak_memory_bytes
 from compresskit.stages import Options, PruneMethod
-
-if TYPE_CHECKING:
-    import torch
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """ "5GB" -> 5,000,000,000; RequestError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
-        raise RequestError(f"--max-shard-size {text!r}: not a size; write for example 5GB or 500MB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def choose_device(name: str, dtype: str, model: Model) -> tuple[torch.device, torch.dtype]:
-    """The device and the precision of the forward passes."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from error
-    if dtype == "auto":
-        stored = {spec.dtype for spec in model.checkpoint.tensors.values()}
-        half = {"BF16": "bfloat16", "F16": "float16"}
-        dtype = "float32" if device.type == "cpu" else next((half[d] for d in half if d in stored), "float32")
-    chosen: torch.dtype = getattr(torch, dtype)
-    return device, chosen
 
 
 def _check_prune(method: PruneMethod, model: Model, needs_text: bool, options: Options) -> None:

@@ -1,0 +1,212 @@
+"""Text out of .txt, .jsonl and .parquet files, UTF-8, with every fault named. Loads no torch.
+
+Of a file above `PART_BYTES` a contiguous part of that size is read, at a place that the seed picks. Rows are joined by
+a blank line; a row that is null has no text and is left out.
+"""
+
+from __future__ import annotations
+
+import codecs
+import importlib.util
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from compresskit.errors import CalibrationError, near_miss
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+DEFAULT_COLUMN = "text"
+PART_BYTES = 1 << 26
+"""The most text that is read of one file (64 MiB)."""
+CHECKED_BYTES = 1 << 22
+"""How much of a file `check_file` looks into (4 MiB, so that it answers at once); reading looks into all of it."""
+ROW_SEPARATOR = "\n\n"
+
+
+class FileText(NamedTuple):
+    """Text of one file, and where it is only a part, which part."""
+
+    text: str
+    part: str
+
+
+def check_file(path: Path, column: str, needed_bytes: int) -> None:
+    """Refuse a file that cannot serve; `column` is "" where none was named.
+
+    Raises CalibrationError: missing, empty, not text, without the column, or fewer bytes than `needed_bytes`.
+    """
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise CalibrationError(f"{path}: no such file; give a .txt, .jsonl or .parquet file, or use --calibration self")
+    if not path.is_file():
+        raise CalibrationError(f"{path}: not a file; give one .txt, .jsonl or .parquet file")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(CHECKED_BYTES)
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not start.strip():
+        raise CalibrationError(f"{path}: holds no text; give a file with text in it")
+    if suffix == ".parquet":
+        _check_parquet(path, column or DEFAULT_COLUMN)
+        return
+    whole = len(start) == size
+    if suffix == ".txt":
+        if column:
+            raise CalibrationError(f"{path}#{column}: a .txt file has no columns; leave out '#{column}'")
+        _decode(path, start, whole)
+    else:
+        lines = start if whole else start[: start.rfind(b"\n") + 1]
+        rows = list(_jsonl_rows(path, lines, column or DEFAULT_COLUMN, 1))
+        if whole:
+            size = len(ROW_SEPARATOR.join(rows).encode("utf-8", "surrogatepass"))
+    if size < needed_bytes:
+        raise CalibrationError(
+            f"{path}: {size:,} bytes of text, fewer than the {needed_bytes:,} tokens asked for (samples times "
+            "sequence length); give more text, or lower --samples or --sequence-length"
+        )
+
+
+def read_file(path: Path, column: str, seed: int) -> FileText:
+    """The text of a file, or of a part of it where it is above `PART_BYTES`.
+
+    Raises the errors of `check_file`, for all that is read.
+    """
+    check_file(path, column, 0)
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path, column or DEFAULT_COLUMN, seed)
+    size = path.stat().st_size
+    offset = 0 if size <= PART_BYTES else random.Random(seed).randrange(size - PART_BYTES + 1)  # noqa: S311
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(PART_BYTES)
+    part = "" if size <= PART_BYTES else f"{_mib(len(data))} of its {_mib(size)} from byte {offset:,} on"
+    if path.suffix.lower() == ".txt":
+        if offset:
+            # A part may begin inside a character: its continuation bytes are 10xxxxxx.
+            while data and data[0] & 0xC0 == 0x80:
+                data = data[1:]
+        return FileText(_decode(path, data, whole=not part), part)
+    if offset:
+        data = data[data.find(b"\n") + 1 :]
+    if part and offset + PART_BYTES < size:
+        data = data[: data.rfind(b"\n") + 1]
+    rows = list(_jsonl_rows(path, data, column or DEFAULT_COLUMN, 0 if offset else 1))
+    return FileText(_joined(path, rows), part)
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+def _joined(path: Path, rows: list[str]) -> str:
+    text = ROW_SEPARATOR.join(rows)
+    if not text.strip():
+        raise CalibrationError(f"{path}: its rows hold no text; give a file with text in it")
+    return text
+
+
+def _decode(path: Path, data: bytes, whole: bool) -> str:
+    """UTF-8 to text, without a byte order mark; an unfinished last character is cut off unless `whole`."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path}: not UTF-8 text (byte {error.start:,}); convert the file to UTF-8") from error
+    return text.removeprefix("\ufeff")
+
+
+def _jsonl_rows(path: Path, data: bytes, column: str, first_line: int) -> Iterator[str]:
+    """The text of every row; `first_line` is the number of the first line, 0 where it is not known."""
+    # Split at newlines alone: text may hold the other line ends of Unicode.
+    for index, line in enumerate(data.split(b"\n")):
+        if not line.strip():
+            continue
+        place = f"{path}, line {first_line + index}" if first_line else f"{path}, {line[:40]!r}"
+        try:
+            row = json.loads(_decode(path, line, whole=True))
+        except json.JSONDecodeError as error:
+            raise CalibrationError(f"{place}: not JSON ({error.msg}); give one JSON object a line") from error
+        yield from _text_of_row(place, row, column)
+
+
+def _text_of_row(place: str, row: Any, column: str) -> Iterator[str]:
+    if not isinstance(row, dict):
+        raise CalibrationError(f"{place}: expected a JSON object, found {type(row).__name__}; give one object a line")
+    if column not in row:
+        raise missing_column(place, column, list(row))
+    value = row[column]
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise CalibrationError(f"{place}: {column!r} holds {type(value).__name__}, not text; name a text column with FILE#COLUMN")
+    yield value
+
+
+def missing_column(place: str, column: str, found: list[str]) -> CalibrationError:
+    """The error that a column is not among those found."""
+    names = ", ".join(found) or "none"
+    return CalibrationError(f"{place}: no column {column!r}, found are {names}; name one with #COLUMN.{near_miss(column, found)}")
+
+
+def _open_parquet(path: Path, column: str) -> Any:
+    """A pyarrow ParquetFile that has this text column."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise CalibrationError(f"{path}: reading parquet needs the package pyarrow; pip install 'compresskit[data]'")
+    import pyarrow
+    from pyarrow import parquet, types
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CalibrationError(f"{path}: not a readable parquet file ({reason}); download it again") from error
+    names = file.schema_arrow.names
+    if column not in names:
+        raise missing_column(str(path), column, names)
+    kind = file.schema_arrow.field(column).type
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        raise CalibrationError(f"{path}: column {column!r} holds {kind}, not text; name a text column with FILE#COLUMN")
+    return file
+
+
+def _check_parquet(path: Path, column: str) -> None:
+    # Stored sizes are of dictionary-coded, compressed pages: they say nothing certain about the text's length.
+    if _open_parquet(path, column).metadata.num_rows == 0:
+        raise CalibrationError(f"{path}: holds no rows; give a file with text in it")
+
+
+def _read_parquet(path: Path, column: str, seed: int) -> FileText:
+    """All rows, or from a row that the seed picks on as many as make up `PART_BYTES`."""
+    import pyarrow
+
+    file = _open_parquet(path, column)
+    try:
+        sizes = [_utf8_bytes(batch) for batch in file.iter_batches(columns=[column])]
+        total = sum(sizes)
+        offset = 0 if total <= PART_BYTES else random.Random(seed).randrange(total - PART_BYTES + 1)  # noqa: S311
+        rows: list[str] = []
+        passed = taken = 0
+        for size, batch in zip(sizes, file.iter_batches(columns=[column]), strict=True):
+            passed += size
+            if passed <= offset and total:
+                continue
+            for row in batch.column(0).to_pylist():
+                if row is not None and taken < PART_BYTES:
+                    rows.append(row)
+                    taken += len(row.encode())
+            if taken >= PART_BYTES:
+                break
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CalibrationError(f"{path}: column {column!r} cannot be read ({reason}); download it again") from error
+    part = "" if total <= PART_BYTES else f"{_mib(taken)} of its {_mib(total)} from byte {offset:,} on"
+    return FileText(_joined(path, rows), part)
+
+
+def _utf8_bytes(batch: Any) -> int:
+    import pyarrow.compute
+
+    return int(pyarrow.compute.sum(pyarrow.compute.binary_length(batch.column(0))).as_py() or 0)

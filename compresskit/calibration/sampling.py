@@ -1,0 +1,190 @@
+"""Calibration text from the model itself: sampled at temperature 1, nothing cut from the distribution, kept in the cache.
+
+Every window is one draw from the model's own distribution over texts: it begins with the start token and goes on, past
+end-of-text tokens too, with whatever the model says next. Feeding the start token anew after an end was tried: the
+demo model, whose start token opens a chat turn, then repeats `<|im_start|>system\\n<|im_end|>` to the window's end,
+whereas left alone it opens the next turn or document by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compresskit.architectures import Model
+from compresskit.cache import writable_cache
+from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.stock import load_whole
+from compresskit.errors import NumericalError, RequestError
+
+ALGORITHM_VERSION = 1
+"""Raised when the same request would give other tokens."""
+TEMPERATURE = 1.0
+KEY_VALUE_CACHE_BYTES = 1 << 31
+"""Bound on the keys and values of one batch (2 GiB); fixed, because the tokens depend on the batches."""
+LOGITS_BYTES = 1 << 28
+"""Bound on the logits and probabilities of one batch (256 MiB)."""
+BYTES_PER_LOGIT = 16
+"""Float32 logits, float64 probabilities and a temporary."""
+MEMORY_SHARE = 0.7
+"""Share of the free memory that the weights may take; the rest is for keys, values and activations."""
+
+Progress = Callable[[int, int], None]
+
+
+class Sampling(NamedTuple):
+    """How a model samples its own text."""
+
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    trust_remote_code: bool = False
+    progress: Progress | None = None
+
+
+def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Tensor, str]:
+    """Tokens of shape (samples, sequence_length), from the cache where they are, and what text that is.
+
+    Raises:
+        RequestError: the model has blocks of unequal width, or does not fit into memory.
+        NumericalError: the model computes NaN or infinity.
+    """
+    folder = model.checkpoint.folder
+    if model.ragged:
+        raise RequestError(
+            f"{folder}: a model whose blocks differ in width cannot sample its own text yet; pass a text file: --calibration FILE"
+        )
+    start = start_token(model)
+    description = f"text sampled from the model itself (temperature {TEMPERATURE:g}, from token {start})"
+    file = writable_cache("calibration") / f"{_key(model, shape, how)}.safetensors"
+    tokens = _cached(file, shape)
+    if tokens is None:
+        _check_memory(model, how)
+        network = load_whole(folder, how.dtype, how.trust_remote_code).to(how.device)
+        batch = batch_size(network.config, shape[1], how.dtype)
+        tokens = torch.full(shape, start, dtype=torch.int64)
+        sample(network, tokens, batch, torch.Generator().manual_seed(how.seed), how.progress)
+        _store(file, tokens)
+    return tokens, description
+
+
+def start_token(model: Model) -> int:
+    """The token that begins a text: bos_token_id, else eos_token_id, else 0; generation_config.json comes first."""
+    configs = [model.checkpoint.config]
+    generation = model.checkpoint.folder / "generation_config.json"
+    if generation.is_file():
+        configs.insert(0, read_json(generation))
+    for key in ("bos_token_id", "eos_token_id"):
+        for config in configs:
+            value = config.get(key)
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(first, int) and 0 <= first < model.checkpoint.config["vocab_size"]:
+                return first
+    return 0
+
+
+def batch_size(config: Any, length: int, dtype: torch.dtype) -> int:
+    """How many windows are sampled together: as many as the bounds on keys, values and logits allow."""
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    key_value_bytes: int = 2 * config.num_hidden_layers * heads * head_size * length * dtype.itemsize
+    logits_bytes: int = config.vocab_size * BYTES_PER_LOGIT
+    return max(1, min(KEY_VALUE_CACHE_BYTES // key_value_bytes, LOGITS_BYTES // logits_bytes))
+
+
+@torch.inference_mode()
+def sample(
+    network: nn.Module, tokens: Tensor, batch: int, generator: torch.Generator, progress: Progress | None = None
+) -> Tensor:
+    """Ancestral sampling, in place: tokens (samples, length) int64 on the CPU, whose first column is given.
+
+    generator: on the CPU, so that every device draws the same numbers.
+    """
+    device = next(network.parameters()).device
+    samples, length = tokens.shape
+    for first in range(0, samples, batch):
+        rows = tokens[first : first + batch]
+        cache = None
+        for position in range(1, length):
+            output = network(input_ids=rows[:, position - 1 : position].to(device), past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            rows[:, position] = pick(output.logits[:, -1], torch.rand(len(rows), 1, dtype=torch.float64, generator=generator))
+            if progress:
+                progress(first * length + (position + 1) * len(rows), tokens.numel())
+    return tokens
+
+
+def pick(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row by the inverse of the cumulative distribution.
+
+    logits (rows, vocabulary), uniform (rows, 1) float64 in [0, 1) -> (rows,) int64 on the CPU.
+    """
+    if not bool(logits.isfinite().all()):
+        raise NumericalError("sampling calibration text: the model's logits hold NaN or infinity; use --dtype float32")
+    # In float64: in float32 the sum over a large vocabulary loses the rare tokens.
+    cumulative = (logits.double() / TEMPERATURE).softmax(dim=-1).cumsum(dim=-1)
+    threshold = uniform.to(cumulative.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1).cpu()
+
+
+def _check_memory(model: Model, how: Sampling) -> None:
+    needed = model.checkpoint.parameters * how.dtype.itemsize
+    free = torch.cuda.mem_get_info(how.device)[0] if how.device.type == "cuda" else free_memory_bytes()
+    if needed > MEMORY_SHARE * free:
+        raise RequestError(
+            f"{model.checkpoint.folder}: sampling its text loads {needed / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of "
+            "memory are free; pass a text file: --calibration FILE"
+        )
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be used without swapping; all of it where the system does not say."""
+    table = Path("/proc/meminfo")
+    if table.is_file():
+        for line in table.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _key(model: Model, shape: tuple[int, int], how: Sampling) -> str:
+    # The configuration belongs to the model's function as much as its weights do; the folder's place does not.
+    facts: list[Any] = [model.checkpoint.hashes, model.checkpoint.config, start_token(model), shape, how.seed]
+    facts += [TEMPERATURE, str(how.dtype), ALGORITHM_VERSION, KEY_VALUE_CACHE_BYTES, LOGITS_BYTES]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The tokens of an earlier call; None where there are none, or the file is damaged (it is then made again)."""
+    if not file.is_file():
+        return None
+    try:
+        stored: dict[str, Tensor] = load_file(file)
+    except (SafetensorError, OSError):
+        return None
+    tokens, checksum = stored.get("tokens"), stored.get("sha256")
+    if tokens is None or checksum is None or tuple(tokens.shape) != shape or not torch.equal(checksum, _checksum(tokens)):
+        return None
+    return tokens
+
+
+def _checksum(tokens: Tensor) -> Tensor:
+    return torch.tensor(list(hashlib.sha256(tokens.numpy().tobytes()).digest()), dtype=torch.uint8)
+
+
+def _store(file: Path, tokens: Tensor) -> None:
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        save_file({"tokens": tokens, "sha256": _checksum(tokens)}, partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

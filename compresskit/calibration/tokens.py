@@ -1,0 +1,65 @@
+"""Text -> token ids with a checkpoint's own tokenizer, never truncated. Loads no torch for calibration text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from compresskit.errors import CheckpointError
+
+PIECE_CHARACTERS = 1 << 22
+"""Longer texts are encoded in pieces of this size: an encoding of 64 MiB at once takes 10 GB of memory."""
+
+
+def encode(folder: Path, text: str, special_tokens: bool, trust_remote_code: bool = False) -> list[int]:
+    """Token ids of the whole text.
+
+    With `special_tokens` they are those of `AutoTokenizer.from_pretrained(folder)(text).input_ids`. Without, the
+    folder's tokenizer.json is applied as it stands; texts above `PIECE_CHARACTERS` are cut before a space into pieces
+    that are encoded apart, which may change the tokens beside a cut.
+
+    Raises CheckpointError where the folder holds no usable tokenizer.
+    """
+    file = folder / "tokenizer.json"
+    if special_tokens or not file.is_file():
+        return _encode_with_transformers(folder, text, special_tokens, trust_remote_code)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise _unusable(folder, error) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    ids: list[int] = []
+    for piece in pieces(text):
+        ids.extend(tokenizer.encode(piece, add_special_tokens=False).ids)
+    return ids
+
+
+def pieces(text: str) -> list[str]:
+    """Parts of at most `PIECE_CHARACTERS` that make up the text, cut before a space where there is one."""
+    parts = []
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        cut = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)
+        end = cut if cut > 0 else start + PIECE_CHARACTERS
+        parts.append(text[start:end])
+        start = end
+    return [*parts, text[start:]]
+
+
+def _encode_with_transformers(folder: Path, text: str, special_tokens: bool, trust_remote_code: bool) -> list[int]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _unusable(folder, error) from error
+    # verbose: no warning that the text is longer than the model's context, which windows take care of.
+    ids: list[int] = tokenizer(text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _unusable(folder: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return CheckpointError(f"{folder}: no usable tokenizer ({reason}); copy tokenizer.json and tokenizer_config.json into it")

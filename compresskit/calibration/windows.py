@@ -1,0 +1,119 @@
+"""Tokens for calibration: windows of equal length, drawn from a text by the seed or sampled from the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compresskit.architectures import Model
+from compresskit.calibration.sampling import Sampling, self_tokens
+from compresskit.calibration.sources import SelfSource, TextSource, check, parse, read_text, shares
+from compresskit.calibration.tokens import encode
+from compresskit.errors import CalibrationError
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
+"""Keys of config.json that bound the length of a sequence."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token windows and where they come from."""
+
+    tokens: Tensor
+    """(samples, sequence_length) int64, without padding."""
+    description: str
+    """What text it is."""
+    digest: str
+    """SHA-256 of the tokens, in hexadecimal."""
+
+
+def calibrate(  # noqa: PLR0913, PLR0917
+    spec: str,
+    model: Model,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Token windows of a text; the same request gives the same tokens.
+
+    device, dtype: where and in what the model samples its own text. progress: called with (tokens done, tokens in all)
+    while it does.
+
+    Raises:
+        CalibrationError: the text is unusable or too short.
+        RequestError: `self` was asked of a model that cannot be sampled here.
+        NetworkError: a Hub data set could not be reached.
+    """
+    check(spec, samples, sequence_length)
+    _check_context(model, sequence_length)
+    sources = parse(spec)
+    sized = list(zip(sources, shares(samples, len(sources)), strict=True))
+    how = Sampling(seed, device, dtype, trust_remote_code, progress)
+    found: dict[int, tuple[Tensor, str]] = {}
+    # Texts first: they may turn out too short, sampling takes minutes.
+    for index, (source, share) in sorted(enumerate(sized), key=lambda item: isinstance(item[1][0], SelfSource)):
+        if isinstance(source, SelfSource):
+            found[index] = self_tokens(model, (share, sequence_length), how)
+        else:
+            found[index] = _text_tokens(source, model, (share, sequence_length), seed, trust_remote_code)
+    parts = [found[index] for index in range(len(sources))]
+    windows = torch.cat([tokens for tokens, _ in parts])
+    description = "; ".join(f"{len(tokens)} windows of {text}" for tokens, text in parts)
+    _check_vocabulary(model, windows)
+    return Calibration(windows, f"{description}; {sequence_length} tokens each, seed {seed}", digest(windows))
+
+
+def digest(tokens: Tensor) -> str:
+    """SHA-256 of the shape and the tokens as little-endian 64-bit integers."""
+    header = repr(tuple(tokens.shape)).encode()
+    return hashlib.sha256(header + tokens.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def _check_context(model: Model, sequence_length: int) -> None:
+    for key in CONTEXT_KEYS:
+        longest = model.checkpoint.config.get(key)
+        if isinstance(longest, int) and sequence_length > longest:
+            raise CalibrationError(
+                f"--sequence-length {sequence_length}: the model reads at most {longest} tokens ({key}); lower it"
+            )
+
+
+def _check_vocabulary(model: Model, tokens: Tensor) -> None:
+    size, largest = int(model.checkpoint.config["vocab_size"]), int(tokens.max())
+    if largest >= size:
+        raise CalibrationError(
+            f"{model.checkpoint.folder}: its tokenizer gives token {largest}, the model knows {size}; restore its own tokenizer"
+        )
+
+
+def _text_tokens(
+    source: TextSource, model: Model, shape: tuple[int, int], seed: int, trust_remote_code: bool
+) -> tuple[Tensor, str]:
+    text, description = read_text(source, seed)
+    ids = encode(model.checkpoint.folder, text, special_tokens=False, trust_remote_code=trust_remote_code)
+    return draw(torch.tensor(ids, dtype=torch.int64), *shape, seed, description), description
+
+
+def draw(ids: Tensor, samples: int, sequence_length: int, seed: int, description: str) -> Tensor:
+    """ids (tokens,) -> (samples, sequence_length): consecutive windows, drawn without replacement, in drawn order.
+
+    Raises CalibrationError where there are fewer windows than samples; `description` names the text in it.
+    """
+    count = len(ids) // sequence_length
+    if count < samples:
+        remedy = (
+            f"--samples {count} or fewer would fit, or give more text" if count else "lower --sequence-length or give more text"
+        )
+        raise CalibrationError(
+            f"{description}: {len(ids):,} tokens make {count} windows of {sequence_length}, {samples} are needed; {remedy}"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples]
+    return ids[: count * sequence_length].view(count, sequence_length)[order].clone()

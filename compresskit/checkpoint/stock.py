@@ -1,0 +1,40 @@
+"""A whole model at once, by transformers itself; for work that needs all blocks in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+
+def load_whole(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, gguf_file: str | None = None
+) -> PreTrainedModel:
+    """The stock causal language model of a folder, on the CPU, ready to evaluate; standard output stays untouched."""
+    special: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    with quiet():
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, **special
+        )
+    return network.eval()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and only errors from transformers; what it prints goes to standard error."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

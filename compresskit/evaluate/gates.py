@@ -1,0 +1,145 @@
+"""Gates: limits that a report must keep, written `perplexity_ratio<=1.2` or `speed.prefill_speedup >= 1.1`. No torch."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from compresskit.errors import RequestError, near_miss
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+METRICS: dict[str, str] = {
+    "perplexity": "",
+    "tokens": "",
+    "nuclear_norm": "",
+    "parameters": "",
+    "bytes": "",
+    "bits_per_weight": "",
+    "kl": "--against",
+    "top1_agreement": "--against",
+    "perplexity_ratio": "--against",
+    "reference_perplexity": "--against",
+    "reference_nuclear_norm": "--against",
+    "size_ratio": "--against",
+    "speed.prompt_tokens": "--speed",
+    "speed.decoded_tokens": "--speed",
+    "speed.rounds": "--speed",
+    "speed.prefill_tokens_per_second": "--speed",
+    "speed.decode_tokens_per_second": "--speed",
+    "speed.peak_memory_bytes": "--speed",
+    "speed.prefill_speedup": "--speed and --against",
+    "speed.decode_speedup": "--speed and --against",
+    "speed.reference_prefill_tokens_per_second": "--speed and --against",
+    "speed.reference_decode_tokens_per_second": "--speed and --against",
+    "speed.reference_peak_memory_bytes": "--speed and --against",
+}
+"""Every metric of a report and the flags that produce it; besides these, `tasks.NAME` for any task."""
+TASKS = "tasks."
+FORM = "write METRIC OPERATOR NUMBER, as in perplexity_ratio<=1.2"
+_PARTS = re.compile(r"\s*(?P<metric>[^\s<>=!~]*)\s*(?P<operator>[<>=!~]*)\s*(?P<limit>.*?)\s*", re.DOTALL)
+
+
+class Gate(BaseModel, frozen=True):
+    """One limit."""
+
+    metric: str
+    """Key of the report; a dot goes one level down."""
+    operator: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.operator}{self.limit:g}"
+
+
+class GateResult(BaseModel, frozen=True):
+    """What one gate found; a metric that the report lacks, or that is no finite number, does not pass."""
+
+    metric: str
+    operator: str
+    limit: float
+    value: float | None
+    """The report's number, or None."""
+    passed: bool
+    missed_by: float | None
+    """How far the value is on the wrong side of the limit; 0 when passed, None without a value."""
+    needs: str | None = None
+    """The flags that would produce the value, where it is missing and they are known."""
+
+    def __str__(self) -> str:
+        gate = f"{self.metric}{self.operator}{self.limit:g}"
+        if self.value is None:
+            return f"{gate}: not met, the report has no finite {self.metric}" + (f"; pass {self.needs}" if self.needs else "")
+        return f"{gate}: " + ("met" if self.passed else f"missed by {self.missed_by:g}") + f", found {self.value:g}"
+
+
+def parse_gate(text: str) -> Gate:
+    """A gate from its text.
+
+    Raises RequestError naming what is wrong: the metric, the operator or the number.
+    """
+    parts = _PARTS.fullmatch(text)
+    assert parts is not None  # every part may be empty
+    metric, sign, limit = parts["metric"], parts["operator"], parts["limit"]
+    if not metric:
+        raise RequestError(f"gate {text!r}: no metric before the operator; {FORM}")
+    if not _is_known(metric):
+        raise RequestError(
+            f"gate {text!r}: unknown metric {metric!r};{near_miss(metric, METRICS)} Known are {', '.join(METRICS)} and tasks.NAME"
+        )
+    if not sign:
+        raise RequestError(f"gate {text!r}: no operator after {metric}; {FORM}")
+    if sign not in OPERATORS:
+        raise RequestError(f"gate {text!r}: unknown operator {sign!r}, known are {' '.join(OPERATORS)}; {FORM}")
+    return Gate(metric=metric, operator=sign, limit=_number(text, limit))
+
+
+def _is_known(metric: str) -> bool:
+    return metric in METRICS or (metric.startswith(TASKS) and all(metric.split(".")))
+
+
+def _number(gate: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise RequestError(f"gate {gate!r}: {text!r} is not a number; {FORM}") from error
+    if not math.isfinite(number):
+        raise RequestError(f"gate {gate!r}: the limit is {text}, it must be finite; {FORM}")
+    return number
+
+
+def check_gates(gates: Iterable[Gate], report: Mapping[str, Any]) -> list[GateResult]:
+    """Hold every gate against the report, in order."""
+    return [_check(gate, _value(report, gate.metric)) for gate in gates]
+
+
+def _check(gate: Gate, value: float | None) -> GateResult:
+    if value is None:
+        needs = METRICS.get(gate.metric, "--tasks") or None
+        return GateResult(**gate.model_dump(), value=None, passed=False, missed_by=None, needs=needs)
+    passed = OPERATORS[gate.operator](value, gate.limit)
+    missed_by = 0.0 if passed else abs(value - gate.limit)
+    return GateResult(**gate.model_dump(), value=value, passed=passed, missed_by=missed_by)
+
+
+def _value(report: Mapping[str, Any], metric: str) -> float | None:
+    """The finite number under a dotted name; a level's own key may hold the dots itself."""
+    if metric in report:
+        found = report[metric]
+        is_number = isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
+        return float(found) if is_number else None
+    for cut in (place for place, character in enumerate(metric) if character == "."):
+        inner = report.get(metric[:cut])
+        if isinstance(inner, Mapping):
+            return _value(inner, metric[cut + 1 :])
+    return None

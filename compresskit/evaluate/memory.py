@@ -1,0 +1,98 @@
+"""How much memory a forward pass needs, and how much there is."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux states the memory limit of a container (version 2 of control groups)."""
+
+
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, follows the bytes of tensors that operations make; `peak` is their largest sum at any time.
+
+    What was alive before is not counted, nor is scratch memory inside a kernel. The same on every machine, unlike the
+    resident size of the process, which depends on what the allocator kept from earlier work.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __enter__(self) -> LiveTensors:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation; a result that views or changes an argument has that argument's storage."""
+        old = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf.untyped_storage(), old)
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage, old: set[int]) -> None:
+        key = id(storage)  # torch keeps one object a storage, for as long as the storage lives
+        if key in old or key in self._known:
+            return
+        self._known.add(key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, storage.nbytes()).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of parameters and buffers; tied ones count once."""
+    storages = {id(s): s.nbytes() for s in (t.untyped_storage() for t in (*network.parameters(), *network.buffers()))}
+    return sum(storages.values())
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of the device; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    known = [found for found in (_system_bytes(), _container_bytes()) if found is not None]
+    return min(known, default=None)
+
+
+def _system_bytes() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        sizes = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in sizes:
+            return int(sizes["MemAvailable"].split()[0]) * 1024
+    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _container_bytes() -> int | None:
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if not limit.is_file() or not used.is_file():
+        return None
+    stated = limit.read_text().strip()
+    return None if stated == "max" else max(0, int(stated) - int(used.read_text()))

@@ -1,0 +1,175 @@
+"""The evaluate stage: what a model is worth, alone and against the one it was made from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compresskit import calibration, source
+from compresskit.architectures import Model, open_model
+from compresskit.errors import RequestError
+from compresskit.evaluate.gates import check_gates, parse_gate
+from compresskit.evaluate.scores import Scores, check_comparable, check_context, collapse_warning
+from compresskit.pipeline.device import choose_device
+from compresskit.pipeline.inspection import bits_per_weight
+from compresskit.progress import ProgressBars, peak_memory_bytes
+
+
+class EvaluateOptions(BaseModel):
+    """What to measure, on which text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    against: str | None = None
+    """The model to compare with: a folder, a Hub id, or demo:smollm2-135m."""
+    data: str = "builtin"
+    """Text: FILE.txt, .jsonl or .parquet, hub:DATASET, or builtin, prose that calibration never takes."""
+    windows: Annotated[int, Field(ge=1)] = 20
+    """Windows of text to score, from the start of the text."""
+    sequence_length: Annotated[int, Field(ge=2)] = 1024
+    """Tokens in a window."""
+    speed: bool = False
+    """Measure prefill and decode tokens per second and peak memory; loads the models whole."""
+    gate: tuple[str, ...] = ()
+    """A limit such as 'perplexity_ratio<=1.2'; may be repeated. Exit code 3 where one is not met."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the accelerator where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision; auto is float32 on the CPU, the checkpoint's own elsewhere."""
+    trust_remote_code: bool = False
+    """Run the code that a checkpoint brings."""
+
+
+def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> dict[str, Any]:
+    """Scores, sizes and speed of a checkpoint; returns what `--json` prints.
+
+    Raises the errors of errors.py before any work where the request cannot be served. Gates that are not met are in
+    the result, not raised.
+    """
+    started = time.monotonic()
+    gates = [parse_gate(text) for text in options.gate]
+    against = source.resolve(options.against) if options.against else None
+    model = open_model(source.resolve(source_name), options.trust_remote_code)
+    reference = open_model(against, options.trust_remote_code) if against else None
+    _check(model, reference, options)
+    with ProgressBars(quiet) as bars:
+        scores, text = _scores(model, reference, options, bars)
+        speed = _speed(model, reference, options)
+    report = _report(model, reference, scores, text) | {"speed": speed, "tasks": None}
+    results = check_gates(gates, report)
+    report["gates"] = [result.model_dump() for result in results]
+    return report | {
+        "settings": options.model_dump(),
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _check(model: Model, reference: Model | None, options: EvaluateOptions) -> None:
+    for each in (model, reference) if reference else (model,):
+        if each.quantized:
+            raise RequestError(f"{each.checkpoint.folder}: quantized checkpoints cannot be evaluated by this version; use a dense one")
+        check_context(each, options.sequence_length)
+    if reference is not None:
+        check_comparable(model, reference)
+    if "self" in options.data.split("+"):
+        raise RequestError("--data self: a model's own text cannot judge it; give a file, hub:DATASET or builtin")
+    if options.data != "builtin":
+        calibration.check(options.data, 1, options.sequence_length)
+
+
+def read_evaluation_text(data: str) -> tuple[str, str]:
+    """(text, sentence about what it is); `builtin` is the part that calibration never takes."""
+    if data == "builtin":
+        return calibration.builtin_text("evaluation"), calibration.builtin_description("evaluation")
+    parts = [calibration.read_text(each) for each in calibration.parse(data)]  # type: ignore[arg-type]
+    return "\n\n".join(part.text for part in parts), " + ".join(part.description for part in parts)
+
+
+def _scores(model: Model, reference: Model | None, options: EvaluateOptions, bars: ProgressBars) -> tuple[Scores, str]:
+    import torch
+
+    from compresskit.evaluate.language_modelling import cut_windows, score
+
+    text, description = read_evaluation_text(options.data)
+    device, dtype = choose_device(options.device, options.dtype, model)
+    ids = calibration.encode(model.checkpoint.folder, text, True, options.trust_remote_code)
+    windows = cut_windows(torch.tensor(ids), options.sequence_length, options.windows)
+    found = score(model, windows, device, dtype, reference, lambda done, total: bars("scoring", done, total))
+    return found, f"{description}, {windows.shape[0]} windows of {windows.shape[1]} tokens"
+
+
+def _speed(model: Model, reference: Model | None, options: EvaluateOptions) -> dict[str, Any] | None:
+    if not options.speed:
+        return None
+    from compresskit.evaluate.speed import speed
+
+    device, dtype = choose_device(options.device, options.dtype, model)
+    reference_folder = reference.checkpoint.folder if reference else None
+    found = speed(model.checkpoint.folder, device, dtype, reference_folder, options.trust_remote_code)
+    return found.model_dump()
+
+
+def _report(model: Model, reference: Model | None, scores: Scores, text: str) -> dict[str, Any]:
+    sizes: dict[str, Any] = {"size_ratio": None, "reference_bytes": None, "reference_parameters": None}
+    if reference is not None:
+        sizes = {
+            "size_ratio": model.checkpoint.bytes / reference.checkpoint.bytes,
+            "reference_bytes": reference.checkpoint.bytes,
+            "reference_parameters": reference.checkpoint.parameters,
+        }
+    return {
+        "stage": "evaluate",
+        "source": str(model.checkpoint.folder),
+        "against": str(reference.checkpoint.folder) if reference else None,
+        "text": text,
+        **scores.model_dump(),
+        "parameters": model.checkpoint.parameters,
+        "bytes": model.checkpoint.bytes,
+        "bits_per_weight": bits_per_weight(model.checkpoint),
+        **sizes,
+        "warning": collapse_warning(scores),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a small table for people: what, before, after, change."""
+    speed = report["speed"] or {}
+    rows = [
+        ("size on disk", report["reference_bytes"], report["bytes"], lambda x: f"{x / 1e6:.1f} MB"),
+        ("parameters", report["reference_parameters"], report["parameters"], lambda x: f"{x / 1e6:.1f} M"),
+        ("perplexity (lower is better)", report["reference_perplexity"], report["perplexity"], lambda x: f"{x:.2f}"),
+    ]
+    for name, key in (("prefill tokens/s", "prefill_tokens_per_second"), ("decode tokens/s", "decode_tokens_per_second")):
+        if speed:
+            rows.append((name, speed.get(f"reference_{key}"), speed[key], lambda x: f"{x:.1f}"))
+    if speed:
+        rows.append(("memory when running", speed.get("reference_peak_memory_bytes"), speed["peak_memory_bytes"], lambda x: f"{x / 1e6:.0f} MB"))
+    factors = {"prefill tokens/s": speed.get("prefill_speedup"), "decode tokens/s": speed.get("decode_speedup")}
+    lines = []
+    for name, before, after, shown in rows:
+        factor = factors.get(name) or (after / before if before else None)
+        lines.append((name, shown(before) if before else "-", shown(after), f"x {factor:.3f}" if factor else "-"))
+    if report["kl"] is not None:
+        lines.append(("KL to the original (nats/token)", "0", f"{report['kl']:.4f}", "-"))
+        lines.append(("same most likely token", "100%", f"{report['top1_agreement']:.1%}", "-"))
+    header = ("", "before", "after", "change") if report["against"] else ("", "-", "value", "-")
+    return _aligned([header, *lines]) + f"\nmeasured on: {report['text']}"
+
+
+def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rendered = []
+    for row in rows:
+        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        rendered.append("  ".join([first, *others]).rstrip())
+    return "\n".join(rendered)
+
+
+def folder_of(report: dict[str, Any]) -> Path:
+    """Where the evaluated checkpoint lies."""
+    return Path(report["source"])

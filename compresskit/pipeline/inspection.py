@@ -1,0 +1,111 @@
+"""The inspect command: what a checkpoint or adapter folder holds, from its headers alone. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from compresskit import source
+from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX, Model, bind
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
+from compresskit.errors import CheckpointError
+from compresskit.manifest import chain, changed_files
+
+BITS_PER_BYTE = 8
+
+
+def bits_per_weight(checkpoint: Checkpoint) -> float:
+    """Stored bits over parameters: 32 or 16 for dense checkpoints."""
+    return BITS_PER_BYTE * sum(spec.bytes for spec in checkpoint.tensors.values()) / checkpoint.parameters
+
+
+def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Family, blocks, widths, dtypes, bytes and the chain of manifests of a folder; returns what `--json` prints.
+
+    Raises CheckpointError where the folder is neither a checkpoint nor an adapter.
+    """
+    folder = source.resolve(source_name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return _inspect_adapter(folder)
+    checkpoint = open_checkpoint(folder)
+    model_type = str(checkpoint.config.get("model_type", ""))
+    family = model_type.removeprefix(RAGGED_PREFIX)
+    known = family in ARCHITECTURES
+    result: dict[str, Any] = {
+        "kind": "checkpoint",
+        "folder": str(folder),
+        "family": family,
+        "supported": known,
+        "quantization": checkpoint.config.get("quantization_config"),
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.bytes,
+        "bits_per_weight": bits_per_weight(checkpoint),
+        "dtypes": _dtypes(list(checkpoint.tensors.values())),
+        "files": {file.name: file.stat().st_size for file in checkpoint.files},
+    }
+    if known and "quantization_config" not in checkpoint.config:
+        result |= _blocks(bind(checkpoint, trust_remote_code))
+    return result | {"chain": _chain(checkpoint), "changed_files": changed_files(folder, checkpoint.manifest or {})}
+
+
+def _dtypes(specs: list[TensorSpec]) -> dict[str, int]:
+    """Parameters by dtype."""
+    counts: Counter[str] = Counter()
+    for spec in specs:
+        counts[spec.dtype] += spec.elements
+    return dict(counts)
+
+
+def _blocks(model: Model) -> dict[str, Any]:
+    widths = [[group.width for group in model.ffn_groups(index)] for index in range(model.block_count)]
+    return {
+        "layout": "ragged" if model.ragged else "plain",
+        "blocks": model.block_count,
+        "hidden_size": model.hidden_size,
+        "ffn_widths": widths,
+        "experts": max(len(group.members) for i in range(model.block_count) for group in model.ffn_groups(i)),
+    }
+
+
+def _chain(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    kept = ("stage", "method", "version", "settings", "inputs", "outputs")
+    return [{key: link.get(key) for key in kept} for link in chain(checkpoint.manifest)]
+
+
+def _inspect_adapter(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "adapter_config.json")
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: an adapter without adapter_model.safetensors; save it with peft as safetensors")
+    specs = tensors_in(file)
+    return {
+        "kind": "adapter",
+        "folder": str(folder),
+        "base": config.get("base_model_name_or_path"),
+        "type": config.get("peft_type"),
+        "rank": config.get("r"),
+        "rank_pattern": config.get("rank_pattern") or {},
+        "parameters": sum(spec.elements for spec in specs),
+        "bytes": file.stat().st_size,
+        "dtypes": _dtypes(specs),
+        "tensors": len(specs),
+    }
+
+
+def listing(found: dict[str, Any]) -> str:
+    """What `inspect` found, a line a fact, for people."""
+    lines = []
+    for key, value in found.items():
+        if key == "ffn_widths":
+            flat = [width for block in value for width in block]
+            lines.append(f"{key:16} {min(flat)} to {max(flat)}: {' '.join('/'.join(map(str, block)) for block in value)}")
+        elif key == "chain":
+            for link in value:
+                lines.append(f"{'made by':16} {link['stage']} {link['method']} (compresskit {link['version']}) {json.dumps(link['settings'])}")
+        elif key == "changed_files" and value:
+            lines.append(f"{'CHANGED':16} {', '.join(value)} since the manifest was written")
+        elif value not in (None, [], {}):
+            lines.append(f"{key:16} {json.dumps(value) if isinstance(value, dict) else value}")
+    return "\n".join(lines)
