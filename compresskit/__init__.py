@@ -1,6 +1,9 @@
 """compresskit: make Hugging Face language models smaller, stage by stage, in a few blocks' memory."""
 
-__version__ = "0.1.0"
+from compresskit.version import VERSION
+
+__all__ = ["__version__", "register"]
+__version__ = VERSION
 
 
 def register() -> None:

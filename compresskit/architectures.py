@@ -168,17 +168,21 @@ class Model:
 
     @property
     def hidden_size(self) -> int:
+        """Width of the residual stream."""
         return int(self.checkpoint.config[self.architecture.hidden_key])
 
     @property
     def block_count(self) -> int:
+        """Number of decoder blocks."""
         return int(self.checkpoint.config[self.architecture.count_key])
 
     @property
     def quantized(self) -> bool:
+        """Whether the weights are stored in low-bit form."""
         return "quantization_config" in self.checkpoint.config
 
     def block_name(self, index: int) -> str:
+        """Module path of a block."""
         return f"{self.architecture.blocks}.{index}"
 
     def stored_name(self, name: str) -> str:
@@ -190,6 +194,7 @@ class Model:
         return name.removeprefix(self.removed_prefix)
 
     def has(self, name: str) -> bool:
+        """Whether the checkpoint stores the tensor with this plain name."""
         return self.stored_name(name) in self.checkpoint.tensors
 
     def linear_shape(self, name: str) -> tuple[int, int]:

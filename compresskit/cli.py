@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 import typer
 
 import compresskit
-from compresskit.errors import CompresskitError, GateError, RequestError
+from compresskit.errors import CompresskitError, GateError, Interrupted, RequestError
 from compresskit.methods import METHODS, method_class
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from compresskit.stages import Method
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="compresskit",
@@ -50,6 +48,7 @@ OUTPUT_PARAMETERS = (
 
 
 def version(value: bool) -> None:
+    """Print the version and stop, where asked for."""
     if value:
         typer.echo(compresskit.__version__)
         raise typer.Exit
@@ -67,10 +66,11 @@ def root(
 def log(message: str, quiet: bool = False) -> None:
     """One line on standard error."""
     if not quiet:
-        print(message, file=sys.stderr)
+        typer.echo(message, err=True)
 
 
 def flag(name: str) -> str:
+    """The spelling of a field on the command line."""
     return "--" + name.replace("_", "-")
 
 
@@ -80,7 +80,7 @@ def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
         several: Any = Annotated[list[str], typer.Option(flag(name), help=info.description)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=[], annotation=several)
     spelling = f"{flag(name)}/--no-{flag(name)[2:]}" if annotation is bool else flag(name)
-    typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, help=info.description)]  # type: ignore[misc]
+    typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, help=info.description)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=typed)
 
 
@@ -92,6 +92,7 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def options_of(model: type[BaseModel]) -> list[inspect.Parameter]:
+    """An option for every field."""
     hints = get_type_hints(model)
     return [option(name, info, hints[name]) for name, info in model.model_fields.items()]
 
@@ -115,7 +116,10 @@ def stage_command(method_type: type[Method], run: Callable[..., dict[str, Any]])
     def command(source: str, out: Path, **values: Any) -> None:
         quiet: bool = values["quiet"]
         method, options = build(method_type, values), build(Options, values)
-        result = run(method, source, out, options, quiet=quiet)
+        try:
+            result = run(method, source, out, options, quiet=quiet)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted; the same command with --resume goes on") from error
         log(summary(result), quiet)
         typer.echo(json.dumps(result) if values["json_output"] else result["output"])
 
@@ -177,7 +181,8 @@ def add_stages(app: typer.Typer, wanted: str) -> None:
 
 def evaluate_command() -> Callable[..., None]:
     """`evaluate SOURCE` with the flags of its options."""
-    from compresskit.pipeline.evaluation import EvaluateOptions, evaluate, table
+    from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
+    from compresskit.pipeline.table import table
 
     def command(source: str, **values: Any) -> None:
         quiet: bool = values["quiet"]
@@ -236,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CompresskitError as error:
         code = _failed(str(error), error.exit_code, arguments)
     except (KeyboardInterrupt, typer.Abort):
-        code = _failed("interrupted; the same command with --resume goes on", INTERRUPTED, arguments)
+        code = _failed("interrupted", Interrupted.exit_code, arguments)
     except Exception as error:
         code = _failed(*_described(error), arguments)
     sys.stdout.flush()

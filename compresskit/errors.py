@@ -7,7 +7,8 @@
     │   └── CalibrationError   2  the calibration text is unusable: missing, empty, too short, not text
     ├── NumericalError         1  NaN or infinity in weights or activations
     ├── NetworkError           1  something had to be downloaded and could not be
-    └── GateError              3  a quality gate was not met; everything was written all the same
+    ├── GateError              3  a quality gate was not met; everything was written all the same
+    └── Interrupted          130  stopped by a signal; finished blocks are kept for --resume
 
 Every message is one line: what was found, what was expected, what to do, with the file, tensor or value named.
 """
@@ -52,6 +53,12 @@ class GateError(CompresskitError):
     """A quality gate was not met."""
 
     exit_code = 3
+
+
+class Interrupted(CompresskitError):
+    """Stopped by the user or by the system."""
+
+    exit_code = 130
 
 
 def near_miss(value: str, known: Iterable[str]) -> str:

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import compresskit
-from compresskit.checkpoint.reader import Checkpoint
+from compresskit.checkpoint.reader import Checkpoint, sha256
+from compresskit.version import VERSION
 
 NAME = "compresskit.json"
 FORMAT_VERSION = 1
@@ -27,7 +27,7 @@ def manifest(
     return {
         "format_version": FORMAT_VERSION,
         "tool": "compresskit",
-        "version": compresskit.__version__,
+        "version": VERSION,
         "stage": stage,
         "method": method,
         "settings": settings,
@@ -49,13 +49,11 @@ def chain(found: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def fingerprint(*parts: Any) -> str:
     """SHA-256 of a request: settings, input hashes, tool version."""
-    text = json.dumps([compresskit.__version__, *parts], sort_keys=True, default=str)
+    text = json.dumps([VERSION, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def changed_files(folder: Path, recorded: dict[str, Any]) -> list[str]:
     """Weight files that are no longer what the manifest says."""
-    from compresskit.checkpoint.reader import sha256
-
     hashes: dict[str, str] = recorded.get("outputs", {}).get("sha256", {})
     return [name for name, digest in hashes.items() if not (folder / name).is_file() or sha256(folder / name) != digest]

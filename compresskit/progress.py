@@ -41,6 +41,7 @@ class ProgressBars:
             self.bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar of this kind of work; the first call makes it."""
         if not self.bars:
             return
         peak = peak_memory_bytes() / 1e9

@@ -24,13 +24,13 @@ META = torch.device("meta")
 class PlainExperts(nn.Module):
     """The experts of one block as plain linears, called the way transformers calls its 3-D experts."""
 
-    def __init__(self, count: int, projections: dict[str, nn.Linear], gate: str, up: str, down: str, act: nn.Module):
-        """`projections`: one template linear a projection, by name; each expert gets a copy."""
+    def __init__(self, count: int, projections: dict[str, nn.Linear], names: tuple[str, str, str], act: nn.Module):
+        """`projections`: one template linear a projection, by name; each expert gets a copy. `names`: gate, up, down."""
         super().__init__()
         for expert in range(count):
             self.add_module(str(expert), nn.ModuleDict({name: copy.deepcopy(p) for name, p in projections.items()}))
         self.count = count
-        self.names = (gate, up, down)
+        self.names = names
         self.act_fn = act
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -100,14 +100,13 @@ def _unpack_experts(model: Model, block: nn.Module) -> None:
     path = model.architecture.experts
     if not path or not any(name == path for name, _ in block.named_modules()):
         return
-    experts = block.get_submodule(path)
+    experts: Any = block.get_submodule(path)
     hidden, width = experts.down_proj.shape[1:]
     sublayer = next(s for s in ARCHITECTURES[model.family].ffns if "{expert}" in s.out_projection)
     gate, up, down = (name.rsplit(".", 1)[1] for name in (*sublayer.in_projections, sublayer.out_projection))
     templates = {name: nn.Linear(hidden, width, bias=False, device=META) for name in (gate, up)}
     templates[down] = nn.Linear(width, hidden, bias=False, device=META)
-    act: Any = experts.act_fn
-    block.set_submodule(path, PlainExperts(int(experts.num_experts), templates, gate, up, down, act))
+    block.set_submodule(path, PlainExperts(int(experts.num_experts), templates, (gate, up, down), experts.act_fn))
 
 
 def resize(network: nn.Module, model: Model, group: FfnGroup) -> None:

@@ -12,7 +12,7 @@ from compresskit.layouts import Layout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compresskit.prune.channels import Channels
+    from compresskit.channels import Channels
 
 Allocation = Literal["cfsp", "uniform", "global"]
 LARGEST_STEP = 128

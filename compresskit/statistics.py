@@ -23,6 +23,7 @@ class Moments:
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
+        """Add one micro-batch, x (tokens, features)."""
         x = x.float()
         self.sum += x.sum(dim=0)
         self.squares += x.square().sum(dim=0)
@@ -47,6 +48,7 @@ class Gram:
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
+        """Add one micro-batch, x (tokens, features)."""
         x = x.float()
         step = math.ceil(x.shape[1] / GRAM_PANELS)
         for start in range(0, x.shape[1], step):
@@ -97,4 +99,5 @@ class AngularDistance:
 
     @property
     def mean(self) -> float:
+        """Mean over all tokens, 0 to 1."""
         return self.total / max(1, self.tokens)

@@ -11,6 +11,8 @@ output feeds the next one. Memory: one block, the hidden states of all tokens, o
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -131,7 +133,7 @@ class Walk:
     Iterating twice walks twice.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (the last two have defaults that most callers keep)
         self,
         model: Model,
         tokens: Tensor,
@@ -152,7 +154,16 @@ class Walk:
         self.batches = list(torch.split(tokens, size)) if len(tokens) else []
         self.hidden: list[Tensor] = []
 
+    def take(self, samples: int) -> Walk:
+        """The same walk over whole micro-batches of the first samples: at least `samples`, fewer where there are fewer."""
+        part = copy.copy(self)
+        part.hidden = []
+        counts = itertools.accumulate((len(batch) for batch in self.batches), initial=0)
+        part.batches = [batch for batch, before in zip(self.batches, counts, strict=False) if before < samples]
+        return part
+
     def blocks(self) -> list[nn.Module]:
+        """The modules of the decoder blocks, in order."""
         return [self.network.get_submodule(self.model.block_name(i)) for i in range(self.model.block_count)]
 
     @torch.no_grad()
@@ -239,7 +250,7 @@ def _constant(value: Tensor) -> Callable[..., Tensor]:
 @contextmanager
 def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """The module stays in place, with its attributes, but computes something else."""
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

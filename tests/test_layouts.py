@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, VOCABULARY
 from safetensors.torch import load_file
+from tiny_models import FAMILIES, VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from compresskit import pipeline

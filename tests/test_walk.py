@@ -42,3 +42,21 @@ def test_collecting_sees_every_token_of_every_feed_forward_network(family: str, 
             seen = sum(norm.tokens for norm in norms.values())
             routed = 2 if len(group.members) > 1 else 1
             assert seen == routed * tokens().numel()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_the_attention_does_not_change_what_a_block_gives(family: str, tiny: dict[str, Path]) -> None:
+    model = open_model(tiny[family])
+    plain, kept = (Walk(model, tokens(), CPU, torch.float32, micro_batch=1) for _ in range(2))
+    for one, other in zip(plain, kept, strict=True):
+        other.collect({}, keep_attention=True)
+        assert len(other.remembered) == len(tokens())
+        for (_, expected), (_, found) in zip(one.advance(), other.advance(), strict=True):
+            assert torch.equal(expected, found)
+        assert other.remembered == []
+
+
+def test_a_part_of_a_walk_takes_whole_micro_batches_from_the_start(tiny: dict[str, Path]) -> None:
+    walk = Walk(open_model(tiny["llama"]), tokens(samples=5), CPU, torch.float32, micro_batch=2)
+    assert [len(batch) for batch in walk.take(3).batches] == [2, 2]
+    assert [len(batch) for batch in walk.take(9).batches] == [2, 2, 1]

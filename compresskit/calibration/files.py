@@ -10,7 +10,7 @@ import codecs
 import importlib.util
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ PART_BYTES = 1 << 26
 CHECKED_BYTES = 1 << 22
 """How much of a file `check_file` looks into (4 MiB, so that it answers at once); reading looks into all of it."""
 ROW_SEPARATOR = "\n\n"
+PARQUET_BATCH_ROWS = 1024
 
 
 class FileText(NamedTuple):
@@ -184,26 +185,31 @@ def _read_parquet(path: Path, column: str, seed: int) -> FileText:
 
     file = _open_parquet(path, column)
     try:
-        sizes = [_utf8_bytes(batch) for batch in file.iter_batches(columns=[column])]
-        total = sum(sizes)
+        total = sum(_utf8_bytes(batch) for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]))
         offset = 0 if total <= PART_BYTES else random.Random(seed).randrange(total - PART_BYTES + 1)  # noqa: S311
-        rows: list[str] = []
-        passed = taken = 0
-        for size, batch in zip(sizes, file.iter_batches(columns=[column]), strict=True):
-            passed += size
-            if passed <= offset and total:
-                continue
-            for row in batch.column(0).to_pylist():
-                if row is not None and taken < PART_BYTES:
-                    rows.append(row)
-                    taken += len(row.encode())
-            if taken >= PART_BYTES:
-                break
+        rows = list(_rows_from(file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]), offset))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise CalibrationError(f"{path}: column {column!r} cannot be read ({reason}); download it again") from error
-    part = "" if total <= PART_BYTES else f"{_mib(taken)} of its {_mib(total)} from byte {offset:,} on"
+    part = "" if total <= PART_BYTES else f"{_mib(PART_BYTES)} of its {_mib(total)} from byte {offset:,} on"
     return FileText(_joined(path, rows), part)
+
+
+def _rows_from(batches: Iterable[Any], offset: int) -> Iterator[str]:
+    """Rows from the one that holds byte `offset` of the text on, until they make up `PART_BYTES`."""
+    position = 0
+    for batch in batches:
+        size = _utf8_bytes(batch)
+        if position + size <= offset:
+            position += size
+            continue
+        for row in batch.column(0).to_pylist():
+            if position >= offset + PART_BYTES:
+                return
+            start = position
+            position += len((row or "").encode())
+            if row is not None and max(start, position - 1) >= offset:
+                yield row
 
 
 def _utf8_bytes(batch: Any) -> int:

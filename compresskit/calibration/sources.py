@@ -68,7 +68,7 @@ def parse(spec: str) -> list[Source]:
         if unfinished in ("self", "builtin") or unfinished.startswith("hub:") or FILE.fullmatch(unfinished):
             parts.append(unfinished)
             unfinished = ""
-    if unfinished or not parts or spec.endswith("+"):
+    if unfinished or not parts or spec.startswith("+") or spec.endswith("+"):
         raise _unknown(unfinished or spec)
     return [_parse_one(part) for part in parts]
 
@@ -182,7 +182,8 @@ def _read_hub(source: HubSource) -> Text:
             f"{place}: cannot be read ({_line(error)}); write hub:OWNER/NAME/CONFIG:SPLIT, all as the Hub spells them"
         ) from error
     name = place + (f"/{source.config}" if source.config else "") + f":{source.split}#{source.column}"
-    return Text(ROW_SEPARATOR.join(rows), f"{name} (the first {taken / (1 << 20):.1f} MiB)")
+    part = f" (the first {taken / (1 << 20):.0f} MiB)" if taken >= HUB_BYTES else ""
+    return Text(ROW_SEPARATOR.join(rows), name + part)
 
 
 def _line(error: BaseException) -> str:

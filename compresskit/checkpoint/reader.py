@@ -40,10 +40,12 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
+        """Stored size, without the header."""
         return self.elements * BYTES_PER_ELEMENT[self.dtype]
 
 
@@ -64,6 +66,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
+        """Stored elements of all tensors; a tied head counts once."""
         return sum(spec.elements for spec in self.tensors.values())
 
     @property
@@ -72,6 +75,7 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.files)
 
     def spec(self, name: str) -> TensorSpec:
+        """Dtype and shape of a stored tensor; CheckpointError where there is none."""
         if name not in self.tensors:
             raise CheckpointError(
                 f"{self.folder}: tensor {name} is missing; download the checkpoint again.{near_miss(name, self.tensors)}"

@@ -143,7 +143,7 @@ class Writer:
             with (self.partial / shard.name).open("wb") as file:
                 file.write(shard.header)
                 file.truncate(shard.size)
-            os.chmod(self.partial / shard.name, FILE_MODE)
+            (self.partial / shard.name).chmod(FILE_MODE)
         if len(self.shards) > 1:
             weight_map = {name: shard.name for name, shard in sorted(self.shard_of.items())}
             totals = {
@@ -218,7 +218,7 @@ class Writer:
 
     def _write_text(self, name: str, text: str) -> None:
         (self.partial / name).write_text(text, encoding="utf-8")
-        os.chmod(self.partial / name, FILE_MODE)
+        (self.partial / name).chmod(FILE_MODE)
 
 
 def partial_folder(out: Path) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,7 +70,9 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
 def _check(model: Model, reference: Model | None, options: EvaluateOptions) -> None:
     for each in (model, reference) if reference else (model,):
         if each.quantized:
-            raise RequestError(f"{each.checkpoint.folder}: quantized checkpoints cannot be evaluated by this version; use a dense one")
+            raise RequestError(
+                f"{each.checkpoint.folder}: quantized checkpoints cannot be evaluated by this version; use a dense one"
+            )
         check_context(each, options.sequence_length)
     if reference is not None:
         check_comparable(model, reference)
@@ -134,42 +134,3 @@ def _report(model: Model, reference: Model | None, scores: Scores, text: str) ->
         **sizes,
         "warning": collapse_warning(scores),
     }
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as a small table for people: what, before, after, change."""
-    speed = report["speed"] or {}
-    rows = [
-        ("size on disk", report["reference_bytes"], report["bytes"], lambda x: f"{x / 1e6:.1f} MB"),
-        ("parameters", report["reference_parameters"], report["parameters"], lambda x: f"{x / 1e6:.1f} M"),
-        ("perplexity (lower is better)", report["reference_perplexity"], report["perplexity"], lambda x: f"{x:.2f}"),
-    ]
-    for name, key in (("prefill tokens/s", "prefill_tokens_per_second"), ("decode tokens/s", "decode_tokens_per_second")):
-        if speed:
-            rows.append((name, speed.get(f"reference_{key}"), speed[key], lambda x: f"{x:.1f}"))
-    if speed:
-        rows.append(("memory when running", speed.get("reference_peak_memory_bytes"), speed["peak_memory_bytes"], lambda x: f"{x / 1e6:.0f} MB"))
-    factors = {"prefill tokens/s": speed.get("prefill_speedup"), "decode tokens/s": speed.get("decode_speedup")}
-    lines = []
-    for name, before, after, shown in rows:
-        factor = factors.get(name) or (after / before if before else None)
-        lines.append((name, shown(before) if before else "-", shown(after), f"x {factor:.3f}" if factor else "-"))
-    if report["kl"] is not None:
-        lines.append(("KL to the original (nats/token)", "0", f"{report['kl']:.4f}", "-"))
-        lines.append(("same most likely token", "100%", f"{report['top1_agreement']:.1%}", "-"))
-    header = ("", "before", "after", "change") if report["against"] else ("", "-", "value", "-")
-    return _aligned([header, *lines]) + f"\nmeasured on: {report['text']}"
-
-
-def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rendered = []
-    for row in rows:
-        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        rendered.append("  ".join([first, *others]).rstrip())
-    return "\n".join(rendered)
-
-
-def folder_of(report: dict[str, Any]) -> Path:
-    """Where the evaluated checkpoint lies."""
-    return Path(report["source"])

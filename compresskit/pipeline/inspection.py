@@ -103,7 +103,8 @@ def listing(found: dict[str, Any]) -> str:
             lines.append(f"{key:16} {min(flat)} to {max(flat)}: {' '.join('/'.join(map(str, block)) for block in value)}")
         elif key == "chain":
             for link in value:
-                lines.append(f"{'made by':16} {link['stage']} {link['method']} (compresskit {link['version']}) {json.dumps(link['settings'])}")
+                made_by = f"{link['stage']} {link['method']} (compresskit {link['version']})"
+                lines.append(f"{'made by':16} {made_by} {json.dumps(link['settings'])}")
         elif key == "changed_files" and value:
             lines.append(f"{'CHANGED':16} {', '.join(value)} since the manifest was written")
         elif value not in (None, [], {}):

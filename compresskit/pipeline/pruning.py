@@ -102,7 +102,7 @@ def _prune(
         if progress:
             writer.resume(progress)
             partial = open_model(writer.partial)
-            finished |= {step: partial for step in writer.done}
+            finished |= dict.fromkeys(writer.done, partial)
         else:
             writing.check_out(out, model.checkpoint.folder, sum(spec.bytes for spec in plan), options.overwrite)
             config, generated = layouts.configuration(model, stored)

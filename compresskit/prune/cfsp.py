@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from compresskit.prune.channels import Channels
+    from compresskit.channels import Channels
 
 
 def shares(mass: Tensor) -> Tensor:
@@ -49,6 +49,7 @@ class CFSP(PruneMethod, frozen=True):
     """Fine score: shares across channels, or the activation norm to which the released code collapses."""
 
     def channel_scores(self, channels: Channels) -> Tensor:
+        """Equation 2, or the activation norm alone; (width,)."""
         if self.score == "released":
             return channels.input_norm
         return shares_score(channels.inputs, channels.down, channels.input_norm)

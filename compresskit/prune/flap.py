@@ -24,7 +24,7 @@ from compresskit.stages import Allocation, PruneMethod
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compresskit.prune.channels import Channels
+    from compresskit.channels import Channels
 
 
 def fluctuation(variance: Tensor, down: Tensor) -> Tensor:
@@ -47,6 +47,7 @@ class FLAP(PruneMethod, frozen=True):
     """Add the mean of what was removed as an output bias, in families that have one (others report that they have none)."""
 
     def channel_scores(self, channels: Channels) -> Tensor:
+        """Equation 1, (width,); the weights alone where no token reached this network."""
         moments = channels.activations
         if moments is None or moments.tokens == 0:
             return channels.down.float().square().sum(dim=0)
@@ -55,4 +56,5 @@ class FLAP(PruneMethod, frozen=True):
 
     @property
     def adds_bias(self) -> bool:
+        """Whether to add the bias of equation 2."""
         return self.bias

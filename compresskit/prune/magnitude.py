@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from compresskit.prune.channels import Channels
+    from compresskit.channels import Channels
 
 
 def weight_norms(inputs: Sequence[Tensor], down: Tensor) -> Tensor:
@@ -36,4 +36,5 @@ class Magnitude(PruneMethod, frozen=True):
     needs_activations: ClassVar[bool] = False
 
     def channel_scores(self, channels: Channels) -> Tensor:
+        """Equation 1, (width,)."""
         return weight_norms(channels.inputs, channels.down)

@@ -9,7 +9,7 @@ from compresskit.stages import PruneMethod
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compresskit.prune.channels import Channels
+    from compresskit.channels import Channels
 
 BLOCK_STRIDE = 1_000_003
 """A prime larger than any number of experts, so that no two networks draw the same channels."""
@@ -23,6 +23,7 @@ class Random(PruneMethod, frozen=True):
     """Another draw of channels."""
 
     def channel_scores(self, channels: Channels) -> Tensor:
+        """Numbers drawn for this network alone, (width,)."""
         import torch  # method files load without torch
 
         generator = torch.Generator().manual_seed(self.draw + BLOCK_STRIDE * (channels.block + 1) + channels.member)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.architectures import Ffn, FfnGroup, Model
+from compresskit.channels import Channels, input_matrices, kept_rows
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.checkpoint.writer import Writer
 from compresskit.layouts import Widths
-from compresskit.prune.channels import Channels, input_matrices, kept_rows
 from compresskit.prune.flap import output_bias
 from compresskit.prune.refit import output_error, refit
 from compresskit.skeleton import to_stored
@@ -158,7 +158,7 @@ def prune_channels(
         new_down = refit(down, gram, kept, is_removed.nonzero().flatten())
         lost, energy = output_error(down, gram, kept, new_down)
         error = lost / energy if energy else 0.0
-    bias = block.linear(ffn.out_projection).bias
+    bias: Tensor | None = block.linear(ffn.out_projection).bias
     if with_bias and activations is not None and activations.tokens:
         mean = (activations.sum / activations.tokens).float()
         correction = output_bias(mean, down, kept, new_down)
@@ -176,8 +176,8 @@ def _replace(walk: Walk, block: Block, ffn: Ffn, result: Pruned) -> None:
         linear = block.linear(name)
         stored = TORCH_DTYPES[walk.model.checkpoint.spec(walk.model.stored_name(f"{name}.weight")).dtype]
         linear.out_features, linear.in_features = weight.shape
-        linear.weight = _parameter(weight, stored, walk.dtype)
-        linear.bias = None if bias is None else _parameter(bias, stored, walk.dtype)
+        linear.register_parameter("weight", _parameter(weight, stored, walk.dtype))
+        linear.register_parameter("bias", None if bias is None else _parameter(bias, stored, walk.dtype))
 
 
 def _parameter(value: Tensor, stored: torch.dtype, dtype: torch.dtype) -> nn.Parameter:

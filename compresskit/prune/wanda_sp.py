@@ -18,7 +18,7 @@ from compresskit.stages import PruneMethod
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compresskit.prune.channels import Channels
+    from compresskit.channels import Channels
 
 
 def weighted_norms(down: Tensor, input_norm: Tensor) -> Tensor:
@@ -30,4 +30,5 @@ class WandaSP(PruneMethod, frozen=True):
     """Weights times input norms."""
 
     def channel_scores(self, channels: Channels) -> Tensor:
+        """Equation 1, (width,)."""
         return weighted_norms(channels.down, channels.input_norm)

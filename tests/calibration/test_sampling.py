@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
 from compresskit.architectures import Model, open_model

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from compresskit.calibration import builtin_text, check, files, parse, read_text
+from compresskit.calibration import builtin_text, check, files, parse, read_text, sources
 from compresskit.calibration.sources import BuiltinSource, FileSource, HubSource, SelfSource, shares
 from compresskit.errors import CalibrationError
 
@@ -187,3 +187,22 @@ def test_the_documentations_description_names_the_python() -> None:
     version = ".".join(map(str, sys.version_info[:3]))
     assert version in read_text(BuiltinSource()).description
     assert len(read_text(BuiltinSource()).text) > 100_000
+
+
+def test_a_data_set_is_streamed_up_to_a_bound_and_its_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `datasets` opens a folder the way it opens a data set of the Hub.
+    monkeypatch.chdir(tmp_path)
+    Path("set").mkdir()
+    rows = [f"row {number}" for number in range(50)]
+    Path("set/train.jsonl").write_text("".join(json.dumps({"text": row, "number": 1}) + "\n" for row in rows))
+    assert read_text(HubSource("set")) == ("\n\n".join(rows), "hub:set:train#text")
+    monkeypatch.setattr(sources, "HUB_BYTES", 100)
+    text, description = read_text(HubSource("set"))
+    assert "\n\n".join(rows).startswith(text)
+    assert "first" in description
+    faults = {"tekst": "Did you mean 'text'", "number": "does not hold text"}
+    for column, message in faults.items():
+        with pytest.raises(CalibrationError, match=message):
+            read_text(HubSource("set", column=column))
+    with pytest.raises(CalibrationError, match="Bad split"):
+        read_text(HubSource("set", split="test"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import make_model
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 

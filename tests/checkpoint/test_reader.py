@@ -9,22 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_damage import edit_config, edit_tensors
 from safetensors.torch import load_file, save_file
 
 from compresskit.architectures import open_model
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import CheckpointError, CompresskitError, NumericalError, RequestError, UnsupportedArchitecture
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in (config | changes).items() if v is not ...}))
-
-
-def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def shard(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -27,7 +28,7 @@ def test_cfsp_ratios_average_to_the_asked_share_and_stay_within_one(values: list
 def test_a_more_important_block_never_keeps_less(values: list[float], sparsity: float) -> None:
     ratios = cfsp_ratios(values, sparsity)
     ordered = [ratio for _, ratio in sorted(zip(values, ratios, strict=True))]
-    assert all(a <= b + 1e-12 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(ordered))
 
 
 def test_cfsp_ratios_are_the_released_codes_where_nothing_is_clipped() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from compresskit.channels import Channels
 from compresskit.prune.cfsp import shares_score
 from compresskit.prune.flap import fluctuation, output_bias
 from compresskit.prune.magnitude import weight_norms
 from compresskit.prune.random import Random
-from compresskit.prune.channels import Channels
 from compresskit.prune.structured import bitmask, kept_channels
 from compresskit.prune.wanda_sp import weighted_norms
 
@@ -66,7 +66,9 @@ def test_magnitude_adds_the_norms_of_the_matrices(ffn: Ffn) -> None:
 
 def test_random_draws_differ_between_networks_and_repeat_themselves(ffn: Ffn) -> None:
     gate, up, down, _ = ffn
-    draws = [Random().channel_scores(Channels((gate, up), down, None, b, m)).tolist() for b, m in [(0, 0), (0, 1), (1, 0), (0, 0)]]
+    draws = [
+        Random().channel_scores(Channels((gate, up), down, None, b, m)).tolist() for b, m in [(0, 0), (0, 1), (1, 0), (0, 0)]
+    ]
     assert draws[0] == draws[3]
     assert draws[0] != draws[1] != draws[2] != draws[0]
 

@@ -27,6 +27,7 @@ class Channels:
 
     @property
     def width(self) -> int:
+        """Number of channels."""
         return self.down.shape[1]
 
     @property

@@ -1,0 +1,108 @@
+"""Perplexity of pruned SmolLM2 for every method, with and without refit, on text of the calibration's kind and another.
+
+    python benchmarks/pruning_quality.py --data FOLDER --results FILE.jsonl [--grid acceptance|methods|texts] [--samples 64]
+
+FOLDER holds wikitext2-validation.parquet, wikitext2-test.parquet and tasks/lambada.jsonl. Finished rows of FILE are
+skipped, so that the run can be stopped and continued. `--table` prints FILE as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compresskit.architectures import open_model
+from compresskit.calibration import encode
+from compresskit.evaluate.language_modelling import cut_windows, score
+from compresskit.methods import method_class
+from compresskit.pipeline.evaluation import read_evaluation_text
+from compresskit.pipeline.pruning import prune
+from compresskit.source import DEMO, resolve
+from compresskit.stages import Options
+
+SPARSITIES = (0.2, 0.3, 0.5)
+TEXTS = {"wikitext": ("wikitext2-test.parquet", 20), "lambada": ("tasks/lambada.jsonl", 10)}
+WINDOW = 1024
+
+
+def jobs(grid: str, wikitext: str) -> Iterator[dict[str, Any]]:
+    """Method, its settings and the calibration text of every row."""
+    if grid == "acceptance":
+        yield {"method": "cfsp", "sparsity": 0.3, "calibration": "self"}
+        for sparsity in (0.3, 0.5, 0.2):
+            yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext}
+            yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "allocation": "uniform"}
+    elif grid == "texts":
+        for text in (f"self+{wikitext}", "builtin", "self+builtin"):
+            yield {"method": "cfsp", "sparsity": 0.3, "calibration": text}
+    else:
+        for sparsity in SPARSITIES:
+            for refit in (True, False):
+                for method in ("cfsp", "flap", "wanda-sp", "magnitude", "random"):
+                    yield {"method": method, "sparsity": sparsity, "calibration": wikitext, "refit": refit}
+                yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "refit": refit, "score": "released"}
+
+
+def perplexities(folder: Path, data: Path) -> dict[str, float]:
+    """Perplexity on each text, by the definitions of the evaluate stage."""
+    model = open_model(folder)
+    found = {}
+    for name, (file, windows) in TEXTS.items():
+        text, _ = read_evaluation_text(str(data / file))
+        ids = torch.tensor(encode(resolve(DEMO), text, True))
+        found[name] = score(model, cut_windows(ids, WINDOW, windows), torch.device("cpu"), torch.float32).perplexity
+    return found
+
+
+def run(job: dict[str, Any], data: Path, samples: int) -> dict[str, Any]:
+    settings = {key: value for key, value in job.items() if key not in ("method", "calibration")}
+    method = method_class("prune", job["method"])(**settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "out"
+        started = time.monotonic()
+        result = prune(method, DEMO, out, Options(calibration=job["calibration"], samples=samples))
+        seconds = time.monotonic() - started
+        return {"achieved": result["sparsity_achieved"], "seconds": round(seconds, 1), **perplexities(out, data)}
+
+
+def table(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
+    lines = ["| settings | samples | " + " | ".join(f"{name} (ratio)" for name in TEXTS) + " |", "|---|---|---|---|"]
+    for row in rows:
+        label = " ".join(f"{k}={Path(v).name if k == 'calibration' else v}" for k, v in row["job"].items())
+        cells = " | ".join(f"{row[name]:.2f} ({row[name] / dense[name]:.3f})" for name in TEXTS)
+        lines.append(f"| {label} | {row['samples']} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--grid", choices=("acceptance", "methods", "texts"), default="acceptance")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
+    wikitext = str(arguments.data / "wikitext2-validation.parquet")
+    todo = [{"method": "dense"}, *jobs(arguments.grid, wikitext)]
+    for job in [] if arguments.table else todo:
+        if any(row["job"] == job and row["samples"] in (arguments.samples, 0) for row in rows):
+            continue
+        is_dense = job["method"] == "dense"
+        found = perplexities(resolve(DEMO), arguments.data) if is_dense else run(job, arguments.data, arguments.samples)
+        rows.append({"job": job, "samples": 0 if is_dense else arguments.samples, **found})
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    dense = next(row for row in rows if row["job"]["method"] == "dense")
+    print(table([row for row in rows if row is not dense], dense))
+
+
+if __name__ == "__main__":
+    main()
