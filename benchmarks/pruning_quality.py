@@ -1,6 +1,6 @@
 """Perplexity of pruned SmolLM2 for every method, with and without refit, on text of the calibration's kind and another.
 
-    python benchmarks/pruning_quality.py --data FOLDER --results FILE.jsonl [--grid acceptance|methods|texts] [--samples 64]
+    python benchmarks/pruning_quality.py --data FOLDER --results FILE.jsonl [--grid acceptance|methods|texts] [--samples 64] [--windows 20 10]
 
 FOLDER holds wikitext2-validation.parquet, wikitext2-test.parquet and tasks/lambada.jsonl. Finished rows of FILE are
 skipped, so that the run can be stopped and continued. `--table` prints FILE as Markdown.
@@ -28,7 +28,7 @@ from compresskit.source import DEMO, resolve
 from compresskit.stages import Options
 
 SPARSITIES = (0.2, 0.3, 0.5)
-TEXTS = {"wikitext": ("wikitext2-test.parquet", 20), "lambada": ("tasks/lambada.jsonl", 10)}
+TEXTS = {"wikitext": "wikitext2-test.parquet", "lambada": "tasks/lambada.jsonl"}
 WINDOW = 1024
 
 
@@ -47,21 +47,22 @@ def jobs(grid: str, wikitext: str) -> Iterator[dict[str, Any]]:
             for refit in (True, False):
                 for method in ("cfsp", "flap", "wanda-sp", "magnitude", "random"):
                     yield {"method": method, "sparsity": sparsity, "calibration": wikitext, "refit": refit}
-                yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "refit": refit, "score": "released"}
+        for refit in (True, False):
+            yield {"method": "cfsp", "sparsity": 0.3, "calibration": wikitext, "refit": refit, "score": "released"}
 
 
-def perplexities(folder: Path, data: Path) -> dict[str, float]:
-    """Perplexity on each text, by the definitions of the evaluate stage."""
+def perplexities(folder: Path, data: Path, windows: list[int]) -> dict[str, float]:
+    """Perplexity on the first windows of each text, by the definitions of the evaluate stage."""
     model = open_model(folder)
     found = {}
-    for name, (file, windows) in TEXTS.items():
+    for (name, file), count in zip(TEXTS.items(), windows, strict=True):
         text, _ = read_evaluation_text(str(data / file))
         ids = torch.tensor(encode(resolve(DEMO), text, True))
-        found[name] = score(model, cut_windows(ids, WINDOW, windows), torch.device("cpu"), torch.float32).perplexity
+        found[name] = score(model, cut_windows(ids, WINDOW, count), torch.device("cpu"), torch.float32).perplexity
     return found
 
 
-def run(job: dict[str, Any], data: Path, samples: int) -> dict[str, Any]:
+def run(job: dict[str, Any], data: Path, samples: int, windows: list[int]) -> dict[str, Any]:
     settings = {key: value for key, value in job.items() if key not in ("method", "calibration")}
     method = method_class("prune", job["method"])(**settings)
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,7 +70,7 @@ def run(job: dict[str, Any], data: Path, samples: int) -> dict[str, Any]:
         started = time.monotonic()
         result = prune(method, DEMO, out, Options(calibration=job["calibration"], samples=samples))
         seconds = time.monotonic() - started
-        return {"achieved": result["sparsity_achieved"], "seconds": round(seconds, 1), **perplexities(out, data)}
+        return {"achieved": result["sparsity_achieved"], "seconds": round(seconds, 1), **perplexities(out, data, windows)}
 
 
 def table(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--grid", choices=("acceptance", "methods", "texts"), default="acceptance")
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--windows", type=int, nargs=2, default=[20, 10], help="of wikitext2-test and of LAMBADA")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
@@ -96,7 +98,8 @@ def main() -> None:
         if any(row["job"] == job and row["samples"] in (arguments.samples, 0) for row in rows):
             continue
         is_dense = job["method"] == "dense"
-        found = perplexities(resolve(DEMO), arguments.data) if is_dense else run(job, arguments.data, arguments.samples)
+        common = (arguments.data, arguments.samples, arguments.windows)
+        found = perplexities(resolve(DEMO), arguments.data, arguments.windows) if is_dense else run(job, *common)
         rows.append({"job": job, "samples": 0 if is_dense else arguments.samples, **found})
         with arguments.results.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")

@@ -101,11 +101,11 @@ def _unpack_experts(model: Model, block: nn.Module) -> None:
     if not path or not any(name == path for name, _ in block.named_modules()):
         return
     experts: Any = block.get_submodule(path)
-    hidden, width = experts.down_proj.shape[1:]
     sublayer = next(s for s in ARCHITECTURES[model.family].ffns if "{expert}" in s.out_projection)
     gate, up, down = (name.rsplit(".", 1)[1] for name in (*sublayer.in_projections, sublayer.out_projection))
-    templates = {name: nn.Linear(hidden, width, bias=False, device=META) for name in (gate, up)}
-    templates[down] = nn.Linear(width, hidden, bias=False, device=META)
+    # `resize` gives every linear its shape afterwards; the width here only has to be some number.
+    templates = {name: nn.Linear(model.hidden_size, 1, bias=False, device=META) for name in (gate, up)}
+    templates[down] = nn.Linear(1, model.hidden_size, bias=False, device=META)
     block.set_submodule(path, PlainExperts(int(experts.num_experts), templates, (gate, up, down), experts.act_fn))
 
 

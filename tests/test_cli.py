@@ -59,7 +59,10 @@ def compresskit(*arguments: object, **kwargs: object) -> subprocess.CompletedPro
 
 
 def test_help_loads_no_torch() -> None:
-    script = "import sys, compresskit.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules, 'pydantic' in sys.modules)"
+    script = (
+        "import sys, compresskit.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules, 'pydantic' in sys.modules)"
+    )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines()[-1] == "False False"
 

@@ -25,8 +25,8 @@ def table(report: dict[str, Any]) -> str:
             continue
         before, after = values.get(f"reference_{key}"), values[key]
         change = factor or (after / before if before else None)
-        shown = [f"{value / unit:.{digits}f}{suffix}" if value else "" for value in (before, after)]
-        rows.append((name, *shown, f"x {change:.3f}" if change else ""))
+        shown_before, shown_after = (f"{value / unit:.{digits}f}{suffix}" if value else "" for value in (before, after))
+        rows.append((name, shown_before, shown_after, f"x {change:.3f}" if change else ""))
     if report["kl"] is not None:
         rows.append(("KL to the original, nats a token", "", f"{report['kl']:.4f}", ""))
         rows.append(("same most likely token", "", f"{report['top1_agreement']:.1%}", ""))

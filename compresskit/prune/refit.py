@@ -26,9 +26,9 @@ RIDGE = 0.05
 
 def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: float = RIDGE) -> Tensor:
     """Refitted weights of the kept channels. down (hidden, width), gram (width, width) -> (hidden, kept), float32."""
-    kept_gram = gram[kept][:, kept].double()
+    kept_gram = gram[kept[:, None], kept].double()
     kept_gram.diagonal().add_(ridge * gram.diagonal().mean().double().clamp_min(torch.finfo(torch.float32).tiny))
-    cross = down[:, removed].double() @ gram[removed][:, kept].double()  # (hidden, kept)
+    cross = down[:, removed].double() @ gram[removed[:, None], kept].double()  # (hidden, kept)
     factor, failed = torch.linalg.cholesky_ex(kept_gram)
     if int(failed):
         raise NumericalError(f"the activations' second moments are not positive definite at pivot {int(failed)}")

@@ -1,0 +1,127 @@
+"""Peak memory of `prune cfsp` on a random Llama larger than the budget: a few blocks' worth, whatever the depth.
+
+    python benchmarks/memory.py FOLDER --tokenizer CHECKPOINT --text FILE [--blocks 24] [--stop-after N]
+
+Writes a random Llama (hidden 2,048, FFN 8,192, bfloat16) to FOLDER shard by shard unless it is there, runs the command
+line on it and samples RssAnon + RssShmem of the process from /proc ten times a second: resident memory that the kernel
+cannot drop; mapped pages of the weight files do not count. The same after the imports alone is subtracted.
+`--stop-after` ends the run after that many pruned blocks: the peak of a block does not depend on how many follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+HIDDEN, FFN, HEADS = 2048, 8192, 16
+IMPORTS = "import time, torch, transformers.models.llama.modeling_llama, compresskit.pipeline; print('ready', flush=True); time.sleep(9)"
+
+
+def write_model(folder: Path, blocks: int, tokenizer: Path) -> None:
+    """One shard a block, so that no more than a block is in memory."""
+    folder.mkdir(parents=True)
+    source = json.loads((tokenizer / "config.json").read_text())
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
+        "num_hidden_layers": blocks, "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "hidden_act": "silu",
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": source["vocab_size"], "dtype": "bfloat16",
+        "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, folder / name)
+    weight_map: dict[str, str] = {}
+    for shard in range(blocks + 1):
+        tensors = _block(shard) if shard < blocks else _outside(int(source["vocab_size"]))
+        name = f"model-{shard + 1:05d}-of-{blocks + 1:05d}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return (torch.randn(shape) * shape[-1] ** -0.5).to(torch.bfloat16)
+
+
+def _block(index: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(index)
+    prefix = f"model.layers.{index}."
+    tensors = {f"{prefix}self_attn.{name}_proj.weight": _random(HIDDEN, HIDDEN) for name in "qkvo"}
+    tensors |= {f"{prefix}mlp.{name}_proj.weight": _random(FFN, HIDDEN) for name in ("gate", "up")}
+    norms = ("input_layernorm", "post_attention_layernorm")
+    tensors |= {f"{prefix}{name}.weight": torch.ones(HIDDEN, dtype=torch.bfloat16) for name in norms}
+    return tensors | {f"{prefix}mlp.down_proj.weight": _random(HIDDEN, FFN)}
+
+
+def _outside(vocabulary: int) -> dict[str, torch.Tensor]:
+    return {
+        "model.embed_tokens.weight": _random(vocabulary, HIDDEN),
+        "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+    }
+
+
+def unevictable_bytes(pid: int) -> int:
+    """RssAnon + RssShmem of a process, 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+def memory_of_imports() -> int:
+    with subprocess.Popen([sys.executable, "-c", IMPORTS], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = unevictable_bytes(process.pid)
+        process.kill()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--allocation", default="cfsp")
+    parser.add_argument("--stop-after", type=int, default=0)
+    arguments = parser.parse_args()
+    if not arguments.folder.exists():
+        write_model(arguments.folder, arguments.blocks, arguments.tokenizer)
+    out = arguments.folder.with_name(arguments.folder.name + "-pruned")
+    command = [
+        sys.executable, "-m", "compresskit", "prune", "cfsp", str(arguments.folder), str(out), "--overwrite",
+        "--calibration", str(arguments.text), "--samples", str(arguments.samples), "--allocation", arguments.allocation,
+    ]  # fmt: skip
+    progress = out.with_name(out.name + ".partial") / "progress.json"
+    shutil.rmtree(progress.parent, ignore_errors=True)
+    imports, peak, started, done = memory_of_imports(), 0, time.monotonic(), 0
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            peak = max(peak, unevictable_bytes(process.pid))
+            done = len(json.loads(progress.read_text())["done"]) if progress.exists() else done
+            if arguments.stop_after and done >= arguments.stop_after:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            time.sleep(0.1)
+    result = {
+        "blocks": arguments.blocks, "pruned_blocks": done, "allocation": arguments.allocation, "samples": arguments.samples,
+        "imports_gb": round(imports / 1e9, 3), "peak_above_imports_gb": round((peak - imports) / 1e9, 3),
+        "seconds": round(time.monotonic() - started),
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

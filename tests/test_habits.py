@@ -1,0 +1,44 @@
+"""The habits of this code base: format, lint, types, import rules, and module names in one place only."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TOOLS = {
+    "format": ["ruff", "format", "--check", "."],
+    "lint": ["ruff", "check", "."],
+    "types": ["mypy"],
+    "imports": ["lint-imports", "--no-cache"],
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_code_is_clean(tool: str) -> None:
+    program, *arguments = TOOLS[tool]
+    finished = subprocess.run([BIN / program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_only_the_table_of_architectures_names_modules_of_models() -> None:
+    named = re.compile(r"\b\w+_proj\b|\bfc[12]\b|\bc_(attn|fc|proj)\b|\bdense_h_to_4h\b|\bself_attn\b")
+    guilty = {
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in (ROOT / "compresskit").rglob("*.py")
+        if path.name != "architectures.py"
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if named.search(line)
+    }
+    assert guilty == set()
+
+
+def test_the_readme_names_every_file_of_the_package() -> None:
+    readme = (ROOT / "README.md").read_text()
+    files = {path.name for path in (ROOT / "compresskit").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {name for name in files if name not in readme} == set()
