@@ -23,7 +23,10 @@ import torch
 from safetensors.torch import save_file
 
 HIDDEN, FFN, HEADS = 2048, 8192, 16
-IMPORTS = "import time, torch, transformers.models.llama.modeling_llama, compresskit.pipeline; print('ready', flush=True); time.sleep(9)"
+IMPORTS = (
+    "import time, torch, transformers.models.llama.modeling_llama, compresskit.pipeline\n"
+    "print('ready', flush=True); time.sleep(60)"
+)
 
 
 def write_model(folder: Path, blocks: int, tokenizer: Path) -> None:

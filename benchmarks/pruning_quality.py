@@ -1,6 +1,7 @@
 """Perplexity of pruned SmolLM2 for every method, with and without refit, on text of the calibration's kind and another.
 
-    python benchmarks/pruning_quality.py --data FOLDER --results FILE.jsonl [--grid acceptance|methods|texts] [--samples 64] [--windows 20 10]
+    python benchmarks/pruning_quality.py --data FOLDER --results FILE.jsonl [--grid acceptance|methods|texts]
+                                         [--samples 64] [--windows 20 10]
 
 FOLDER holds wikitext2-validation.parquet, wikitext2-test.parquet and tasks/lambada.jsonl. Finished rows of FILE are
 skipped, so that the run can be stopped and continued. `--table` prints FILE as Markdown.
