@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import sys
 import types
+from typing import TYPE_CHECKING
 
-from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX
+from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX, Model
 from compresskit.layouts import CONFIGURATION_FILE, MODELING_FILE, can_be_ragged, class_names, generated_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 def register() -> None:
@@ -32,6 +37,18 @@ def register() -> None:
         AutoConfig.register(RAGGED_PREFIX + family, config, exist_ok=True)
         AutoModel.register(config, getattr(modeling, f"Compresskit{class_names(family)['base_class']}"), exist_ok=True)
         AutoModelForCausalLM.register(config, getattr(modeling, causal_class), exist_ok=True)
+
+
+def load_stock(model: Model, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The whole model by transformers' own loading, on the CPU, ready to evaluate.
+
+    Ragged checkpoints get the registered classes: code that lies in their folder is never run.
+    """
+    from compresskit.checkpoint.stock import load_whole
+
+    if model.ragged:
+        register()
+    return load_whole(model.checkpoint.folder, dtype, trust_remote_code and not model.ragged)
 
 
 def _module(package: str, file: str, text: str) -> types.ModuleType:

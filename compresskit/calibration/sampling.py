@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from compresskit.architectures import Model
 from compresskit.cache import writable_cache
 from compresskit.checkpoint.reader import read_json
-from compresskit.checkpoint.stock import load_whole
 from compresskit.errors import NumericalError, RequestError
+from compresskit.ragged import load_stock
 
 ALGORITHM_VERSION = 1
 """Raised when the same request would give other tokens."""
@@ -55,21 +55,16 @@ def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Te
     """Tokens of shape (samples, sequence_length), from the cache where they are, and what text that is.
 
     Raises:
-        RequestError: the model has blocks of unequal width, or does not fit into memory.
+        RequestError: the model does not fit into memory.
         NumericalError: the model computes NaN or infinity.
     """
-    folder = model.checkpoint.folder
-    if model.ragged:
-        raise RequestError(
-            f"{folder}: a model whose blocks differ in width cannot sample its own text yet; pass a text file: --calibration FILE"
-        )
     start = start_token(model)
     description = f"text sampled from the model itself (temperature {TEMPERATURE:g}, from token {start})"
     file = writable_cache("calibration") / f"{_key(model, shape, how)}.safetensors"
     tokens = _cached(file, shape)
     if tokens is None:
         _check_memory(model, how)
-        network = load_whole(folder, how.dtype, how.trust_remote_code).to(how.device)
+        network = load_stock(model, how.dtype, how.trust_remote_code).to(how.device)
         batch = batch_size(network.config, shape[1], how.dtype)
         tokens = torch.full(shape, start, dtype=torch.int64)
         sample(network, tokens, batch, torch.Generator().manual_seed(how.seed), how.progress)

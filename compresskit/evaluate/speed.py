@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from compresskit.architectures import Model, open_model
 from compresskit.errors import RequestError
 from compresskit.evaluate.memory import LiveTensors, available_bytes, weight_bytes
 from compresskit.evaluate.scores import check_comparable, context_length
-from compresskit.layouts import generated_files
+from compresskit.ragged import load_stock
 
 PROMPT_TOKENS = 512
 DECODED_TOKENS = 64
@@ -71,35 +70,17 @@ def speed(
     The prompt and the decoded tokens are fewer than `PROMPT_TOKENS` and `DECODED_TOKENS` where a context is shorter;
     the result states how many they were.
 
-    Raises RequestError where memory does not suffice, the vocabularies differ, or code in a folder is not allowed.
+    Raises RequestError where memory does not suffice or the vocabularies differ.
     """
     folders = [folder] if reference_folder is None else [folder, reference_folder]
     models = [open_model(each, trust_remote_code) for each in folders]
     check_comparable(models[0], models[-1])
-    trusted = [trust_remote_code or needs_own_code(model) for model in models]
     _check_memory(models, device, dtype)
-    networks = [_load(model, device, dtype, trust) for model, trust in zip(models, trusted, strict=True)]
+    networks = [load_stock(model, dtype, trust_remote_code).to(device) for model in models]
     prompt, decoded = _prompt(models, device)
     peaks = [_peak_memory(network, prompt) for network in networks]  # also warms them up
     timed = [[_round(network, prompt, decoded) for network in networks] for _ in range(rounds + 1)][1:]
     return _result(timed, peaks, prompt.shape[1], decoded)
-
-
-def needs_own_code(model: Model) -> bool:
-    """Whether the folder is in our ragged layout, whose generated code stock tools must run to load it.
-
-    Raises RequestError where a file is not what compresskit generates: anyone can give a model our `model_type`.
-    """
-    if not model.ragged:
-        return False
-    folder = model.checkpoint.folder
-    expected, *_ = generated_files(model.family, model.architecture.blocks, model.architecture.ffns[0])
-    modules = {name.removesuffix(".py") for name in expected}
-    named = {str(value).rpartition(".")[0] for value in model.checkpoint.config.get("auto_map", {}).values()}
-    files = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
-    if not named <= modules or files != expected:
-        raise RequestError(f"{folder}: its code is not what this compresskit writes; read it, then pass --trust-remote-code")
-    return True
 
 
 def _check_memory(models: list[Model], device: torch.device, dtype: torch.dtype) -> None:
@@ -113,12 +94,6 @@ def _check_memory(models: list[Model], device: torch.device, dtype: torch.dtype)
             f"{models[0].checkpoint.folder}: --speed loads {len(models)} whole model(s), about {needed / 1e9:.1f} GB, and "
             f"{available / 1e9:.1f} GB are free on {device}; leave --speed out, or --against, or pass --dtype bfloat16"
         )
-
-
-def _load(model: Model, device: torch.device, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    folder = model.checkpoint.folder
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    return network.to(device).eval()
 
 
 def _prompt(models: list[Model], device: torch.device) -> tuple[Tensor, int]:

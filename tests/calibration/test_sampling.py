@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
-from compresskit.architectures import Model, open_model
+from compresskit.architectures import open_model
 from compresskit.calibration import sampling
 from compresskit.calibration.sampling import Sampling, batch_size, pick, sample, self_tokens, start_token
 from compresskit.errors import NumericalError, RequestError
@@ -89,7 +89,7 @@ def test_the_second_call_takes_the_tokens_from_the_cache(tiny: dict[str, Path], 
     def load_nothing(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(sampling, "load_whole", load_nothing)
+    monkeypatch.setattr(sampling, "load_stock", load_nothing)
     again, _ = self_tokens(model, (4, 16), HOW)
     assert torch.equal(first, again)
     for shape, how in (
@@ -155,11 +155,3 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tiny: dict[str
 
 def test_free_memory_is_a_plausible_number() -> None:
     assert 10**8 < sampling.free_memory_bytes() < 10**14
-
-
-def test_ragged_models_are_told_to_pass_a_file(tiny: dict[str, Path]) -> None:
-    model = open_model(tiny["llama"])
-    model.checkpoint.config["model_type"] = "compresskit_llama"
-    ragged = Model(model.checkpoint, model.family, model.architecture)
-    with pytest.raises(RequestError, match="--calibration FILE"):
-        self_tokens(ragged, (4, 16), HOW)
