@@ -18,18 +18,18 @@ FORMAT_VERSION = 1
 
 
 def manifest(
-    stage: str, method: str, settings: dict[str, Any], source: Checkpoint, outputs: dict[str, str], facts: dict[str, Any]
+    stage: str, settings: dict[str, Any], source: Checkpoint, outputs: dict[str, str], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """The manifest of one finished stage.
 
-    `outputs`: SHA-256 by weight file. `facts`: what the method reports, per-block facts included.
+    `settings`: with the name of the method. `outputs`: SHA-256 by weight file. `facts`: what the method reports, block by block.
     """
     return {
         "format_version": FORMAT_VERSION,
         "tool": "compresskit",
         "version": VERSION,
         "stage": stage,
-        "method": method,
+        "method": settings["method"],
         "settings": settings,
         "inputs": {"folder": source.folder.name, "sha256": source.hashes},
         "outputs": {"sha256": outputs},

@@ -46,3 +46,9 @@ def method_class(stage: str, name: str) -> type[Any]:
     module, _, class_name = entry(stage, name).target.partition(":")
     found: type[Any] = getattr(importlib.import_module(module), class_name)
     return found
+
+
+def name_of(stage: str, method: object) -> str:
+    """The name under which the table lists a method's class."""
+    target = f"{type(method).__module__}:{type(method).__name__}"
+    return next(name for name, found in METHODS[stage].items() if found.target == target)

@@ -51,11 +51,10 @@ def check_file(path: Path, column: str, needed_bytes: int) -> None:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not start.strip():
         raise CalibrationError(f"{path}: holds no text; give a file with text in it")
-    if suffix == ".parquet":
-        _check_parquet(path, column or DEFAULT_COLUMN)
-        return
     whole = len(start) == size
-    if suffix == ".txt":
+    if suffix == ".parquet":
+        size = _parquet_bytes(path, column or DEFAULT_COLUMN, needed_bytes)
+    elif suffix == ".txt":
         if column:
             raise CalibrationError(f"{path}#{column}: a .txt file has no columns; leave out '#{column}'")
         _decode(path, start, whole)
@@ -173,10 +172,16 @@ def _open_parquet(path: Path, column: str) -> Any:
     return file
 
 
-def _check_parquet(path: Path, column: str) -> None:
-    # Stored sizes are of dictionary-coded, compressed pages: they say nothing certain about the text's length.
-    if _open_parquet(path, column).metadata.num_rows == 0:
+def _parquet_bytes(path: Path, column: str, enough: int) -> int:
+    """Bytes of text in the first rows, as many as make up `enough`: stored sizes are of coded, compressed pages."""
+    file = _open_parquet(path, column)
+    if file.metadata.num_rows == 0:
         raise CalibrationError(f"{path}: holds no rows; give a file with text in it")
+    sizes = (_utf8_bytes(batch) for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]))
+    total = 0
+    while total < enough and (size := next(sizes, -1)) >= 0:
+        total += size
+    return total
 
 
 def _read_parquet(path: Path, column: str, seed: int) -> FileText:

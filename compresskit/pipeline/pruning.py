@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compresskit import calibration, layouts, source
 from compresskit.architectures import Model, open_model
 from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
 from compresskit.manifest import fingerprint, manifest
+from compresskit.methods import name_of
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.progress import ProgressBars, peak_memory_bytes
 from compresskit.stages import Options, PruneMethod
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that has passed all checks."""
+
+    method: PruneMethod
+    model: Model
+    out: Path
+    options: Options
+    shard_bytes: int
+    needs_text: bool
+    """Whether anything of the work looks at calibration text."""
 
 
 def _check_prune(method: PruneMethod, model: Model, needs_text: bool, options: Options) -> None:
@@ -46,7 +64,7 @@ def prune(method: PruneMethod, source_name: str, out: Path, options: Options, qu
     _check_prune(method, model, needs_text, options)
     writing.check_out(out, folder, _estimated_bytes(method, model), options.overwrite)
     with ProgressBars(quiet) as bars:
-        result = _prune(method, model, out, (options, shard_bytes, needs_text), bars)
+        result = _prune(Job(method, model, out, options, shard_bytes, needs_text), bars)
     return result | {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
 
 
@@ -64,30 +82,18 @@ def _estimated_bytes(method: PruneMethod, model: Model) -> int:
     return int(total - method.sparsity * ffn_bytes)
 
 
-def _prune(
-    method: PruneMethod, model: Model, out: Path, settings: tuple[Options, int, bool], bars: ProgressBars
-) -> dict[str, Any]:
+def _prune(job: Job, bars: ProgressBars) -> dict[str, Any]:
     """The work itself, once everything has been checked."""
-    import torch
-
     from compresskit.prune.allotment import Allotment, allot
     from compresskit.prune.structured import Request, output_plan, prune_blocks
     from compresskit.walk import Walk
 
-    options, shard_bytes, needs_text = settings
+    method, model, options = job.method, job.model, job.options
     device, dtype = choose_device(options.device, options.dtype, model)
-    text = None
-    tokens = torch.zeros(0, options.sequence_length, dtype=torch.int64)
-    if needs_text:
-        text = calibration.calibrate(
-            options.calibration, model, options.samples, options.sequence_length, options.seed, device, dtype,
-            options.trust_remote_code, lambda done, total: bars("sampling text", done, total),
-        )  # fmt: skip
-        tokens = text.tokens
-    chosen = method.model_dump() | options.model_dump(include={"calibration", "samples", "sequence_length", "seed"})
-    chosen |= {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
-    key = fingerprint("prune", type(method).__name__, chosen, shard_bytes, model.checkpoint.hashes, text and text.digest)
-    progress = writing.read_progress(out, key) if options.resume else None
+    tokens, text = _calibration(job, device, dtype, bars)
+    settings = _settings(job, device, dtype)
+    key = fingerprint("prune", settings, job.shard_bytes, model.checkpoint.hashes, text["calibration_digest"])
+    progress = writing.read_progress(job.out, key) if options.resume else None
 
     finished: dict[str, Model] = {}
     walk = Walk(model, tokens, device, dtype, options.trust_remote_code, lambda i: finished.get(f"block {i}"))
@@ -95,44 +101,73 @@ def _prune(
         allotted = Allotment(progress["facts"]["widths"], progress["facts"]["importances"])
     else:
         allotted = allot(method, walk, bars)
-    bias = method.adds_bias and text is not None and can_store_bias(model)
+    bias = method.adds_bias and job.needs_text and can_store_bias(model)
     stored = layouts.stored_widths(model, allotted.widths, method.layout)
     plan = output_plan(model, stored, bias)
-    with writing.Writer(out, plan, shard_bytes, key) as writer:
+    with writing.Writer(job.out, plan, job.shard_bytes, key) as writer:
         if progress:
             writer.resume(progress)
-            partial = open_model(writer.partial)
-            finished |= dict.fromkeys(writer.done, partial)
+            finished |= dict.fromkeys(writer.done, open_model(writer.partial))
         else:
-            writing.check_out(out, model.checkpoint.folder, sum(spec.bytes for spec in plan), options.overwrite)
-            config, generated = layouts.configuration(model, stored)
-            if bias and model.architecture.ffn_bias_key:
-                config[model.architecture.ffn_bias_key] = True
-            writer.start(config, model.checkpoint.folder, generated)
+            _start(job, writer, stored, bias)
             writer.facts |= {"widths": allotted.widths, "importances": allotted.importances, "blocks": []}
         prune_blocks(method, walk, Request(allotted.widths, stored, bias), writer, bars)
-        facts = writer.facts | {
-            "layout": "uniform" if layouts.is_uniform(model, stored) else method.layout,
+        summary = {
             "sparsity_achieved": sparsity(model, allotted.widths),
+            "layout": "uniform" if layouts.is_uniform(model, stored) else method.layout,
             "output_bias": bias,
-            "calibration_text": text.description if text else None,
-            "calibration_digest": text.digest if text else None,
         }
-        writer.commit(manifest("prune", _name(method), chosen, model.checkpoint, writer.hashes(), facts))
+        made = manifest("prune", settings, model.checkpoint, writer.hashes(), writer.facts | summary | text)
+        writer.commit(made)
+    return _result(job, writer, settings) | {"widths": allotted.widths} | summary
+
+
+def _calibration(
+    job: Job, device: torch.device, dtype: torch.dtype, bars: ProgressBars
+) -> tuple[torch.Tensor, dict[str, str | None]]:
+    """(tokens (samples, sequence_length), what text they are); no samples where the method needs none."""
+    import torch
+
+    options = job.options
+    if not job.needs_text:
+        nothing = torch.zeros(0, options.sequence_length, dtype=torch.int64)
+        return nothing, {"calibration_text": None, "calibration_digest": None}
+    found = calibration.calibrate(
+        options.calibration, job.model, options.samples, options.sequence_length, options.seed, device, dtype,
+        options.trust_remote_code, lambda done, total: bars("sampling text", done, total),
+    )  # fmt: skip
+    return found.tokens, {"calibration_text": found.description, "calibration_digest": found.digest}
+
+
+def _settings(job: Job, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything that decides the weights, besides the source and the text."""
+    shared = job.options.model_dump(include={"calibration", "samples", "sequence_length", "seed"})
+    used = {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
+    return {"method": name_of("prune", job.method), **job.method.model_dump(), **shared, **used}
+
+
+def _start(job: Job, writer: writing.Writer, stored: layouts.Widths, bias: bool) -> None:
+    """Make the partial folder, now that the size of the result is known."""
+    folder = job.model.checkpoint.folder
+    writing.check_out(job.out, folder, sum(spec.bytes for spec in writer.specs.values()), job.options.overwrite)
+    config, generated = layouts.configuration(job.model, stored)
+    if bias and job.model.architecture.ffn_bias_key:
+        config[job.model.architecture.ffn_bias_key] = True
+    writer.start(config, folder, generated)
+
+
+def _result(job: Job, writer: writing.Writer, settings: dict[str, Any]) -> dict[str, Any]:
+    checkpoint = job.model.checkpoint
     return {
         "stage": "prune",
-        "method": _name(method),
-        "output": str(out),
-        "source": str(model.checkpoint.folder),
-        "parameters_before": model.checkpoint.parameters,
-        "parameters_after": sum(spec.elements for spec in plan),
-        "bytes_before": model.checkpoint.bytes,
-        "bytes_after": sum((out / shard.name).stat().st_size for shard in writer.shards),
-        "settings": chosen,
-        "sparsity_achieved": facts["sparsity_achieved"],
-        "widths": allotted.widths,
-        "layout": facts["layout"],
-        "output_bias": bias,
+        "method": settings["method"],
+        "output": str(job.out),
+        "source": str(checkpoint.folder),
+        "parameters_before": checkpoint.parameters,
+        "parameters_after": sum(spec.elements for spec in writer.specs.values()),
+        "bytes_before": checkpoint.bytes,
+        "bytes_after": sum(shard.size for shard in writer.shards),
+        "settings": settings,
     }
 
 
@@ -149,10 +184,3 @@ def sparsity(model: Model, widths: layouts.Widths) -> float:
         for group, width in zip(model.ffn_groups(index), block, strict=True)
     ]
     return 1 - sum(kept for _, kept in pairs) / sum(full for full, _ in pairs)
-
-
-def _name(method: PruneMethod) -> str:
-    from compresskit.methods import METHODS
-
-    module = type(method).__module__
-    return next(name for name, entry in METHODS["prune"].items() if entry.target.startswith(module + ":"))
