@@ -175,7 +175,9 @@ def empty(model: Model, network: nn.Module, prefix: str) -> None:
 def _parameters(model: Model, network: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
     if prefix:
         return [(f"{prefix}.{name}", p) for name, p in network.get_submodule(prefix).named_parameters()]
-    return [(n, p) for n, p in network.named_parameters() if not n.startswith(model.architecture.blocks + ".")]
+    # A tied head shares its weight with the embedding: both names must be seen, or `empty` would keep the tensor alive.
+    named = network.named_parameters(remove_duplicate=False)
+    return [(name, parameter) for name, parameter in named if not name.startswith(model.architecture.blocks + ".")]
 
 
 def _set(network: nn.Module, name: str, tensor: Tensor) -> None:

@@ -60,3 +60,14 @@ def test_a_part_of_a_walk_takes_whole_micro_batches_from_the_start(tiny: dict[st
     walk = Walk(open_model(tiny["llama"]), tokens(samples=5), CPU, torch.float32, micro_batch=2)
     assert [len(batch) for batch in walk.take(3).batches] == [2, 2]
     assert [len(batch) for batch in walk.take(9).batches] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_walk_has_read_is_freed(family: str, tiny: dict[str, Path]) -> None:
+    walk = Walk(open_model(tiny[family]), tokens(), CPU, torch.float32)
+    for block in walk:
+        others = [p for n, p in walk.network.named_parameters(remove_duplicate=False) if not n.startswith(block.name + ".")]
+        assert all(parameter.is_meta for parameter in others)
+    for _ in walk.logits():
+        pass
+    assert all(parameter.is_meta for parameter in walk.network.parameters())

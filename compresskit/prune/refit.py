@@ -22,19 +22,26 @@ from compresskit.errors import NumericalError
 RIDGE = 0.05
 """Share of the mean of diag(C). Measured on SmolLM2 at 30%, statistics of the dense model: perplexity ratio 1.4025 against
 1.4070 with 0.01; held-out block errors are flat between 0.01 and 0.05 and rise at 0.1 in the last block."""
+ROWS_AT_ONCE = 256
+"""Rows of the output projection that are solved together, to keep the float64 temporaries small."""
 
 
 def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: float = RIDGE) -> Tensor:
     """Refitted weights of the kept channels. down (hidden, width), gram (width, width) -> (hidden, kept), float32."""
-    kept_gram = gram[kept[:, None], kept].double()
+    kept_gram = gram[kept[:, None], kept].double().mT  # symmetric; as LAPACK stores it, so that it is factored in place
     kept_gram.diagonal().add_(ridge * gram.diagonal().mean().double().clamp_min(torch.finfo(torch.float32).tiny))
-    cross = down[:, removed].double() @ gram[removed[:, None], kept].double()  # (hidden, kept)
-    factor, failed = torch.linalg.cholesky_ex(kept_gram)
+    failed = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(kept_gram, out=(kept_gram, failed))
     if int(failed):
-        raise NumericalError(f"the activations' second moments are not positive definite at pivot {int(failed)}")
-    del kept_gram
-    change = torch.cholesky_solve(cross.T, factor).T
-    return (down[:, kept].double() + change).to(torch.float32)
+        raise NumericalError(f"the activations' second moments are not positive definite at pivot {int(failed)}; add text")
+    cross_gram = gram[removed[:, None], kept]
+    refitted = down[:, kept]
+    for rows in torch.arange(len(down), device=down.device).split(ROWS_AT_ONCE):
+        cross = (down[rows][:, removed] @ cross_gram).double()  # (rows, kept)
+        # Two triangular solves: cholesky_solve would copy the factor.
+        half = torch.linalg.solve_triangular(kept_gram, cross.T, upper=False)
+        refitted[rows] += torch.linalg.solve_triangular(kept_gram.mT, half, upper=True).T.to(torch.float32)
+    return refitted
 
 
 def output_error(down: Tensor, gram: Tensor, kept: Tensor, new_down: Tensor) -> tuple[float, float]:
