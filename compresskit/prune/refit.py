@@ -28,7 +28,10 @@ ROWS_AT_ONCE = 256
 
 def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: float = RIDGE) -> Tensor:
     """Refitted weights of the kept channels. down (hidden, width), gram (width, width) -> (hidden, kept), float32."""
-    kept_gram = gram[kept[:, None], kept].double().mT  # symmetric; as LAPACK stores it, so that it is factored in place
+    kept_gram = gram.new_empty(len(kept), len(kept), dtype=torch.float64)
+    for rows in torch.arange(len(kept), device=kept.device).split(ROWS_AT_ONCE):
+        kept_gram[rows] = gram[kept[rows, None], kept].double()
+    kept_gram = kept_gram.mT  # symmetric; transposed it lies in memory as LAPACK wants it, and is factored in place
     kept_gram.diagonal().add_(ridge * gram.diagonal().mean().double().clamp_min(torch.finfo(torch.float32).tiny))
     failed = torch.empty((), dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(kept_gram, out=(kept_gram, failed))
