@@ -29,7 +29,7 @@ ROWS_AT_ONCE = 256
 def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: float = RIDGE) -> Tensor:
     """Refitted weights of the kept channels. down (hidden, width), gram (width, width) -> (hidden, kept), float32."""
     kept_gram = gram.new_empty(len(kept), len(kept), dtype=torch.float64)
-    for rows in torch.arange(len(kept), device=kept.device).split(ROWS_AT_ONCE):
+    for rows in torch.split(torch.arange(len(kept), device=kept.device), ROWS_AT_ONCE):
         kept_gram[rows] = gram[kept[rows, None], kept].double()
     kept_gram = kept_gram.mT  # symmetric; transposed it lies in memory as LAPACK wants it, and is factored in place
     kept_gram.diagonal().add_(ridge * gram.diagonal().mean().double().clamp_min(torch.finfo(torch.float32).tiny))
@@ -39,7 +39,7 @@ def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: floa
         raise NumericalError(f"the activations' second moments are not positive definite at pivot {int(failed)}; add text")
     cross_gram = gram[removed[:, None], kept]
     refitted = down[:, kept]
-    for rows in torch.arange(len(down), device=down.device).split(ROWS_AT_ONCE):
+    for rows in torch.split(torch.arange(len(down), device=down.device), ROWS_AT_ONCE):
         cross = (down[rows][:, removed] @ cross_gram).double()  # (rows, kept)
         # Two triangular solves: cholesky_solve would copy the factor.
         half = torch.linalg.solve_triangular(kept_gram, cross.T, upper=False)
