@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresskit.architectures import open_model
 from compresskit.evaluate.speed import PROMPT_TOKENS, speed
+from compresskit.model import open_model
 from compresskit.pipeline.pruning import prune
 from compresskit.prune.magnitude import Magnitude
 from compresskit.ragged import load_stock

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from compresskit.architectures import open_model
 from compresskit.calibration import calibrate
+from compresskit.model import open_model
 from compresskit.pipeline.pruning import prune
 from compresskit.prune.cfsp import CFSP
 from compresskit.source import DEMO, resolve

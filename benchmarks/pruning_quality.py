@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from compresskit.architectures import open_model
 from compresskit.calibration import encode
 from compresskit.evaluate.language_modelling import cut_windows, score
 from compresskit.methods import method_class
+from compresskit.model import open_model
 from compresskit.pipeline.evaluation import read_evaluation_text
 from compresskit.pipeline.pruning import prune
 from compresskit.source import DEMO, resolve

@@ -4,22 +4,17 @@ A *sublayer* is the linears that read the residual stream (`in_projections`) plu
 (`out_projection`). No other file of this package names a module of a model. Loads no torch.
 
 Names are *plain* names: the module names of transformers, with experts unpacked to one set of linears each.
-`Model.stored_name` gives the name under which the checkpoint stores a plain name.
+`Model.stored_name` (model.py) gives the name under which a checkpoint stores a plain name.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
-
-from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
-from compresskit.errors import CheckpointError, RequestError, UnsupportedArchitecture, near_miss
 
 RAGGED_PREFIX = "compresskit_"
 """Prefix of the `model_type` of checkpoints whose blocks differ in width (see layouts.py)."""
+HEAD = "lm_head"
+"""Module path of the output embedding, in every family."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,8 @@ class Architecture:
     attention: Sublayer
     ffns: tuple[Sublayer, ...]
     """The kinds of feed-forward network a block can have; a block has those whose weights are stored."""
+    embedding: str = "model.embed_tokens"
+    """Module path of the token embedding."""
     hidden_key: str = "hidden_size"
     count_key: str = "num_hidden_layers"
     transposed: bool = False
@@ -99,11 +96,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         "model.decoder.layers",
         Sublayer(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.out_proj"),
         (Sublayer(("fc1",), "fc2", "ffn_dim"),),
+        embedding="model.decoder.embed_tokens",
     ),
     "gpt2": Architecture(
         "transformer.h",
         Sublayer(("attn.c_attn",), "attn.c_proj", fused=3),
         (Sublayer(("mlp.c_fc",), "mlp.c_proj", "n_inner"),),
+        embedding="transformer.wte",
         hidden_key="n_embd",
         count_key="n_layer",
         transposed=True,
@@ -113,7 +112,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         "gpt_neox.layers",
         Sublayer(("attention.query_key_value",), "attention.dense", fused=3),
         (Sublayer(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "intermediate_size"),),
-        outer_renames=(("lm_head", "embed_out"),),
+        embedding="gpt_neox.embed_in",
+        outer_renames=((HEAD, "embed_out"),),
     ),
     "mixtral": Architecture(
         "model.layers",
@@ -130,227 +130,3 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen3_moe": Architecture("model.layers", _ATTENTION, (_GATED, _experts("moe_intermediate_size")), experts="mlp.experts"),
 }
-
-
-@dataclass(frozen=True)
-class Ffn:
-    """The linears of one feed-forward network (of one expert), by plain name; they share their channels."""
-
-    in_projections: tuple[str, ...]
-    out_projection: str
-
-
-@dataclass(frozen=True)
-class FfnGroup:
-    """Feed-forward networks of one block that must have the same width: one network, or all experts of a block."""
-
-    block: int
-    width_key: str
-    width: int
-    fused: int
-    members: tuple[Ffn, ...]
-
-
-@dataclass(frozen=True)
-class Model:
-    """An opened checkpoint whose family is known."""
-
-    checkpoint: Checkpoint
-    family: str
-    architecture: Architecture
-    removed_prefix: str = ""
-    """Leading part of plain names that this checkpoint leaves out (GPT-2 and OPT files of the Hub)."""
-
-    @property
-    def ragged(self) -> bool:
-        """Whether the blocks' widths come from `block_configs` (our ragged layout)."""
-        return str(self.checkpoint.config.get("model_type", "")).startswith(RAGGED_PREFIX)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return int(self.checkpoint.config[self.architecture.hidden_key])
-
-    @property
-    def block_count(self) -> int:
-        """Number of decoder blocks."""
-        return int(self.checkpoint.config[self.architecture.count_key])
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the weights are stored in low-bit form."""
-        return "quantization_config" in self.checkpoint.config
-
-    def block_name(self, index: int) -> str:
-        """Module path of a block."""
-        return f"{self.architecture.blocks}.{index}"
-
-    def stored_name(self, name: str) -> str:
-        """The checkpoint's name of a plain name."""
-        architecture = self.architecture
-        inside = name.startswith(architecture.blocks + ".")
-        for plain, stored in architecture.renames if inside else architecture.outer_renames:
-            name = name.replace(plain, stored)
-        return name.removeprefix(self.removed_prefix)
-
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint stores the tensor with this plain name."""
-        return self.stored_name(name) in self.checkpoint.tensors
-
-    def linear_shape(self, name: str) -> tuple[int, int]:
-        """(out, in) of the linear with this plain name."""
-        rows, columns = self.checkpoint.spec(self.stored_name(f"{name}.weight")).shape
-        return (columns, rows) if self.architecture.transposed else (rows, columns)
-
-    def ffn_groups(self, index: int) -> list[FfnGroup]:
-        """The prunable feed-forward networks of block `index`."""
-        return self._ffn_groups[index]
-
-    @cached_property
-    def _ffn_groups(self) -> list[list[FfnGroup]]:
-        return [self._groups_of_block(index) for index in range(self.block_count)]
-
-    def _groups_of_block(self, index: int) -> list[FfnGroup]:
-        block = self.block_name(index)
-        groups = []
-        for sublayer in self.architecture.ffns:
-            members = []
-            names = (*sublayer.in_projections, sublayer.out_projection)
-            experts = range(self._most_experts) if "{expert}" in sublayer.out_projection else range(1)
-            for expert in experts:
-                *ins, out = (f"{block}.{name.format(expert=expert)}" for name in names)
-                if not self.has(f"{out}.weight"):
-                    break
-                members.append(Ffn(tuple(ins), out))
-            if members:
-                width = self.linear_shape(members[0].out_projection)[1]
-                groups.append(FfnGroup(index, sublayer.width_key, width, sublayer.fused, tuple(members)))
-        if not groups:
-            expected = self.stored_name(f"{block}.{self.architecture.ffns[0].out_projection.format(expert=0)}.weight")
-            raise CheckpointError(f"{self.checkpoint.folder}: tensor {expected} is missing; download the checkpoint again")
-        return groups
-
-    @property
-    def _most_experts(self) -> int:
-        config = self.checkpoint.config
-        return int(config.get("num_local_experts") or config.get("num_experts") or 0)
-
-    def config_width(self, width_key: str) -> int:
-        """The width that config.json states under this key."""
-        multiples = dict(self.architecture.aliases)
-        stated = self.checkpoint.config.get(width_key)
-        if stated is None and width_key in multiples:
-            return multiples[width_key] * self.hidden_size
-        if not isinstance(stated, int):
-            raise CheckpointError(f"{self.checkpoint.folder / 'config.json'}: no whole number under {width_key!r}")
-        return stated
-
-
-def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
-    """Find the family of a checkpoint and check its tensors against its configuration.
-
-    Raises:
-        UnsupportedArchitecture: the family is not in the table.
-        RequestError: the checkpoint brings code of its own, which was not allowed.
-        CheckpointError: a tensor is missing or has another shape than the configuration says.
-    """
-    config_file = checkpoint.folder / "config.json"
-    model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str):
-        raise CheckpointError(f"{config_file}: has no model_type; restore the file from its source")
-    family = model_type.removeprefix(RAGGED_PREFIX)
-    if "auto_map" in checkpoint.config and model_type == family and not trust_remote_code:
-        raise RequestError(f"{config_file}: the model brings its own code (auto_map); read it, then pass --trust-remote-code")
-    if family not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedArchitecture(
-            f"{config_file}: unknown architecture {model_type!r}; known are {known}.{near_miss(family, ARCHITECTURES)}"
-        )
-    architecture = ARCHITECTURES[family]
-    for key in (architecture.hidden_key, architecture.count_key, "vocab_size"):
-        if not isinstance(checkpoint.config.get(key), int):
-            raise CheckpointError(f"{config_file}: no whole number under {key!r}; restore the file from its source")
-    model = Model(checkpoint, family, architecture, _removed_prefix(checkpoint, architecture))
-    if not model.quantized:
-        _check_shapes(model)
-    return model
-
-
-def open_model(folder: Path, trust_remote_code: bool = False) -> Model:
-    """`open_checkpoint`, then `bind`."""
-    return bind(open_checkpoint(folder), trust_remote_code)
-
-
-def _removed_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
-    parts = architecture.blocks.split(".")
-    for cut in range(len(parts)):
-        if any(name.startswith(".".join(parts[cut:]) + ".0.") for name in checkpoint.tensors):
-            return "".join(f"{part}." for part in parts[:cut])
-    raise CheckpointError(
-        f"{checkpoint.folder}: no tensor of {architecture.blocks}.0; is this the checkpoint of a language model?"
-    )
-
-
-def _check_shapes(model: Model) -> None:
-    """Every block holds the same tensors, in the shapes that the configuration and the other blocks imply."""
-    _check_ffn_shapes(model)
-    ffn_names = {
-        model.stored_name(f"{name}.{leaf}")
-        for index in range(model.block_count)
-        for group in model.ffn_groups(index)
-        for ffn in group.members
-        for name in (*ffn.in_projections, ffn.out_projection)
-        for leaf in ("weight", "bias")
-    }
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, spec in model.checkpoint.tensors.items():
-        for index_part in _block_index(model, name):
-            if name not in ffn_names:
-                shapes.setdefault(name.replace(index_part, ".{}.", 1), {})[name] = spec.shape
-    for pattern, by_name in shapes.items():
-        if len(by_name) < model.block_count and not model.architecture.experts:
-            name = next(n for n in (pattern.replace("{}", str(i)) for i in range(model.block_count)) if n not in by_name)
-            raise CheckpointError(f"{model.checkpoint.folder}: tensor {name} is missing; download the checkpoint again")
-        usual, _ = Counter(by_name.values()).most_common(1)[0]
-        for name, shape in by_name.items():
-            if shape != usual:
-                raise _wrong_shape(model, name, shape, usual, "as in the other blocks")
-    embedding_rows = model.checkpoint.config["vocab_size"]
-    for name, spec in model.checkpoint.tensors.items():
-        if (
-            name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "lm_head.weight"))
-            and spec.shape[0] != embedding_rows
-        ):
-            raise _wrong_shape(model, name, spec.shape, (embedding_rows, *spec.shape[1:]), "by vocab_size")
-
-
-def _block_index(model: Model, name: str) -> list[str]:
-    """[".3."] for a stored name inside block 3, [] outside the blocks."""
-    prefix = model.architecture.blocks.removeprefix(model.removed_prefix) + "."
-    number = name.removeprefix(prefix).split(".")[0]
-    return [f".{number}."] if name.startswith(prefix) and number.isdigit() else []
-
-
-def _check_ffn_shapes(model: Model) -> None:
-    for index in range(model.block_count):
-        for group in model.ffn_groups(index):
-            stated = group.width if model.ragged else model.config_width(group.width_key)
-            for ffn in group.members:
-                _expect_linear(model, ffn.out_projection, (model.hidden_size, stated))
-                for name in ffn.in_projections:
-                    _expect_linear(model, name, (stated * group.fused, model.hidden_size))
-
-
-def _expect_linear(model: Model, name: str, expected: tuple[int, int]) -> None:
-    found = model.linear_shape(name)
-    if found != expected:
-        raise _wrong_shape(model, model.stored_name(f"{name}.weight"), found, expected, "(out, in) by config.json")
-    if model.has(f"{name}.bias"):
-        bias = model.checkpoint.spec(model.stored_name(f"{name}.bias"))
-        if bias.shape != expected[:1]:
-            raise _wrong_shape(model, bias.name, bias.shape, expected[:1], "by config.json")
-
-
-def _wrong_shape(model: Model, name: str, found: tuple[int, ...], expected: tuple[int, ...], why: str) -> CheckpointError:
-    file: Any = model.checkpoint.file_of[name]
-    return CheckpointError(f"{file}: {name} has shape {list(found)}, expected {list(expected)} {why}; download it again")

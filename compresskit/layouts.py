@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from compresskit.architectures import RAGGED_PREFIX, Architecture, Model
+from compresskit.architectures import RAGGED_PREFIX, Architecture
 from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.model import Model
 
 Layout = Literal["ragged", "padded"]
 Widths = list[list[int]]

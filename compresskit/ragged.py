@@ -13,8 +13,9 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
-from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX, Model
+from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX
 from compresskit.layouts import CONFIGURATION_FILE, MODELING_FILE, can_be_ragged, class_names, generated_files
+from compresskit.model import Model
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compresskit.architectures import ARCHITECTURES, FfnGroup, Model
+from compresskit.architectures import ARCHITECTURES, HEAD
 from compresskit.errors import CheckpointError
+from compresskit.model import FfnGroup, Model
 
 META = torch.device("meta")
 
@@ -162,7 +163,7 @@ def fill(model: Model, network: nn.Module, prefix: str, device: torch.device, dt
     for name, parameter in _parameters(model, network, prefix):
         if parameter.is_meta and model.has(name):
             _set(network, name, read_plain(model, name).to(device=device, dtype=dtype).contiguous())
-    if not prefix and not model.has("lm_head.weight"):
+    if not prefix and not model.has(f"{HEAD}.weight"):
         _tie_head(network)
 
 

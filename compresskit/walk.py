@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from compresskit import skeleton
-from compresskit.architectures import Model
 from compresskit.errors import NumericalError
+from compresskit.model import Model
 
 MICRO_BATCH_BYTES = 1 << 25
 """Bound on the activations of the widest linear in one micro-batch (32 MiB)."""

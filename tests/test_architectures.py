@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tiny_models import BLOCKS, FAMILIES, VOCABULARY
 from transformers import AutoModelForCausalLM
 
-from compresskit.architectures import ARCHITECTURES, open_model
+from compresskit.architectures import ARCHITECTURES
+from compresskit.model import open_model
 from compresskit.skeleton import build, read_plain, to_stored
 from compresskit.walk import Walk
 

@@ -14,9 +14,10 @@ from tiny_models import FAMILIES, VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from compresskit import pipeline
-from compresskit.architectures import ARCHITECTURES, open_model
+from compresskit.architectures import ARCHITECTURES
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.layouts import can_be_ragged
+from compresskit.model import open_model
 from compresskit.prune.cfsp import CFSP
 from compresskit.prune.flap import FLAP
 from compresskit.stages import Options

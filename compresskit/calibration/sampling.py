@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compresskit.architectures import Model
 from compresskit.cache import writable_cache
 from compresskit.checkpoint.reader import read_json
 from compresskit.errors import NumericalError, RequestError
+from compresskit.model import Model
 from compresskit.ragged import load_stock
 
 ALGORITHM_VERSION = 1

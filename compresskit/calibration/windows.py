@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compresskit.architectures import Model
 from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.calibration.sources import SelfSource, TextSource, check, parse, read_text, shares
 from compresskit.calibration.tokens import encode
 from compresskit.errors import CalibrationError
+from compresskit.model import Model
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 """Keys of config.json that bound the length of a sequence."""

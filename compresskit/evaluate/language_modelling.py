@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compresskit.architectures import Model
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluate.nuclear_norm import matrix_nuclear_norm
 from compresskit.evaluate.scores import Scores, check_comparable, check_context
+from compresskit.model import Model
 from compresskit.walk import Walk, micro_batch_size
 
 LOGITS_BYTES = 1 << 28

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from compresskit.architectures import Model
 from compresskit.errors import RequestError
+from compresskit.model import Model
 
 COLLAPSED_RATIO = 10.0
 """A perplexity this many times the original's: usable models measure below 3, broken 2-bit ones in the hundreds."""

@@ -20,10 +20,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from compresskit.architectures import Model, open_model
 from compresskit.errors import RequestError
 from compresskit.evaluate.memory import LiveTensors, available_bytes, weight_bytes
 from compresskit.evaluate.scores import check_comparable, context_length
+from compresskit.model import Model, open_model
 from compresskit.ragged import load_stock
 
 PROMPT_TOKENS = 512

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compresskit.architectures import Model
 from compresskit.errors import RequestError
+from compresskit.model import Model
 
 if TYPE_CHECKING:
     import torch

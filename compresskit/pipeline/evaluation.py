@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from compresskit import calibration, source
-from compresskit.architectures import Model, open_model
 from compresskit.errors import RequestError
 from compresskit.evaluate.gates import check_gates, parse_gate
 from compresskit.evaluate.scores import Scores, check_comparable, check_context, collapse_warning
+from compresskit.model import Model, open_model
 from compresskit.pipeline.device import choose_device
 from compresskit.pipeline.inspection import bits_per_weight
 from compresskit.progress import ProgressBars, peak_memory_bytes

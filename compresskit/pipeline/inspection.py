@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import source
-from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX, Model, bind
+from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
 from compresskit.errors import CheckpointError
 from compresskit.manifest import chain, changed_files
+from compresskit.model import Model, bind
 
 BITS_PER_BYTE = 8
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit import calibration, layouts, source
-from compresskit.architectures import Model, open_model
 from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
 from compresskit.manifest import fingerprint, manifest
 from compresskit.methods import name_of
+from compresskit.model import Model, open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.progress import ProgressBars, peak_memory_bytes
 from compresskit.stages import Options, PruneMethod

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from compresskit.architectures import FfnGroup, Model
 from compresskit.layouts import Widths
+from compresskit.model import FfnGroup, Model
 from compresskit.prune.allocation import Group, cfsp_ratios, global_ratios, round_widths, uniform_widths
 from compresskit.prune.structured import OnBlock, channels_of, collected
 from compresskit.stages import PruneMethod

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskit.architectures import Ffn, FfnGroup, Model
 from compresskit.channels import Channels, input_matrices, kept_rows
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.checkpoint.writer import Writer
 from compresskit.layouts import Widths
+from compresskit.model import Ffn, FfnGroup, Model
 from compresskit.prune.flap import output_bias
 from compresskit.prune.refit import output_error, refit
 from compresskit.skeleton import to_stored

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
-from compresskit.architectures import open_model
 from compresskit.calibration import sampling
 from compresskit.calibration.sampling import Sampling, batch_size, pick, sample, self_tokens, start_token
 from compresskit.errors import NumericalError, RequestError
+from compresskit.model import open_model
 
 HOW = Sampling(0, torch.device("cpu"), torch.float32)
 

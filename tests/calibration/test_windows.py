@@ -14,10 +14,10 @@ from tiny_models import make_model
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from compresskit.architectures import open_model
 from compresskit.calibration import Calibration, calibrate, encode, tokens
 from compresskit.calibration.windows import draw
 from compresskit.errors import CalibrationError, CheckpointError
+from compresskit.model import open_model
 
 CPU = torch.device("cpu")
 

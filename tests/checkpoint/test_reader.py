@@ -12,9 +12,9 @@ import torch
 from checkpoint_damage import edit_config, edit_tensors
 from safetensors.torch import load_file, save_file
 
-from compresskit.architectures import open_model
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import CheckpointError, CompresskitError, NumericalError, RequestError, UnsupportedArchitecture
+from compresskit.model import open_model
 
 
 def shard(folder: Path) -> None:

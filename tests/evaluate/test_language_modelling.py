@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 
 from compresskit import walk
-from compresskit.architectures import open_model
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluate import language_modelling
 from compresskit.evaluate.language_modelling import cut_windows, score
 from compresskit.evaluate.nuclear_norm import matrix_nuclear_norm
+from compresskit.model import open_model
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "gemma2", "gpt2", "qwen2_moe")

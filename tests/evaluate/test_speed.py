@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make_model
 
-from compresskit.architectures import open_model
 from compresskit.errors import RequestError
 from compresskit.evaluate import speed as speed_module
 from compresskit.evaluate.memory import LiveTensors, available_bytes, weight_bytes
 from compresskit.evaluate.speed import speed
 from compresskit.layouts import configuration
+from compresskit.model import open_model
 
 CPU = torch.device("cpu")
 

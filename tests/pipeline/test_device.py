@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compresskit.architectures import open_model
 from compresskit.errors import RequestError
+from compresskit.model import open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
 
 
