@@ -28,7 +28,7 @@ from compresskit.pipeline.pruning import prune
 from compresskit.source import DEMO, resolve
 from compresskit.stages import Options
 
-SPARSITIES = (0.2, 0.3, 0.5)
+SPARSITIES = (0.3, 0.5, 0.2)
 TEXTS = {"wikitext": "wikitext2-test.parquet", "lambada": "tasks/lambada.jsonl"}
 WINDOW = 1024
 
