@@ -70,7 +70,7 @@ def _make(folder: Path) -> None:
     """Build the checkpoint beside its place and move it there; the caller holds the lock."""
     for package in ("gguf", "accelerate"):  # transformers reads GGUF files with both
         if importlib.util.find_spec(package) is None:
-            raise RequestError(f"demo:smollm2-135m: converting it needs the package {package}; pip install 'compresskit[demo]'")
+            raise RequestError(f"demo:smollm2-135m: its conversion needs the package {package}; pip install 'compresskit[demo]'")
     free_bytes = shutil.disk_usage(folder.parent).free
     if free_bytes < NEEDED_BYTES:
         raise RequestError(
