@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ TEXTS = {"wikitext": "wikitext2-test.parquet", "lambada": "tasks/lambada.jsonl"}
 WINDOW = 1024
 
 
-def jobs(grid: str, wikitext: str) -> Iterator[dict[str, Any]]:
+def jobs(grid: str, wikitext: str, sparsities: Sequence[float]) -> Iterator[dict[str, Any]]:
     """Method, its settings and the calibration text of every row."""
     if grid == "acceptance":
         yield {"method": "cfsp", "sparsity": 0.3, "calibration": "self"}
@@ -44,12 +44,11 @@ def jobs(grid: str, wikitext: str) -> Iterator[dict[str, Any]]:
         for text in (f"self+{wikitext}", "builtin", "self+builtin"):
             yield {"method": "cfsp", "sparsity": 0.3, "calibration": text}
     else:
-        for sparsity in SPARSITIES:
+        for sparsity in sparsities:
             for refit in (True, False):
                 for method in ("cfsp", "flap", "wanda-sp", "magnitude", "random"):
                     yield {"method": method, "sparsity": sparsity, "calibration": wikitext, "refit": refit}
-        for refit in (True, False):
-            yield {"method": "cfsp", "sparsity": 0.3, "calibration": wikitext, "refit": refit, "score": "released"}
+                yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "refit": refit, "score": "released"}
 
 
 def perplexities(folder: Path, data: Path, windows: list[int]) -> dict[str, float]:
@@ -90,11 +89,12 @@ def main() -> None:
     parser.add_argument("--grid", choices=("acceptance", "methods", "texts"), default="acceptance")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--windows", type=int, nargs=2, default=[20, 10], help="of wikitext2-test and of LAMBADA")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES, help="of the grid `methods`")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
     wikitext = str(arguments.data / "wikitext2-validation.parquet")
-    todo = [{"method": "dense"}, *jobs(arguments.grid, wikitext)]
+    todo = [{"method": "dense"}, *jobs(arguments.grid, wikitext, arguments.sparsities)]
     for job in [] if arguments.table else todo:
         if any(row["job"] == job and row["samples"] in (arguments.samples, 0) for row in rows):
             continue

@@ -121,6 +121,12 @@ def test_a_gate_that_is_missed_exits_3_after_everything_is_printed(run: Run, mod
     assert run(*common, "--gate", "perplexity>0")[0] == 0
 
 
+def test_the_default_text_is_the_part_of_the_documentation_that_calibration_never_takes(run: Run, model: Path) -> None:
+    code, out, _ = run("evaluate", model, "--windows", 2, "--sequence-length", 64, "--json")
+    assert code == 0
+    assert "documentation" in json.loads(out)["text"]
+
+
 def test_evaluating_without_a_terminal_prints_a_table(run: Run, model: Path, text_file: Path) -> None:
     code, out, _ = run("evaluate", model, "--against", model, "--data", text_file, "--windows", 2, "--sequence-length", 64)
     assert code == 0

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compresskit.calibration.documentation import builtin_text
+from compresskit.calibration.documentation import builtin_description, builtin_text
 from compresskit.calibration.sources import check, parse, read_text
 from compresskit.calibration.tokens import encode
 
 if TYPE_CHECKING:
     from compresskit.calibration.windows import Calibration, calibrate
 
-__all__ = ["Calibration", "builtin_text", "calibrate", "check", "encode", "parse", "read_text"]
+__all__ = ["Calibration", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse", "read_text"]
 
 
 def __getattr__(name: str) -> Any:
