@@ -48,7 +48,7 @@ def jobs(grid: str, wikitext: str, sparsities: Sequence[float]) -> Iterator[dict
             for refit in (True, False):
                 for method in ("cfsp", "flap", "wanda-sp", "magnitude", "random"):
                     yield {"method": method, "sparsity": sparsity, "calibration": wikitext, "refit": refit}
-                yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "refit": refit, "score": "released"}
+            yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "score": "released"}
 
 
 def perplexities(folder: Path, data: Path, windows: list[int]) -> dict[str, float]:
