@@ -10,6 +10,7 @@ skipped, so that the run can be stopped and continued. `--table` prints FILE as 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -51,13 +52,19 @@ def jobs(grid: str, wikitext: str, sparsities: Sequence[float]) -> Iterator[dict
             yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "score": "released"}
 
 
+@functools.cache
+def demo() -> Path:
+    """The dense model, verified once."""
+    return resolve(DEMO)
+
+
 def perplexities(folder: Path, data: Path, windows: list[int]) -> dict[str, float]:
     """Perplexity on the first windows of each text, by the definitions of the evaluate stage."""
     model = open_model(folder)
     found = {}
     for (name, file), count in zip(TEXTS.items(), windows, strict=True):
         text, _ = read_evaluation_text(str(data / file))
-        ids = torch.tensor(encode(resolve(DEMO), text, True))
+        ids = torch.tensor(encode(folder, text, True))
         found[name] = score(model, cut_windows(ids, WINDOW, count), torch.device("cpu"), torch.float32).perplexity
     return found
 
@@ -68,7 +75,7 @@ def run(job: dict[str, Any], data: Path, samples: int, windows: list[int]) -> di
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         started = time.monotonic()
-        result = prune(method, DEMO, out, Options(calibration=job["calibration"], samples=samples))
+        result = prune(method, str(demo()), out, Options(calibration=job["calibration"], samples=samples))
         seconds = time.monotonic() - started
         return {"achieved": result["sparsity_achieved"], "seconds": round(seconds, 1), **perplexities(out, data, windows)}
 
@@ -100,7 +107,7 @@ def main() -> None:
             continue
         is_dense = job["method"] == "dense"
         common = (arguments.data, arguments.samples, arguments.windows)
-        found = perplexities(resolve(DEMO), arguments.data, arguments.windows) if is_dense else run(job, *common)
+        found = perplexities(demo(), arguments.data, arguments.windows) if is_dense else run(job, *common)
         rows.append({"job": job, "samples": 0 if is_dense else arguments.samples, **found})
         with arguments.results.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")

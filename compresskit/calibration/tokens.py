@@ -51,8 +51,11 @@ def pieces(text: str) -> list[str]:
 def _encode_with_transformers(folder: Path, text: str, special_tokens: bool, trust_remote_code: bool) -> list[int]:
     from transformers import AutoTokenizer
 
+    from compresskit.checkpoint.stock import quiet
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with quiet():  # it would warn of our ragged model type, which says nothing about the tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(folder, error) from error
     # verbose: no warning that the text is longer than the model's context, which windows take care of.
