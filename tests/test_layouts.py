@@ -141,6 +141,16 @@ def test_sparsity_zero_returns_the_same_weights(family: str, tiny: dict[str, Pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_flaps_bias_is_zero_in_blocks_that_keep_every_channel(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    result = prune(tiny["llama"], tmp_path / "out", text_file, FLAP(sparsity=0.03, round_to=8))
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    widths = [block[0] for block in result["widths"]]  # type: ignore[attr-defined]
+    assert sorted(widths) == [88, 96, 96]
+    for index, width in enumerate(widths):
+        bias = tensors[f"model.layers.{index}.mlp.down_proj.bias"]
+        assert bool(bias.any()) == (width < 96)
+
+
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen2"])
 def test_flaps_bias_is_stored_where_the_family_has_one(
     family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path

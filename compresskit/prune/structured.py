@@ -136,7 +136,8 @@ def _prune_block(method: PruneMethod, walk: Walk, block: Block, request: Request
                 _replace(walk, block, ffn, result)
                 masks[-1].append(bitmask(result.kept, group.width))
                 errors += [] if result.error is None else [result.error]
-            if width < group.width or stored > group.width:
+            # A bias that the source lacks is new in every block, also where no channel goes.
+            if width < group.width or stored > group.width or request.bias:
                 _write(walk.model, block, group, ffn, stored, writer)
     mean_error = sum(errors) / len(errors) if errors else None
     return {"widths": widths, "kept_channels": masks, "relative_output_error": mean_error}
