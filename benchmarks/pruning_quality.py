@@ -42,7 +42,7 @@ def jobs(grid: str, wikitext: str, sparsities: Sequence[float]) -> Iterator[dict
             yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext}
             yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "allocation": "uniform"}
     elif grid == "texts":
-        for text in (f"self+{wikitext}", "builtin", "self+builtin"):
+        for text in ("builtin", "self", f"self+{wikitext}", wikitext):
             yield {"method": "cfsp", "sparsity": 0.3, "calibration": text}
     else:
         for sparsity in sparsities:
