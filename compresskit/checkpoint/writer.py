@@ -190,10 +190,10 @@ class Writer:
         written = sorted(set(self.specs) - self.missing)
         progress = {"fingerprint": self.fingerprint, "done": self.done, "written": written, "facts": self.facts}
         for shard in self.shards:
-            _sync(self.partial / shard.name)
+            sync(self.partial / shard.name)
         temporary = self.partial / (PROGRESS + ".new")
         temporary.write_text(json.dumps(progress), encoding="utf-8")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(self.partial / PROGRESS)
 
     def hashes(self) -> dict[str, str]:
@@ -207,13 +207,13 @@ class Writer:
         self._write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
         (self.partial / PROGRESS).unlink(missing_ok=True)
         for path in self.partial.iterdir():
-            _sync(path)
+            sync(path)
         replaced = self.out.with_name(self.out.name + ".replaced")
         if self.out.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             self.out.rename(replaced)
         self.partial.rename(self.out)
-        _sync(self.out.parent)
+        sync(self.out.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _write_text(self, name: str, text: str) -> None:
@@ -240,7 +240,8 @@ def read_progress(out: Path, fingerprint: str) -> dict[str, Any] | None:
     return progress
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
