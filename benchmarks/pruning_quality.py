@@ -32,6 +32,7 @@ from compresskit.stages import Options
 SPARSITIES = (0.3, 0.5, 0.2)
 TEXTS = {"wikitext": "wikitext2-test.parquet", "lambada": "tasks/lambada.jsonl"}
 WINDOW = 1024
+WIKITEXT = "wikitext2-validation.parquet"
 
 
 def jobs(grid: str, wikitext: str, sparsities: Sequence[float]) -> Iterator[dict[str, Any]]:
@@ -72,10 +73,11 @@ def perplexities(folder: Path, data: Path, windows: list[int]) -> dict[str, floa
 def run(job: dict[str, Any], data: Path, samples: int, windows: list[int]) -> dict[str, Any]:
     settings = {key: value for key, value in job.items() if key not in ("method", "calibration")}
     method = method_class("prune", job["method"])(**settings)
+    calibration = job["calibration"].replace(WIKITEXT, str(data / WIKITEXT))
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         started = time.monotonic()
-        result = prune(method, str(demo()), out, Options(calibration=job["calibration"], samples=samples))
+        result = prune(method, str(demo()), out, Options(calibration=calibration, samples=samples))
         seconds = time.monotonic() - started
         return {"achieved": result["sparsity_achieved"], "seconds": round(seconds, 1), **perplexities(out, data, windows)}
 
@@ -100,8 +102,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
-    wikitext = str(arguments.data / "wikitext2-validation.parquet")
-    todo = [{"method": "dense"}, *jobs(arguments.grid, wikitext, arguments.sparsities)]
+    todo = [{"method": "dense"}, *jobs(arguments.grid, WIKITEXT, arguments.sparsities)]
     for job in [] if arguments.table else todo:
         if any(row["job"] == job and row["samples"] in (arguments.samples, 0) for row in rows):
             continue
