@@ -42,6 +42,9 @@ def jobs(grid: str, wikitext: str, sparsities: Sequence[float]) -> Iterator[dict
         for sparsity in (0.3, 0.5, 0.2):
             yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext}
             yield {"method": "cfsp", "sparsity": sparsity, "calibration": wikitext, "allocation": "uniform"}
+        for refit in (True, False):  # where another method comes closest
+            yield {"method": "flap", "sparsity": 0.2, "calibration": wikitext, "refit": refit}
+        yield {"method": "cfsp", "sparsity": 0.3, "calibration": f"self+{wikitext}"}
     elif grid == "texts":
         for text in ("builtin", "self", f"self+{wikitext}", wikitext):
             yield {"method": "cfsp", "sparsity": 0.3, "calibration": text}

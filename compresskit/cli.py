@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="compresskit",
-    help="Make Hugging Face language models smaller: prune, then see what it cost.",
+    help="Make Hugging Face language models smaller: prune, quantize, then see what it cost.",
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -60,7 +60,7 @@ def root(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Make Hugging Face language models smaller: prune, then see what it cost."""
+    """Make Hugging Face language models smaller: prune, quantize, then see what it cost."""
 
 
 def log(message: str, quiet: bool = False) -> None:
@@ -79,7 +79,9 @@ def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
     if get_origin(annotation) is tuple:
         several: Any = Annotated[list[str], typer.Option(flag(name), help=info.description)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=[], annotation=several)
-    spelling = f"{flag(name)}/--no-{flag(name)[2:]}" if annotation is bool else flag(name)
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    off = extra.get("off", f"--no-{flag(name)[2:]}")
+    spelling = f"{flag(name)}/{off}" if annotation is bool else flag(name)
     typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, help=info.description)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=typed)
 
@@ -122,6 +124,8 @@ def stage_command(method_type: type[Method], run: Callable[..., dict[str, Any]])
             raise Interrupted("interrupted; the same command with --resume goes on") from error
         log(summary(result), quiet)
         typer.echo(json.dumps(result) if values["json_output"] else result["output"])
+        if result.get("warning"):
+            raise GateError(result["warning"])
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source_help = typer.Argument(help="A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input.")
@@ -147,10 +151,16 @@ def summary(result: dict[str, Any]) -> str:
     """One line for people: what became of the checkpoint."""
     before, after = result["bytes_before"], result["bytes_after"]
     parameters = f"{result['parameters_before'] / 1e6:.1f} M -> {result['parameters_after'] / 1e6:.1f} M parameters"
-    return (
+    line = (
         f"{result['stage']} {result['method']}: {parameters}, {before / 1e6:.0f} MB -> {after / 1e6:.0f} MB, "
         f"in {result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 1e9:.2f} GB"
     )
+    if "kl_held_back" in result:
+        line += (
+            f"; {result['bits_per_weight']:.2f} bits a weight, on held-back text KL {result['kl_held_back']:.4f}, "
+            f"{result['top1_held_back']:.1%} of the most likely tokens unchanged"
+        )
+    return line
 
 
 def _prune(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -159,9 +169,16 @@ def _prune(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return prune(*args, **kwargs)
 
 
+def _quantize(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    from compresskit.pipeline.quantization import quantize
+
+    return quantize(*args, **kwargs)
+
+
 EVALUATE_HELP = "Measure a model: perplexity, size and speed, alone or against the one it was made from."
 STAGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
     "prune": (_prune, "Remove FFN channels: a smaller, faster dense model."),
+    "quantize": (_quantize, "Store the weights in few bits."),
 }
 
 

@@ -30,6 +30,11 @@ METHODS: dict[str, dict[str, Entry]] = {
         "magnitude": Entry("compresskit.prune.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
         "random": Entry("compresskit.prune.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },
+    "quantize": {
+        "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
+        "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
+        "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
+    },
 }
 
 

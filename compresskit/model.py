@@ -5,14 +5,18 @@ Loads no torch, so that a checkpoint that contradicts its configuration is refus
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from compresskit.architectures import ARCHITECTURES, HEAD, RAGGED_PREFIX, Architecture
 from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
 from compresskit.errors import CheckpointError, RequestError, UnsupportedArchitecture, near_miss
+from compresskit.formats import Format, open_format
+from compresskit.formats.peft import FOLDER as ADAPTER_FOLDER
+from compresskit.formats.peft import Adapter, factor_names, open_adapter
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Model:
     architecture: Architecture
     removed_prefix: str = ""
     """Leading part of plain names that this checkpoint leaves out (GPT-2 and OPT files of the Hub)."""
+    format: Format | None = None
+    """How its low-bit linears are stored; None for a dense checkpoint."""
+    adapter: Adapter | None = None
+    """A low-rank update that belongs to the weights."""
 
     @property
     def ragged(self) -> bool:
@@ -77,11 +85,17 @@ class Model:
         return name.removeprefix(self.removed_prefix)
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint stores the tensor with this plain name."""
-        return self.stored_name(name) in self.checkpoint.tensors
+        """Whether the checkpoint stores the tensor with this plain name, in whatever form."""
+        return self.stored_name(name) in self.checkpoint.tensors or self.is_low_bit(name.removesuffix(".weight"))
+
+    def is_low_bit(self, name: str) -> bool:
+        """Whether the linear with this plain name is stored in low-bit form."""
+        return self.format is not None and self.format.holds(self.stored_name(name))
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """(out, in) of the linear with this plain name."""
+        if self.format is not None and self.is_low_bit(name):
+            return self.format.shape(self.stored_name(name))
         rows, columns = self.checkpoint.spec(self.stored_name(f"{name}.weight")).shape
         return (columns, rows) if self.architecture.transposed else (rows, columns)
 
@@ -112,6 +126,44 @@ class Model:
             expected = self.stored_name(f"{block}.{self.architecture.ffns[0].out_projection.format(expert=0)}.weight")
             raise CheckpointError(f"{self.checkpoint.folder}: tensor {expected} is missing; download the checkpoint again")
         return groups
+
+    def linear_stages(self, index: int) -> list[list[tuple[str, ...]]]:
+        """The linears of block `index` in the order in which they compute, as stages of groups that share their input.
+
+        Attention inputs, attention output, then the inputs and the outputs of all feed-forward networks (experts side
+        by side). A later stage sees what an earlier one has become.
+        """
+        block, attention = self.block_name(index), self.architecture.attention
+        networks = [ffn for group in self.ffn_groups(index) for ffn in group.members]
+        return [
+            [tuple(f"{block}.{name}" for name in attention.in_projections)],
+            [(f"{block}.{attention.out_projection}",)],
+            [ffn.in_projections for ffn in networks],
+            [(ffn.out_projection,) for ffn in networks],
+        ]
+
+    @cached_property
+    def linears(self) -> list[str]:
+        """Plain names of all linears of all blocks, in order."""
+        stages = (stage for index in range(self.block_count) for stage in self.linear_stages(index))
+        return [name for stage in stages for group in stage for name in group]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers that the weights stand for: low-bit linears count as what they unpack to, an adapter with its own."""
+        if self.format is None:
+            dense = self.checkpoint.parameters
+        else:
+            packed = [name for name in self.linears if self.is_low_bit(name)]
+            inside = {tensor for name in packed for tensor in self.format.stored_tensors(self.stored_name(name))}
+            unpacked = sum(math.prod(self.linear_shape(name)) for name in packed)
+            dense = unpacked + sum(s.elements for name, s in self.checkpoint.tensors.items() if name not in inside)
+        return dense + (self.adapter.parameters if self.adapter else 0)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weight files on disk, an adapter's included."""
+        return self.checkpoint.bytes + (self.adapter.store.bytes if self.adapter else 0)
 
     @property
     def _most_experts(self) -> int:
@@ -153,10 +205,31 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
     for key in (architecture.hidden_key, architecture.count_key, "vocab_size"):
         if not isinstance(checkpoint.config.get(key), int):
             raise CheckpointError(f"{config_file}: no whole number under {key!r}; restore the file from its source")
-    model = Model(checkpoint, family, architecture, _removed_prefix(checkpoint, architecture))
-    if not model.quantized:
-        _check_shapes(model)
+    model = Model(checkpoint, family, architecture, _removed_prefix(checkpoint, architecture), open_format(checkpoint))
+    _check_shapes(model)
     return model
+
+
+def with_adapter(model: Model, folder: Path | None) -> Model:
+    """The model with the adapter of a folder added to its weights; None takes the one that lies in its own folder, if any.
+
+    Raises RequestError where the adapter was made for another model.
+    """
+    own = model.checkpoint.folder / ADAPTER_FOLDER
+    if folder is None and not own.is_dir():
+        return model
+    adapter = open_adapter(folder or own)
+    linears = set(model.linears)
+    for name in adapter.names:
+        if name not in linears:
+            raise RequestError(f"{adapter.folder}: updates {name}, which {model.checkpoint.folder} does not have")
+        found = tuple(adapter.store.spec(n).shape[axis] for n, axis in zip(factor_names(name)[::-1], (0, 1), strict=True))
+        if found != model.linear_shape(name):
+            raise RequestError(
+                f"{adapter.folder}: {name} is {list(found)} there, {list(model.linear_shape(name))} in "
+                f"{model.checkpoint.folder}; use the adapter that was made for it"
+            )
+    return replace(model, adapter=adapter)
 
 
 def open_model(folder: Path, trust_remote_code: bool = False) -> Model:
@@ -177,6 +250,8 @@ def _removed_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
 def _check_shapes(model: Model) -> None:
     """Every block holds the same tensors, in the shapes that the configuration and the other blocks imply."""
     _check_ffn_shapes(model)
+    if model.format is not None:
+        return
     ffn_names = {
         model.stored_name(f"{name}.{leaf}")
         for index in range(model.block_count)
@@ -224,6 +299,8 @@ def _check_ffn_shapes(model: Model) -> None:
 
 
 def _expect_linear(model: Model, name: str, expected: tuple[int, int]) -> None:
+    if not model.has(f"{name}.weight"):
+        model.checkpoint.spec(model.stored_name(f"{name}.weight"))
     found = model.linear_shape(name)
     if found != expected:
         raise _wrong_shape(model, model.stored_name(f"{name}.weight"), found, expected, "(out, in) by config.json")
@@ -234,5 +311,5 @@ def _expect_linear(model: Model, name: str, expected: tuple[int, int]) -> None:
 
 
 def _wrong_shape(model: Model, name: str, found: tuple[int, ...], expected: tuple[int, ...], why: str) -> CheckpointError:
-    file = model.checkpoint.file_of[name]
+    file = model.checkpoint.file_of.get(name, model.checkpoint.folder)
     return CheckpointError(f"{file}: {name} has shape {list(found)}, expected {list(expected)} {why}; download it again")

@@ -124,6 +124,8 @@ def _check_complete(model: Model, network: nn.Module) -> None:
             if model.checkpoint.config.get("tie_word_embeddings", True) and parameter is _output_embedding(network):
                 continue
             raise CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; download it again")
+        if model.is_low_bit(name.removesuffix(".weight")):
+            continue  # `resize` and the check of the shapes go by what such a linear unpacks to
         stored = model.checkpoint.spec(model.stored_name(name)).shape
         found = stored[::-1] if _is_transposed(model, name) else stored
         if found != tuple(parameter.shape):
@@ -148,7 +150,17 @@ def _is_transposed(model: Model, name: str) -> bool:
 
 
 def read_plain(model: Model, name: str) -> Tensor:
-    """The weight with this plain name, (out, in), in its stored dtype."""
+    """The weight with this plain name, (out, in), in its stored dtype; low-bit and low-rank parts unpacked and added."""
+    linear = name.removesuffix(".weight")
+    if model.adapter is not None and name.endswith(".weight") and model.adapter.holds(linear):
+        return _read_base(model, name).float() + model.adapter.update(linear)
+    return _read_base(model, name)
+
+
+def _read_base(model: Model, name: str) -> Tensor:
+    linear = name.removesuffix(".weight")
+    if model.format is not None and model.is_low_bit(linear):
+        return model.format.read(model.stored_name(linear))
     tensor = model.checkpoint.read(model.stored_name(name))
     return tensor.T if _is_transposed(model, name) else tensor
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compresskit.checkpoint.reader import TensorSpec
+from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.formats import compressed_tensors
 from compresskit.layouts import Layout
+from compresskit.model import Model
+from compresskit.scheme import Scheme
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from compresskit.channels import Channels
+    from compresskit.statistics import Gram
 
 Allocation = Literal["cfsp", "uniform", "global"]
 LARGEST_STEP = 128
 """Widths in multiples of 128 fill the tiles of tensor cores (CFSP, section 4.1)."""
 FEWEST_STEPS = 32
 """The default rounding step leaves at least this many widths to choose from."""
+DEFAULT_GROUPS = (64, 32, 16, 8, 4, 2, 1)
+"""Group sizes to choose from where none is asked for, the best first."""
+SMALLEST_USEFUL_GROUP = 8
+"""Below this a 16-bit scale a group costs 2 bits a weight and more."""
 
 
 class Method(BaseModel):
@@ -66,6 +78,119 @@ class PruneMethod(Method):
     def widths_step(self, widest: int) -> int:
         """The rounding step for a model whose widest FFN has this width."""
         return self.round_to or default_step(widest)
+
+
+class StoredLinear(NamedTuple):
+    """One quantised linear, ready to be written."""
+
+    tensors: dict[str, Tensor]
+    """What the files hold, by leaf name (`weight_packed`, `weight_scale`, ...)."""
+    weight: Tensor
+    """What readers unpack it to, (out, in) float32."""
+    error: float | None
+    """Squared output error on the calibration inputs over the output's energy; None without calibration text."""
+
+
+class QuantizeMethod(Method):
+    """Store the linears of the blocks in low-bit form.
+
+    The shared walk (quantize/sequential.py) collects the second moments of each linear's inputs, those of the already
+    quantised prefix, hands the linears that share an input to the method, and writes what it returns.
+    """
+
+    ignore: tuple[str, ...] = ()
+    """Keep linears whose name contains this dense, such as down or layers.0; may be repeated."""
+
+    needs_activations: ClassVar[bool] = False
+    """Whether the method needs calibration text."""
+
+    def check(self, model: Model) -> None:
+        """Refuse models whose result stock tools could not load, before any work."""
+
+    def scheme(self, model: Model) -> Scheme | None:
+        """The grid of every linear; None for methods with a format of their own."""
+        raise TypeError(f"{type(self).__name__} defines no scheme")
+
+    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
+        """The stored tensors of the linear with this stored name."""
+        raise TypeError(f"{type(self).__name__} defines no plan")
+
+    def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
+        """`quantization_config`. `schemes` by module name, `dense`: linears that stay as they are."""
+        raise TypeError(f"{type(self).__name__} defines no configuration")
+
+    def quantize_group(
+        self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
+    ) -> list[StoredLinear]:
+        """Quantise linears (out, in) that share their input, whose second moments over the calibration text are `gram`."""
+        raise TypeError(f"{type(self).__name__} defines no quantize_group")
+
+
+class GridMethod(QuantizeMethod):
+    """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
+
+    bits: Annotated[float, Field(ge=2, le=8)] = 4
+    """Bits of a weight: 2 to 8."""
+    group_size: Annotated[int, Field(ge=0)] | None = None
+    """Inputs that share a scale, 0 for a whole row; left out, 64 or the largest smaller power of two that divides all."""
+    symmetric: Annotated[bool, Field(json_schema_extra={"off": "--asymmetric"})] = False
+    """No zero points."""
+
+    def check(self, model: Model) -> None:
+        """UnsupportedArchitecture where stock tools unpack no such linears."""
+        if model.architecture.transposed:
+            raise UnsupportedArchitecture(
+                f"{model.family}: its linears are stored transposed, and stock tools unpack no packed ones; use quantize nf4"
+            )
+        if model.architecture.experts and not self.symmetric:
+            raise UnsupportedArchitecture(
+                f"{model.family}: stock tools unpack the experts' linears only without zero points; pass --symmetric"
+            )
+
+    def scheme(self, model: Model) -> Scheme:
+        """The grid of every linear; RequestError where the group size does not divide the inputs of one."""
+        return checked_scheme(model, Scheme(whole_bits(self.bits), self._group_size(model), self.symmetric), self.ignore)
+
+    def _group_size(self, model: Model) -> int:
+        if self.group_size is not None:
+            return self.group_size
+        widths = {model.linear_shape(name)[1] for name in quantised_linears(model, self.ignore)}
+        return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
+
+    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
+        """The packed tensors of the linear with this stored name."""
+        assert scheme is not None
+        return compressed_tensors.plan(name, shape, scheme, scale_dtype)
+
+    def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
+        """`quantization_config` of pack-quantized files."""
+        return compressed_tensors.configuration({n: s for n, s in schemes.items() if s is not None}, dense)
+
+
+def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
+    """Plain names of the linears that a quantisation takes: all of the blocks, but for the ignored."""
+    return [name for name in model.linears if not any(part in name for part in ignore)]
+
+
+def whole_bits(bits: float) -> int:
+    """RequestError for averages, which only mixed precision can meet."""
+    if bits != int(bits):
+        raise RequestError(f"--bits {bits:g}: this method takes whole numbers of bits, 2 to 8")
+    return int(bits)
+
+
+def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:
+    """RequestError where a linear does not divide into the scheme's groups."""
+    for name in quantised_linears(model, ignore):
+        columns = model.linear_shape(name)[1]
+        if not scheme.fits(columns):
+            fitting = [size for size in DEFAULT_GROUPS if columns % size == 0 and size >= SMALLEST_USEFUL_GROUP]
+            advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 0, a group a row"
+            raise RequestError(
+                f"--group-size {scheme.group_size}: {name} has {columns} inputs, which do not divide into such groups; "
+                f"{advice}, or --ignore {name.rsplit('.', 1)[-1]}"
+            )
+    return scheme
 
 
 class Options(BaseModel):

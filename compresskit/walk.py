@@ -78,21 +78,28 @@ class Block:
             raise NumericalError(f"{self.name}: its output holds NaN or infinity; check the weights, or use --dtype float32")
         return result
 
-    def collect(self, statistics: Mapping[str, Statistic], advance: bool = False, keep_attention: bool = False) -> None:
+    def collect(
+        self, statistics: Mapping[str, Statistic], advance: bool = False, keep_attention: bool = False, stop: bool = False
+    ) -> None:
         """Run all micro-batches and add the inputs of the named linears to their statistics.
 
         With `advance` the outputs are kept as the next block's inputs: right when the block is not edited after.
-        With `keep_attention` the attention's outputs are kept, (tokens, hidden) in all, and running the block for good
-        does not compute them again: right when only what does not feed the attention is edited after.
+        With `keep_attention` the attention's outputs are kept, (tokens, hidden) in all, and no later run of the block
+        computes them again: right when only what does not feed the attention is edited after.
+        With `stop` a run ends once the first of the linears has its input: right when that is all that is wanted.
         """
         with ExitStack() as stack:
-            if keep_attention:
+            if self.remembered or keep_attention:
                 module = self.module.get_submodule(self.attention)
-                stack.enter_context(_forward_replaced(module, _keeping(module.forward, self.remembered)))
+                attend = _replaying(list(self.remembered)) if self.remembered else _keeping(module.forward, self.remembered)
+                stack.enter_context(_forward_replaced(module, attend))
             for name, statistic in statistics.items():
-                stack.enter_context(_recorded_inputs(self.linear(name), statistic.add))
+                stack.enter_context(_recorded_inputs(self.linear(name), statistic.add, stop))
             for index, hidden in enumerate(self.hidden):
-                output = self.run(hidden)
+                try:
+                    output = self.run(hidden)
+                except _SeenEnough:
+                    continue
                 if advance:
                     self.hidden[index] = output
         self.advanced = advance
@@ -110,9 +117,18 @@ class Block:
         self.advanced = True
 
 
+class _SeenEnough(Exception):
+    """Ends a run of a block whose output nobody needs."""
+
+
 @contextmanager
-def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None]) -> Iterator[None]:
-    handle = linear.register_forward_pre_hook(lambda _, args: add(args[0].detach().flatten(0, -2)))
+def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
+    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        add(args[0].detach().flatten(0, -2))
+        if stop:
+            raise _SeenEnough
+
+    handle = linear.register_forward_pre_hook(record)
     try:
         yield
     finally:

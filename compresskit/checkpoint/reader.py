@@ -100,6 +100,13 @@ class Checkpoint:
             raise NumericalError(f"{path}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
         return tensor
 
+    def read_numbers(self, name: str) -> list[int]:
+        """A small tensor of whole numbers, without loading torch: shapes and states that describe other tensors."""
+        self.spec(name)
+        with safe_open(self.file_of[name], framework="np") as file:
+            numbers: list[int] = file.get_tensor(name).reshape(-1).tolist()
+        return numbers
+
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every weight file, by file name."""

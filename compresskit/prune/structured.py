@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.channels import Channels, input_matrices, kept_rows
+from compresskit.checkpoint.dtypes import TORCH_DTYPES
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.checkpoint.writer import Writer
 from compresskit.layouts import Widths
@@ -26,8 +27,6 @@ from compresskit.walk import Block, Walk
 
 OnBlock = Callable[[str, int, int], None]
 """Called with what is done, how many blocks are done, and how many there are."""
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""torch's dtypes by safetensors' names, for weights that can be pruned."""
 ChannelStatistics = dict[str, Moments | Gram]
 """Statistics of the channels' activations, by the name of the output projection."""
 

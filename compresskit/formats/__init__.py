@@ -1,0 +1,50 @@
+"""How weights are stored: dense, packed by compressed-tensors, 4-bit by bitsandbytes; and PEFT adapters beside them.
+
+A `Format` answers for the linears of one checkpoint: is this one stored in low-bit form, in which shape, with which
+weight. Opening one loads no torch; only `read` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from compresskit.checkpoint.reader import Checkpoint
+from compresskit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Format(Protocol):
+    """The low-bit linears of one checkpoint. `name` is the stored name of a linear, without `.weight`."""
+
+    def holds(self, name: str) -> bool:
+        """Whether this linear is stored in this format."""
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in) of the linear."""
+
+    def stored_tensors(self, name: str) -> list[str]:
+        """The stored tensors that make up its weight."""
+
+    def read(self, name: str) -> Tensor:
+        """Its weight as stock tools unpack it, (out, in), on the CPU."""
+
+
+def open_format(checkpoint: Checkpoint) -> Format | None:
+    """The low-bit format of a checkpoint, None for a dense one; CheckpointError where it is one we cannot read."""
+    found = checkpoint.config.get("quantization_config")
+    if found is None:
+        return None
+    from compresskit.formats.bitsandbytes import Nf4
+    from compresskit.formats.compressed_tensors import PackQuantized
+
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if method == "compressed-tensors":
+        return PackQuantized.of(checkpoint)
+    if method == "bitsandbytes":
+        return Nf4.of(checkpoint)
+    raise CheckpointError(
+        f"{checkpoint.folder / 'config.json'}: quantized by {method!r}; "
+        "known are compressed-tensors (pack-quantized) and bitsandbytes (nf4)"
+    )

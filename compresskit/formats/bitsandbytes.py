@@ -1,0 +1,121 @@
+"""bitsandbytes NF4: 4-bit linears on the quantiles of a normal distribution, as transformers and vLLM load them.
+
+    NAME.weight                                 U8 (ceil(out * in / 2), 1)   two codes a byte, over the flattened (out, in)
+    NAME.weight.absmax                          F32, or U8 where nested      largest magnitude of every block
+    NAME.weight.quant_map                       F32 (16,)                    the codebook
+    NAME.weight.nested_absmax, .nested_quant_map                             of the block maxima, where nested
+    NAME.weight.quant_state.bitsandbytes__nf4   U8                           JSON: block size, dtype, shape
+
+The codes are the library's own. The JSON is padded with spaces to one length, so that files can be laid out beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec
+from compresskit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE = "quant_state.bitsandbytes__nf4"
+STATE_BYTES = 256
+CODEBOOK = 16
+NESTED_BLOCK = 256
+"""Block maxima that share a second-level maximum; fixed by the library."""
+LEAVES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
+
+
+def plan(name: str, shape: tuple[int, int], block_size: int, nested: bool) -> list[TensorSpec]:
+    """The stored tensors of one linear; `name` without `.weight`."""
+    elements = shape[0] * shape[1]
+    blocks = -(-elements // block_size)
+    weight = f"{name}.weight"
+    specs = [
+        TensorSpec(weight, "U8", (-(-elements // 2), 1)),
+        TensorSpec(f"{weight}.absmax", "U8" if nested else "F32", (blocks,)),
+        TensorSpec(f"{weight}.quant_map", "F32", (CODEBOOK,)),
+        TensorSpec(f"{weight}.{STATE}", "U8", (STATE_BYTES,)),
+    ]
+    if nested:
+        specs.append(TensorSpec(f"{weight}.nested_absmax", "F32", (-(-blocks // NESTED_BLOCK),)))
+        specs.append(TensorSpec(f"{weight}.nested_quant_map", "F32", (NESTED_BLOCK,)))
+    return specs
+
+
+def quantize(weight: Tensor, block_size: int, nested: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """(stored tensors by leaf name, the weight that readers unpack, (out, in) float32). weight (out, in)."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    codes, state = quantize_4bit(weight.contiguous(), blocksize=block_size, compress_statistics=nested, quant_type="nf4")
+    found = {"weight": codes}
+    for leaf, value in state.as_dict(packed=True).items():
+        if leaf == STATE:
+            text = bytes(value.tolist()).ljust(STATE_BYTES)
+            value = torch.tensor(list(text), dtype=torch.uint8)  # noqa: PLW2901
+        found[f"weight.{leaf}"] = value
+    return found, dequantize_4bit(codes, state).float()
+
+
+def configuration(dtype: str, nested: bool, ignored: list[str]) -> dict[str, Any]:
+    """`quantization_config` of config.json. `dtype`: in which the matrix products run."""
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": nested,
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": ignored,
+        "llm_int8_threshold": 6.0,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_enable_fp32_cpu_offload": False,
+    }
+
+
+@dataclass(frozen=True)
+class Nf4:
+    """The 4-bit linears of a checkpoint."""
+
+    checkpoint: Checkpoint
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Nf4:
+        """CheckpointError for 8-bit files and other codebooks."""
+        config = checkpoint.config["quantization_config"]
+        if not config.get("load_in_4bit") or config.get("bnb_4bit_quant_type") != "nf4":
+            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: of bitsandbytes' formats only 4-bit nf4 can be read")
+        return cls(checkpoint)
+
+    def holds(self, name: str) -> bool:
+        """Whether this linear is stored in 4 bits."""
+        return f"{name}.weight.{STATE}" in self.checkpoint.tensors
+
+    def _state(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(bytes(self.checkpoint.read_numbers(f"{name}.weight.{STATE}")).decode())
+        return found
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in), from the JSON beside the codes."""
+        rows, columns = self._state(name)["shape"]
+        return rows, columns
+
+    def stored_tensors(self, name: str) -> list[str]:
+        """The stored tensors that make up its weight."""
+        names = (f"{name}.weight", *(f"{name}.weight.{leaf}" for leaf in LEAVES))
+        return [each for each in names if each in self.checkpoint.tensors]
+
+    def read(self, name: str) -> Tensor:
+        """Its weight, (out, in), in the dtype it was quantised from."""
+        import torch
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        stored = {each.removeprefix(f"{name}.weight."): self.checkpoint.read(each) for each in self.stored_tensors(name)}
+        codes = stored.pop(f"{name}.weight")
+        weight: Tensor = dequantize_4bit(codes, QuantState.from_dict(stored, device=torch.device("cpu")))
+        return weight

@@ -1,0 +1,164 @@
+"""compressed-tensors `pack-quantized`: low-bit linears that transformers, peft and vLLM load.
+
+    NAME.weight_packed      I32 (out, ceil(in * bits / 32))        signed codes + 2^(bits-1), packed along the inputs
+    NAME.weight_scale       F16 or BF16 (out, groups)
+    NAME.weight_zero_point  I32 (ceil(out * bits / 32), groups)    packed along the outputs; none where symmetric
+    NAME.weight_shape       I64 (2,)
+
+Readers compute (code - zero point) * scale in the scale's dtype. The packing itself is the library's.
+Files of one scheme carry `"dequantize": true`, without which transformers cannot load zero points; files of several
+schemes load only without it, and therefore only symmetric.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec
+from compresskit.errors import CheckpointError, NumericalError
+from compresskit.scheme import Scheme, packed_words
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compresskit.grid import Grid
+
+FORMAT = "pack-quantized"
+LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+
+
+def plan(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype: str) -> list[TensorSpec]:
+    """The stored tensors of one linear; `name` without `.weight`, `scale_dtype` in safetensors' spelling."""
+    rows, columns = shape
+    groups = scheme.groups(columns)
+    specs = [
+        TensorSpec(f"{name}.weight_packed", "I32", (rows, packed_words(columns, scheme.bits))),
+        TensorSpec(f"{name}.weight_scale", scale_dtype, (rows, groups)),
+        TensorSpec(f"{name}.weight_shape", "I64", (2,)),
+    ]
+    if not scheme.symmetric:
+        specs.append(TensorSpec(f"{name}.weight_zero_point", "I32", (packed_words(rows, scheme.bits), groups)))
+    return specs
+
+
+def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    """(the stored tensors by leaf name, the weight (out, in) that readers unpack). codes (out, in), signed whole numbers."""
+    import torch
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    from compresskit.grid import from_codes
+
+    for what, values in (("code", codes), ("zero point", grid.zero_point)):
+        if bool((values < scheme.lowest).any()) or bool((values > scheme.highest).any()):
+            raise NumericalError(f"a {what} lies outside {scheme.lowest} to {scheme.highest}; this is a bug, please report it")
+    found = {
+        "weight_packed": pack_to_int32(codes.to(torch.int8), scheme.bits),
+        "weight_scale": grid.scale.to(scale_dtype),
+        "weight_shape": torch.tensor(codes.shape),
+    }
+    if not scheme.symmetric:
+        zero_points = pack_to_int32(grid.zero_point.to(torch.int8), scheme.bits, packed_dim=0)
+        found["weight_zero_point"] = zero_points.contiguous()
+    return found, from_codes(codes, grid, scheme, scale_dtype)
+
+
+def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:
+    """`quantization_config` of config.json. `schemes`: by module name or `re:` pattern; `ignored`: dense linears."""
+    distinct = list(dict.fromkeys(schemes.values()))
+    groups = {}
+    for index, scheme in enumerate(distinct):
+        targets = ["Linear"] if len(distinct) == 1 else [name for name, each in schemes.items() if each == scheme]
+        weights = {
+            "num_bits": scheme.bits,
+            "type": "int",
+            "symmetric": scheme.symmetric,
+            "strategy": "group" if scheme.group_size else "channel",
+            "group_size": scheme.group_size or None,
+            "dynamic": False,
+            "observer": "minmax",
+        }
+        groups[f"group_{index}"] = {
+            "targets": targets, "weights": weights, "input_activations": None, "output_activations": None, "format": FORMAT,
+        }  # fmt: skip
+    config: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": ignored,
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+    return config | {"dequantize": True} if len(distinct) == 1 else config
+
+
+@dataclass(frozen=True)
+class PackQuantized:
+    """The packed linears of a checkpoint."""
+
+    checkpoint: Checkpoint
+    schemes: tuple[tuple[tuple[str, ...], Scheme], ...]
+    """(targets, scheme) of every config group."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> PackQuantized:
+        """Read the configuration; CheckpointError for another format or activation quantisation."""
+        config = checkpoint.config["quantization_config"]
+        place = f"{checkpoint.folder / 'config.json'}: quantization_config"
+        schemes = []
+        for group in (config.get("config_groups") or {}).values():
+            stored = group.get("format") or config.get("format")
+            weights = group.get("weights") or {}
+            if stored != FORMAT or weights.get("type") != "int" or weights.get("strategy") not in ("group", "channel"):
+                raise CheckpointError(f"{place}: format {stored!r} with {weights.get('type')} weights; only {FORMAT} is known")
+            scheme = Scheme(int(weights["num_bits"]), int(weights.get("group_size") or 0), bool(weights.get("symmetric", True)))
+            schemes.append((tuple(group.get("targets") or ()), scheme))
+        if not schemes:
+            raise CheckpointError(f"{place}: has no config_groups; restore the file from its source")
+        return cls(checkpoint, tuple(schemes))
+
+    def holds(self, name: str) -> bool:
+        """Whether this linear is packed."""
+        return f"{name}.weight_packed" in self.checkpoint.tensors
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in), from the 16 bytes of `weight_shape`."""
+        rows, columns = self.checkpoint.read_numbers(f"{name}.weight_shape")
+        return rows, columns
+
+    def stored_tensors(self, name: str) -> list[str]:
+        """The stored tensors that make up its weight."""
+        return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]
+
+    def scheme(self, name: str) -> Scheme:
+        """The scheme of a linear: the first group that targets it."""
+        for targets, scheme in self.schemes:
+            if any(_targets(target, name) for target in targets):
+                return scheme
+        raise CheckpointError(f"{self.checkpoint.folder}: {name} is packed, but no config group targets it")
+
+    def read(self, name: str) -> Tensor:
+        """Its weight, (out, in), in the dtype of its scale."""
+        import torch
+        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+        scheme, shape = self.scheme(name), torch.Size(self.shape(name))
+        scale = self.checkpoint.read(f"{name}.weight_scale")
+        codes = unpack_from_int32(self.checkpoint.read(f"{name}.weight_packed"), scheme.bits, shape)
+        groups = torch.Size((shape[0], scale.shape[1]))
+        steps: Tensor = codes.to(scale.dtype).reshape(*groups, -1)
+        if not scheme.symmetric:
+            packed = self.checkpoint.read(f"{name}.weight_zero_point")
+            steps = steps - unpack_from_int32(packed, scheme.bits, groups, packed_dim=0).to(scale.dtype).unsqueeze(-1)
+        return (steps * scale.unsqueeze(-1)).flatten(1)
+
+
+def _targets(target: str, name: str) -> bool:
+    """Whether a config group's target means this linear: by class, by pattern or by name."""
+    if target.startswith("re:"):
+        return re.match(target.removeprefix("re:"), name) is not None
+    return target in ("Linear", name)

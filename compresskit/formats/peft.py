@@ -1,0 +1,136 @@
+"""PEFT LoRA adapters: an opened folder, the low-rank update of each linear, and how ours are written.
+
+    base_model.model.NAME.lora_A.weight  (rank, in)        update of NAME = lora_alpha / rank * B A
+    base_model.model.NAME.lora_B.weight  (out, rank)
+
+Ours have lora_alpha = rank, so the update is B A, and `rank_pattern` with `alpha_pattern` where ranks differ.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec, read_json, tensors_in
+from compresskit.errors import CheckpointError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER = "adapter"
+"""Where a checkpoint of ours keeps the adapter that belongs to it."""
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+
+
+def factor_names(name: str) -> tuple[str, str]:
+    """Stored names of A and B of the linear with this module name."""
+    return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+
+
+def plan(name: str, shape: tuple[int, int], rank: int, dtype: str) -> list[TensorSpec]:
+    """The stored factors of one linear (out, in)."""
+    first, second = factor_names(name)
+    return [TensorSpec(first, dtype, (rank, shape[1])), TensorSpec(second, dtype, (shape[0], rank))]
+
+
+def configuration(base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """adapter_config.json of an adapter with scaling 1. `ranks` by module name."""
+    common = max(ranks.values())
+    others = {name: rank for name, rank in ranks.items() if rank != common}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in ranks}) if _covers_all(ranks) else sorted(ranks),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "use_dora": False,
+        "use_rslora": False,
+        "modules_to_save": None,
+    }
+
+
+def _covers_all(ranks: Mapping[str, int]) -> bool:
+    """Whether every kind of linear occurs in as many blocks as every other, so that short names target just these."""
+    kinds: dict[str, int] = {}
+    for name in ranks:
+        kind = name.rsplit(".", 1)[-1]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return len(set(kinds.values())) == 1
+
+
+def config_text(base: str, ranks: Mapping[str, int]) -> str:
+    """The text of adapter_config.json."""
+    return json.dumps(configuration(base, ranks), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened LoRA adapter folder; no weights are read."""
+
+    folder: Path
+    config: dict[str, Any]
+    store: Checkpoint
+
+    def holds(self, name: str) -> bool:
+        """Whether the adapter updates the linear with this module name."""
+        return factor_names(name)[0] in self.store.tensors
+
+    @property
+    def names(self) -> list[str]:
+        """Module names of the linears that it updates."""
+        ending = ".lora_A.weight"
+        return [n.removeprefix(PREFIX).removesuffix(ending) for n in self.store.tensors if n.endswith(ending)]
+
+    @property
+    def parameters(self) -> int:
+        """Stored numbers."""
+        return self.store.parameters
+
+    def scaling(self, name: str) -> float:
+        """lora_alpha / rank of one linear, patterns included."""
+        rank = self.store.spec(factor_names(name)[0]).shape[0]
+        alpha = _pattern_value(self.config.get("alpha_pattern") or {}, name, self.config.get("lora_alpha", rank))
+        return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def update(self, name: str) -> Tensor:
+        """The update of one linear, (out, in) float32."""
+        first, second = (self.store.read(each).float() for each in factor_names(name))
+        return self.scaling(name) * (second @ first)
+
+
+def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Open a LoRA adapter folder.
+
+    Raises CheckpointError where it is not one, and RequestError for kinds whose update is not a plain low-rank product.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: has no {CONFIG}; point to the folder of a PEFT adapter")
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+        raise RequestError(f"{folder}: only plain LoRA adapters can be used here; merge this one with peft first")
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder}: an adapter without {WEIGHTS}; save it with peft as safetensors")
+    specs = tensors_in(folder / WEIGHTS)
+    store = Checkpoint(folder, config, {s.name: s for s in specs}, {s.name: folder / WEIGHTS for s in specs})
+    unknown = [s.name for s in specs if not s.name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if unknown:
+        raise RequestError(f"{folder / WEIGHTS}: holds {unknown[0]}, which is no LoRA factor; merge the adapter with peft first")
+    return Adapter(folder, config, store)

@@ -1,0 +1,213 @@
+"""The quantize stage: check everything that can be checked without loading torch, then do the work, then report.
+
+It ends with a figure that no collapse survives: the KL divergence from the original on calibration windows that were
+held back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit import calibration, source
+from compresskit.checkpoint import writer as writing
+from compresskit.errors import RequestError
+from compresskit.manifest import fingerprint, manifest
+from compresskit.methods import name_of
+from compresskit.model import Model, open_model
+from compresskit.pipeline.device import choose_device, parse_bytes
+from compresskit.progress import ProgressBars, peak_memory_bytes
+from compresskit.stages import Options, QuantizeMethod, quantised_linears
+
+if TYPE_CHECKING:
+    import torch
+
+    from compresskit.checkpoint.reader import TensorSpec
+    from compresskit.evaluate.scores import Scores
+    from compresskit.scheme import Scheme
+
+HELD_BACK = 4
+"""Calibration windows that the method never sees, for the closing figure."""
+BITS_PER_BYTE = 8
+SCALE_DTYPES = {"BF16": "BF16"}
+"""Scales are stored in the checkpoint's own 16-bit dtype; float16, the finer one, where it has another."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that has passed all checks."""
+
+    method: QuantizeMethod
+    model: Model
+    schemes: dict[str, Scheme | None]
+    """The grid of every linear that is quantised, by plain name."""
+    out: Path
+    options: Options
+    shard_bytes: int
+
+    @property
+    def text(self) -> tuple[str, int]:
+        """(calibration text, windows of it): those held back, and the samples of a method that looks at any.
+
+        A method that needs no text is not made to wait for text sampled from the model.
+        """
+        spec = self.options.calibration
+        if self.method.needs_activations:
+            return spec, self.options.samples + HELD_BACK
+        return "builtin" if spec == "self" else spec, HELD_BACK
+
+    @property
+    def scale_dtype(self) -> str:
+        """Of the stored scales, in safetensors' spelling."""
+        return SCALE_DTYPES.get(weight_dtype(self.model), "F16")
+
+
+def weight_dtype(model: Model) -> str:
+    """The dtype in which the blocks' linears are stored, in safetensors' spelling."""
+    return model.checkpoint.spec(model.stored_name(f"{model.linears[0]}.weight")).dtype
+
+
+def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Options, quiet: bool = True) -> dict[str, Any]:
+    """Quantise a checkpoint folder into another one; returns what `--json` prints.
+
+    Raises the errors of errors.py; nothing appears under `out` unless the whole stage succeeds.
+    """
+    started = time.monotonic()
+    shard_bytes = parse_bytes(options.max_shard_size)
+    folder = source.resolve(source_name)
+    model = open_model(folder, options.trust_remote_code)
+    job = _checked(method, model, out, options, shard_bytes)
+    with ProgressBars(quiet) as bars:
+        result = _quantize(job, bars)
+    return result | {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
+
+
+def _checked(method: QuantizeMethod, model: Model, out: Path, options: Options, shard_bytes: int) -> Job:
+    """What can be refused before any work."""
+    folder = model.checkpoint.folder
+    if model.quantized:
+        raise RequestError(f"{folder}: is quantized already; quantize the dense checkpoint it was made from")
+    if weight_dtype(model) not in ("F32", "F16", "BF16"):
+        raise RequestError(f"{folder}: holds {weight_dtype(model)} weights; quantize a 16- or 32-bit checkpoint")
+    method.check(model)
+    schemes: dict[str, Scheme | None] = dict.fromkeys(quantised_linears(model, method.ignore), method.scheme(model))
+    if not schemes:
+        raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to quantize; ignore less")
+    job = Job(method, model, schemes, out, options, shard_bytes)
+    calibration.check(*job.text, options.sequence_length)
+    writing.check_out(out, folder, sum(spec.bytes for spec in _plan(job)), options.overwrite)
+    return job
+
+
+def _plan(job: Job) -> list[TensorSpec]:
+    from compresskit.quantize.plan import output_plan
+
+    return output_plan(job.method, job.model, job.schemes, job.scale_dtype)
+
+
+def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
+    """The work itself, once everything has been checked."""
+    from compresskit.checkpoint.dtypes import TORCH_DTYPES
+    from compresskit.quantize.sequential import Request, quantize_blocks
+    from compresskit.walk import Walk
+
+    method, model, options = job.method, job.model, job.options
+    device, dtype = choose_device(options.device, options.dtype, model)
+    spec, windows = job.text
+    found = calibration.calibrate(
+        spec, model, windows, options.sequence_length, options.seed, device, dtype,
+        options.trust_remote_code, lambda done, total: bars("sampling text", done, total),
+    )  # fmt: skip
+    text = {"calibration_text": found.description, "calibration_digest": found.digest}
+    settings = _settings(job, device, dtype)
+    key = fingerprint("quantize", settings, job.shard_bytes, model.checkpoint.hashes, text["calibration_digest"])
+    progress = writing.read_progress(job.out, key) if options.resume else None
+    finished: dict[str, Model] = {}
+    tokens = found.tokens[:-HELD_BACK]
+    walk = Walk(model, tokens, device, dtype, options.trust_remote_code, lambda i: finished.get(f"block {i}"))
+    with writing.Writer(job.out, _plan(job), job.shard_bytes, key) as writer:
+        if progress:
+            writer.resume(progress)
+            finished |= dict.fromkeys(writer.done, open_model(writer.partial))
+        else:
+            writer.start(_configuration(job), model.checkpoint.folder, layouts_files(model))
+            writer.facts |= {"blocks": []}
+        quantize_blocks(method, walk, Request(job.schemes, TORCH_DTYPES[job.scale_dtype]), writer, bars)
+        scores = _held_back(job, open_model(writer.partial), found.tokens[-HELD_BACK:], (device, dtype))
+        summary = _summary(job, scores)
+        writer.commit(manifest("quantize", settings, model.checkpoint, writer.hashes(), writer.facts | summary | text))
+    return _result(job, writer, settings) | summary
+
+
+def layouts_files(model: Model) -> dict[str, str]:
+    """The generated files of a ragged source, by name: the result needs them too."""
+    from compresskit import layouts
+
+    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if model.ragged else ()
+    return {name: (model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+
+
+def _configuration(job: Job) -> dict[str, Any]:
+    """config.json: the source's keys, and how the linears are stored."""
+    dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[weight_dtype(job.model)]
+    modules = job.schemes
+    dense = [name for name in job.model.linears if name not in job.schemes]
+    config = dict(job.model.checkpoint.config)
+    config["quantization_config"] = job.method.configuration(modules, ["lm_head", *dense], dtype)
+    return config
+
+
+def _settings(job: Job, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything that decides the weights, besides the source and the text."""
+    shared = job.options.model_dump(include={"calibration", "samples", "sequence_length", "seed"})
+    used = {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
+    chosen = next(iter(job.schemes.values()))
+    grid = {"group_size": chosen.group_size} if chosen else {}
+    return {"method": name_of("quantize", job.method), **job.method.model_dump(), **grid, **shared, **used}
+
+
+def _held_back(job: Job, quantised: Model, windows: torch.Tensor, where: tuple[torch.device, torch.dtype]) -> Scores:
+    """Scores of the result against its source on the windows that the method never saw."""
+    from compresskit.evaluate.language_modelling import score
+
+    return score(quantised, windows, *where, reference=job.model)
+
+
+def _summary(job: Job, scores: Scores) -> dict[str, Any]:
+    from compresskit.evaluate.scores import collapse_warning
+
+    return {
+        "bits_per_weight": stored_bits(job),
+        "kl_held_back": scores.kl,
+        "top1_held_back": scores.top1_agreement,
+        "dense_linears": [name for name in job.model.linears if name not in job.schemes],
+        "warning": collapse_warning(scores),
+    }
+
+
+def stored_bits(job: Job) -> float:
+    """Stored bits a weight of the quantised linears: codes, scales, zero points, adapter."""
+    stored = weights = 0
+    for name, scheme in job.schemes.items():
+        shape = job.model.linear_shape(name)
+        stored += sum(spec.bytes for spec in job.method.plan(name, shape, scheme, job.scale_dtype))
+        weights += math.prod(shape)
+    return BITS_PER_BYTE * stored / weights
+
+
+def _result(job: Job, writer: writing.Writer, settings: dict[str, Any]) -> dict[str, Any]:
+    checkpoint = job.model.checkpoint
+    return {
+        "stage": "quantize",
+        "method": settings["method"],
+        "output": str(job.out),
+        "source": str(checkpoint.folder),
+        "parameters_before": job.model.parameters,
+        "parameters_after": job.model.parameters,
+        "bytes_before": checkpoint.bytes,
+        "bytes_after": sum(shard.size for shard in writer.shards),
+        "settings": settings,
+    }

@@ -1,0 +1,1 @@
+"""Quantisation: a method a file, and the walk that they share."""

@@ -1,0 +1,107 @@
+"""The walk that the quantisation methods share: block by block, linear by linear, on the already quantised prefix.
+
+Inside a block the linears go in the order in which they compute (attention inputs, attention output, feed-forward
+inputs, feed-forward outputs): each stage's statistics are taken with the stages before it quantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.model import Model
+from compresskit.scheme import Scheme
+from compresskit.stages import QuantizeMethod, StoredLinear
+from compresskit.statistics import Gram
+from compresskit.walk import Block, Walk
+
+ATTENTION_STAGES = 2
+"""The first stages of `Model.linear_stages`; after them the attention's outputs are final."""
+OnBlock = Callable[[str, int, int], None]
+"""Called with what is done, how many blocks are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a quantisation needs to know besides the method."""
+
+    schemes: dict[str, Scheme | None]
+    """The grid of every linear that is quantised, by plain name."""
+    scale_dtype: torch.dtype
+    """In which scales are stored."""
+
+
+def quantize_blocks(method: QuantizeMethod, walk: Walk, request: Request, writer: Writer, on_block: OnBlock) -> None:
+    """The quantising pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+
+    Blocks that an interrupted run has finished are only run, from what that run wrote.
+    """
+    model = walk.model
+    write_shapes(model, request, writer)
+    for block in walk:
+        step = f"block {block.index}"
+        if step not in writer.done:
+            errors = quantize_block(method, walk, block, request, writer)
+            finish_block(model, block, writer, {"relative_output_errors": errors})
+        on_block("quantizing", block.index + 1, model.block_count)
+    writer.copy([name for name in writer.specs if name in writer.missing], model.checkpoint)
+
+
+def finish_block(model: Model, block: Block, writer: Writer, facts: dict[str, Any]) -> None:
+    """Copy what of this block is not quantised, and note that all of it is on the disk."""
+    prefix = model.stored_name(block.name + ".")
+    writer.copy([n for n in writer.specs if n.startswith(prefix) and n in writer.missing], model.checkpoint)
+    writer.facts.setdefault("blocks", []).append(facts)
+    writer.finish(f"block {block.index}")
+
+
+def write_shapes(model: Model, request: Request, writer: Writer) -> None:
+    """Write the shape tensors first: with them a partial folder can be opened, whichever blocks it holds."""
+    for name in request.schemes:
+        stored = f"{model.stored_name(name)}.weight_shape"
+        if stored in writer.missing:
+            writer.put(stored, torch.tensor(model.linear_shape(name)))
+
+
+def quantize_block(method: QuantizeMethod, walk: Walk, block: Block, request: Request, writer: Writer) -> dict[str, float]:
+    """Quantise the linears of one block in place, stage by stage, and write them; returns output errors by linear."""
+    errors: dict[str, float] = {}
+    for number, stage in enumerate(walk.model.linear_stages(block.index)):
+        groups = [tuple(name for name in group if name in request.schemes) for group in stage]
+        groups = [group for group in groups if group]
+        grams = collected(groups, block, walk, number >= ATTENTION_STAGES) if method.needs_activations else {}
+        for group in groups:
+            weights = [block.linear(name).weight for name in group]
+            gram = grams.pop(group[0], None)
+            found = method.quantize_group(weights, gram, request.schemes[group[0]], request.scale_dtype)
+            for name, stored in zip(group, found, strict=True):
+                put(walk.model, block, name, stored, writer)
+                if stored.error is not None:
+                    errors[name.removeprefix(block.name + ".")] = stored.error
+    return errors
+
+
+def collected(groups: list[tuple[str, ...]], block: Block, walk: Walk, attention_is_final: bool) -> dict[str, Gram]:
+    """Second moments of the input of every group, by the name of its first linear."""
+    grams = {group[0]: Gram(block.linear(group[0]).in_features, walk.device) for group in groups}
+    if grams:
+        # Experts see only the tokens routed to them, so only a stage of one group has seen all once its hook has run.
+        block.collect(grams, keep_attention=attention_is_final, stop=len(grams) == 1)
+    return grams
+
+
+def put(model: Model, block: Block, name: str, stored: StoredLinear, writer: Writer) -> None:
+    """Write one quantised linear, and let the block compute with what readers will unpack."""
+    for leaf, tensor in stored.tensors.items():
+        writer.put(f"{model.stored_name(name)}.{leaf}", tensor)
+    replace_weight(block.linear(name), stored.weight)
+
+
+def replace_weight(linear: nn.Linear, weight: Tensor) -> None:
+    """Give a linear another weight of the same shape, in the dtype in which the block computes."""
+    linear.weight = nn.Parameter(weight.to(linear.weight), requires_grad=False)
