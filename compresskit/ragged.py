@@ -45,11 +45,14 @@ def load_stock(model: Model, dtype: torch.dtype, trust_remote_code: bool = False
 
     Ragged checkpoints get the registered classes: code that lies in their folder is never run.
     """
-    from compresskit.checkpoint.stock import load_whole
+    from compresskit.checkpoint.stock import add_adapter, load_whole
 
     if model.ragged:
         register()
-    return load_whole(model.checkpoint.folder, dtype, trust_remote_code and not model.ragged)
+    network = load_whole(model.checkpoint.folder, dtype, trust_remote_code and not model.ragged)
+    if model.adapter is not None:
+        add_adapter(network, model.adapter.folder)
+    return network
 
 
 def _module(package: str, file: str, text: str) -> types.ModuleType:

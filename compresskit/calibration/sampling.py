@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from compresskit.cache import writable_cache
 from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.stock import step
 from compresskit.errors import NumericalError, RequestError
 from compresskit.model import Model
 from compresskit.ragged import load_stock
@@ -110,9 +111,8 @@ def sample(
         rows = tokens[first : first + batch]
         cache = None
         for position in range(1, length):
-            output = network(input_ids=rows[:, position - 1 : position].to(device), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            rows[:, position] = pick(output.logits[:, -1], torch.rand(len(rows), 1, dtype=torch.float64, generator=generator))
+            logits, cache = step(network, rows[:, position - 1 : position].to(device), cache)
+            rows[:, position] = pick(logits[:, -1], torch.rand(len(rows), 1, dtype=torch.float64, generator=generator))
             if progress:
                 progress(first * length + (position + 1) * len(rows), tokens.numel())
     return tokens

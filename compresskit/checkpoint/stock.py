@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
+
+from compresskit.errors import RequestError
 
 
 def load_whole(
@@ -23,6 +28,24 @@ def load_whole(
             folder, dtype=dtype, trust_remote_code=trust_remote_code, **special
         )
     return network.eval()
+
+
+def add_adapter(network: PreTrainedModel, folder: Path) -> None:
+    """Attach a PEFT adapter, in place; RequestError where peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise RequestError(f"{folder}: running an adapter takes peft; pip install 'compresskit[peft]'")
+    with quiet():
+        network.load_adapter(str(folder))
+
+
+def step(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:
+    """(logits, cache) of more tokens (batch, length) after those that the cache holds, None for the first ones.
+
+    transformers 5.24 renamed the argument and the output `past_key_values` to `cache`.
+    """
+    name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
+    output = network(input_ids=tokens, use_cache=True, **{name: cache}, **options)
+    return output.logits, getattr(output, name)
 
 
 @contextlib.contextmanager

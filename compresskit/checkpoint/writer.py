@@ -165,7 +165,8 @@ class Writer:
         spec = self.specs[name]
         if tuple(tensor.shape) != spec.shape:
             raise CheckpointError(f"{name}: shape {list(tensor.shape)} was announced as {list(spec.shape)}")
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        # A tensor of one element counts as contiguous whatever its stride, and cannot be viewed as bytes then.
+        data = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
         if data.nbytes != spec.bytes:
             raise CheckpointError(f"{name}: {data.nbytes} bytes were announced as {spec.bytes} of {spec.dtype}")
         shard = self.shard_of[name]

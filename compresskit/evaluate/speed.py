@@ -13,17 +13,17 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from compresskit.checkpoint.stock import step
 from compresskit.errors import RequestError
 from compresskit.evaluate.memory import LiveTensors, available_bytes, weight_bytes
 from compresskit.evaluate.scores import check_comparable, context_length
-from compresskit.model import Model, open_model
+from compresskit.model import Model
 from compresskit.ragged import load_stock
 
 PROMPT_TOKENS = 512
@@ -58,10 +58,10 @@ class Round:
 
 
 def speed(
-    folder: Path,
+    model: Model,
     device: torch.device,
     dtype: torch.dtype,
-    reference_folder: Path | None = None,
+    reference: Model | None = None,
     trust_remote_code: bool = False,
     rounds: int = ROUNDS,
 ) -> Speed:
@@ -72,8 +72,7 @@ def speed(
 
     Raises RequestError where memory does not suffice or the vocabularies differ.
     """
-    folders = [folder] if reference_folder is None else [folder, reference_folder]
-    models = [open_model(each, trust_remote_code) for each in folders]
+    models = [model] if reference is None else [model, reference]
     check_comparable(models[0], models[-1])
     _check_memory(models, device, dtype)
     networks = [load_stock(model, dtype, trust_remote_code).to(device) for model in models]
@@ -84,10 +83,8 @@ def speed(
 
 
 def _check_memory(models: list[Model], device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse before loading; packed weights are counted as stored, since stock tools keep them packed."""
-    needed = MEMORY_MARGIN * sum(
-        model.checkpoint.bytes if model.quantized else model.checkpoint.parameters * dtype.itemsize for model in models
-    )
+    """Refuse before loading; packed weights count as what transformers unpacks them to."""
+    needed = MEMORY_MARGIN * sum(model.parameters * dtype.itemsize for model in models)
     available = available_bytes(device)
     if available is not None and needed > available:
         raise RequestError(
@@ -121,11 +118,10 @@ def _peak_memory(network: Any, prompt: Tensor) -> int:
 @torch.inference_mode()
 def _round(network: Any, prompt: Tensor, decoded: int) -> Round:
     start = _now(prompt.device)
-    output = network(prompt, use_cache=True, logits_to_keep=1)
+    logits, cache = step(network, prompt, None, logits_to_keep=1)
     prefilled = _now(prompt.device)
     for _ in range(decoded):
-        token = output.logits[:, -1:].argmax(dim=-1)
-        output = network(token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
+        logits, cache = step(network, logits[:, -1:].argmax(dim=-1), cache, logits_to_keep=1)
     return Round(prompt.shape[1] / (prefilled - start), decoded / (_now(prompt.device) - prefilled))
 
 

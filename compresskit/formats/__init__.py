@@ -24,6 +24,9 @@ class Format(Protocol):
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in) of the linear."""
 
+    def bits(self, name: str) -> int:
+        """Bits of a code."""
+
     def stored_tensors(self, name: str) -> list[str]:
         """The stored tensors that make up its weight."""
 

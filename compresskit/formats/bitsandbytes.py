@@ -105,6 +105,10 @@ class Nf4:
         rows, columns = self._state(name)["shape"]
         return rows, columns
 
+    def bits(self, name: str) -> int:
+        """Bits of a code."""
+        return 4
+
     def stored_tensors(self, name: str) -> list[str]:
         """The stored tensors that make up its weight."""
         names = (f"{name}.weight", *(f"{name}.weight.{leaf}" for leaf in LEAVES))

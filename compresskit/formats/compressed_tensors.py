@@ -130,6 +130,10 @@ class PackQuantized:
         rows, columns = self.checkpoint.read_numbers(f"{name}.weight_shape")
         return rows, columns
 
+    def bits(self, name: str) -> int:
+        """Bits of a code."""
+        return self.scheme(name).bits
+
     def stored_tensors(self, name: str) -> list[str]:
         """The stored tensors that make up its weight."""
         return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +12,7 @@ from compresskit import calibration, source
 from compresskit.errors import RequestError
 from compresskit.evaluate.gates import check_gates, parse_gate
 from compresskit.evaluate.scores import Scores, check_comparable, check_context, collapse_warning
-from compresskit.model import Model, open_model
+from compresskit.model import Model, open_model, with_adapter
 from compresskit.pipeline.device import choose_device
 from compresskit.pipeline.inspection import bits_per_weight
 from compresskit.progress import ProgressBars, peak_memory_bytes
@@ -24,6 +25,8 @@ class EvaluateOptions(BaseModel):
 
     against: str | None = None
     """The model to compare with: a folder, a Hub id, or demo:smollm2-135m."""
+    adapter: str | None = None
+    """A PEFT LoRA adapter to add to the model; left out, the one that SOURCE keeps in its folder adapter; none for no adapter."""
     data: str = "builtin"
     """Text: FILE.txt, .jsonl or .parquet, hub:DATASET, or builtin, prose that calibration never takes."""
     windows: Annotated[int, Field(ge=1)] = 20
@@ -52,6 +55,8 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
     gates = [parse_gate(text) for text in options.gate]
     against = source.resolve(options.against) if options.against else None
     model = open_model(source.resolve(source_name), options.trust_remote_code)
+    if options.adapter != "none":
+        model = with_adapter(model, Path(options.adapter) if options.adapter else None)
     reference = open_model(against, options.trust_remote_code) if against else None
     _check(model, reference, options)
     with ProgressBars(quiet) as bars:
@@ -69,10 +74,6 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
 
 def _check(model: Model, reference: Model | None, options: EvaluateOptions) -> None:
     for each in (model, reference) if reference else (model,):
-        if each.quantized:
-            raise RequestError(
-                f"{each.checkpoint.folder}: quantized checkpoints cannot be evaluated by this version; use a dense one"
-            )
         check_context(each, options.sequence_length)
     if reference is not None:
         check_comparable(model, reference)
@@ -109,8 +110,7 @@ def _speed(model: Model, reference: Model | None, options: EvaluateOptions) -> d
     from compresskit.evaluate.speed import speed
 
     device, dtype = choose_device(options.device, options.dtype, model)
-    reference_folder = reference.checkpoint.folder if reference else None
-    found = speed(model.checkpoint.folder, device, dtype, reference_folder, options.trust_remote_code)
+    found = speed(model, device, dtype, reference, options.trust_remote_code)
     return found.model_dump()
 
 
@@ -118,9 +118,9 @@ def _report(model: Model, reference: Model | None, scores: Scores, text: str) ->
     sizes: dict[str, Any] = {"size_ratio": None, "reference_bytes": None, "reference_parameters": None}
     if reference is not None:
         sizes = {
-            "size_ratio": model.checkpoint.bytes / reference.checkpoint.bytes,
-            "reference_bytes": reference.checkpoint.bytes,
-            "reference_parameters": reference.checkpoint.parameters,
+            "size_ratio": model.bytes / reference.bytes,
+            "reference_bytes": reference.bytes,
+            "reference_parameters": reference.parameters,
         }
     return {
         "stage": "evaluate",
@@ -128,9 +128,10 @@ def _report(model: Model, reference: Model | None, scores: Scores, text: str) ->
         "against": str(reference.checkpoint.folder) if reference else None,
         "text": text,
         **scores.model_dump(),
-        "parameters": model.checkpoint.parameters,
-        "bytes": model.checkpoint.bytes,
-        "bits_per_weight": bits_per_weight(model.checkpoint),
+        "adapter": str(model.adapter.folder) if model.adapter else None,
+        "parameters": model.parameters,
+        "bytes": model.bytes,
+        "bits_per_weight": bits_per_weight(model),
         **sizes,
         "warning": collapse_warning(scores),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ from compresskit import source
 from compresskit.architectures import ARCHITECTURES, RAGGED_PREFIX
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
 from compresskit.errors import CheckpointError
+from compresskit.formats import open_format
 from compresskit.manifest import chain, changed_files
-from compresskit.model import Model, bind
+from compresskit.model import Model, bind, with_adapter
 
 BITS_PER_BYTE = 8
 
 
-def bits_per_weight(checkpoint: Checkpoint) -> float:
-    """Stored bits over parameters: 32 or 16 for dense checkpoints."""
-    return BITS_PER_BYTE * sum(spec.bytes for spec in checkpoint.tensors.values()) / checkpoint.parameters
+def bits_per_weight(model: Model) -> float:
+    """Stored bits over the weights that they stand for: 32 or 16 for dense checkpoints; an adapter costs, but is no weight."""
+    stored = sum(spec.bytes for spec in model.checkpoint.tensors.values())
+    extra = model.adapter.parameters if model.adapter else 0
+    added = sum(spec.bytes for spec in model.adapter.store.tensors.values()) if model.adapter else 0
+    return BITS_PER_BYTE * (stored + added) / (model.parameters - extra)
 
 
 def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -42,13 +47,36 @@ def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]
         "quantization": checkpoint.config.get("quantization_config"),
         "parameters": checkpoint.parameters,
         "bytes": checkpoint.bytes,
-        "bits_per_weight": bits_per_weight(checkpoint),
         "dtypes": _dtypes(list(checkpoint.tensors.values())),
         "files": {file.name: file.stat().st_size for file in checkpoint.files},
     }
-    if known and "quantization_config" not in checkpoint.config:
-        result |= _blocks(bind(checkpoint, trust_remote_code))
+    if known and (checkpoint.config.get("quantization_config") is None or readable(checkpoint)):
+        model = with_adapter(bind(checkpoint, trust_remote_code), None)
+        weights = {"parameters": model.parameters, "bytes": model.bytes, "bits_per_weight": bits_per_weight(model)}
+        result |= weights | {"low_bit": _low_bit(model)} | _blocks(model)
+        if model.adapter:
+            result["adapter"] = _inspect_adapter(model.adapter.folder)
     return result | {"chain": _chain(checkpoint), "changed_files": changed_files(folder, checkpoint.manifest or {})}
+
+
+def readable(checkpoint: Checkpoint) -> bool:
+    """Whether its low-bit format is one that we can read; others are listed by their stored tensors alone."""
+    try:
+        return open_format(checkpoint) is not None
+    except CheckpointError:
+        return False
+
+
+def _low_bit(model: Model) -> dict[str, Any] | None:
+    """How the low-bit linears are stored: how many, which bits, and the stored bits a weight; None where all are dense."""
+    found = [name for name in model.linears if model.is_low_bit(name)]
+    if model.format is None or not found:
+        return None
+    stored = [tensor for name in found for tensor in model.format.stored_tensors(model.stored_name(name))]
+    weights = sum(math.prod(model.linear_shape(name)) for name in found)
+    bits = BITS_PER_BYTE * sum(model.checkpoint.spec(tensor).bytes for tensor in stored) / weights
+    by_bits = Counter(str(model.format.bits(model.stored_name(name))) for name in found)
+    return {"linears": len(found), "dense_linears": len(model.linears) - len(found), "bits": dict(by_bits), "stored_bits": bits}
 
 
 def _dtypes(specs: list[TensorSpec]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from compresskit.errors import UnsupportedArchitecture
 from compresskit.formats import bitsandbytes
 from compresskit.stages import QuantizeMethod, StoredLinear
 
@@ -31,6 +32,11 @@ class NF4(QuantizeMethod, frozen=True):
     """Weights that share a magnitude."""
     nested: bool = True
     """Store the magnitudes in 8 bits (double quantisation)."""
+
+    def check(self, model: Model) -> None:
+        """UnsupportedArchitecture for experts, which stock tools keep in 3-D tensors that no 4-bit file can fill."""
+        if model.architecture.experts:
+            raise UnsupportedArchitecture(f"{model.family}: stock tools load no 4-bit experts; use quantize gptq --symmetric")
 
     def scheme(self, model: Model) -> Scheme | None:
         """NF4 has no affine grid."""

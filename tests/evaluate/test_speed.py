@@ -25,14 +25,14 @@ def is_positive(value: object) -> bool:
 
 
 def test_two_models_are_timed_and_compared(tiny: dict[str, Path]) -> None:
-    found = speed(tiny["llama"], CPU, torch.float32, tiny["gpt2"], rounds=2)
+    found = speed(open_model(tiny["llama"]), CPU, torch.float32, open_model(tiny["gpt2"]), rounds=2)
     assert all(is_positive(value) for value in found.model_dump().values())
     assert (found.rounds, found.prompt_tokens, found.decoded_tokens) == (2, 224, 32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_timed_alone(family: str, tiny: dict[str, Path]) -> None:
-    found = speed(tiny[family], CPU, torch.float32, rounds=1).model_dump()
+    found = speed(open_model(tiny[family]), CPU, torch.float32, rounds=1).model_dump()
     alone = {name for name in found if not name.startswith("reference") and not name.endswith("speedup")}
     assert all(is_positive(found[name]) for name in alone)
     assert all(found[name] is None for name in found.keys() - alone)
@@ -40,10 +40,12 @@ def test_every_family_is_timed_alone(family: str, tiny: dict[str, Path]) -> None
 
 def test_peak_memory_is_the_weights_and_what_a_prefill_holds(tiny: dict[str, Path]) -> None:
     parameters = open_model(tiny["llama"]).checkpoint.parameters
-    full, half = (speed(tiny["llama"], CPU, dtype, rounds=1).peak_memory_bytes for dtype in (torch.float32, torch.bfloat16))
+    full, half = (
+        speed(open_model(tiny["llama"]), CPU, dtype, rounds=1).peak_memory_bytes for dtype in (torch.float32, torch.bfloat16)
+    )
     assert 4 * parameters < full < 4 * parameters + (1 << 22)
     assert half < full
-    assert speed(tiny["llama"], CPU, torch.float32, rounds=1).peak_memory_bytes == full
+    assert speed(model, CPU, torch.float32, rounds=1).peak_memory_bytes == full
 
 
 def test_live_tensors_counts_what_is_alive_at_the_same_time() -> None:
@@ -75,7 +77,7 @@ def test_too_little_memory_is_refused_before_loading(tiny: dict[str, Path], monk
     assert available is None or available > 0
     monkeypatch.setattr(speed_module, "MEMORY_MARGIN", 1e12)
     with pytest.raises(RequestError, match=r"loads 2 whole model.*leave --speed out"):
-        speed(tiny["llama"], CPU, torch.float32, tiny["gpt2"])
+        speed(open_model(tiny["llama"]), CPU, torch.float32, open_model(tiny["gpt2"]))
 
 
 def make_ragged(folder: Path) -> Path:
@@ -94,4 +96,4 @@ def test_a_ragged_checkpoint_runs_without_a_flag_and_without_the_code_in_its_fol
     folder = make_ragged(tmp_path / "ragged")
     with (folder / "modeling_compresskit.py").open("a") as file:
         file.write("raise SystemExit('foreign code ran')\n")
-    assert is_positive(speed(folder, CPU, torch.float32, rounds=1).prefill_tokens_per_second)
+    assert is_positive(speed(open_model(folder), CPU, torch.float32, rounds=1).prefill_tokens_per_second)
