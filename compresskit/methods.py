@@ -31,6 +31,11 @@ METHODS: dict[str, dict[str, Entry]] = {
         "random": Entry("compresskit.prune.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },
     "quantize": {
+        "apiq": Entry(
+            "compresskit.quantize.apiq:ApiQ",
+            "arXiv 2402.05147",
+            "Rounding, clipping and a low-rank pair trained block by block (recommended).",
+        ),
         "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
         "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
         "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from compresskit.channels import Channels
     from compresskit.statistics import Gram
+    from compresskit.walk import Block
 
 Allocation = Literal["cfsp", "uniform", "global"]
 LARGEST_STEP = 128
@@ -165,6 +166,49 @@ class GridMethod(QuantizeMethod):
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config` of pack-quantized files."""
         return compressed_tensors.configuration({n: s for n, s in schemes.items() if s is not None}, dense)
+
+
+class Storage(NamedTuple):
+    """How the linears of a block are stored."""
+
+    scheme: Scheme
+    scale_dtype: torch.dtype
+    """Of the scales, and of the adapter's factors."""
+    rank: int
+    """Of the adapter, 0 for none."""
+
+
+class BlockMethod(GridMethod):
+    """Quantisation that trains whole blocks on two streams of hidden states, and may leave an adapter beside the weights."""
+
+    @property
+    def needs_fisher(self) -> bool:
+        """Whether the method asks for the Fisher diagonals of the weights."""
+        return False
+
+    @property
+    def windows_at_once(self) -> int:
+        """The most calibration windows in a micro-batch."""
+        raise TypeError(f"{type(self).__name__} defines no windows_at_once")
+
+    def adapter_rank(self, model: Model) -> int:
+        """Rank of the low-rank pair of every linear, 0 for none."""
+        raise TypeError(f"{type(self).__name__} defines no adapter_rank")
+
+    def quantize_block(
+        self,
+        original: Block,
+        compressed: Block,
+        stages: Sequence[Sequence[tuple[str, ...]]],
+        storage: Storage,
+        saliencies: Mapping[str, Tensor],
+    ) -> tuple[dict[str, StoredLinear], dict[str, float]]:
+        """(linears by plain name, facts for the manifest) of one block; both blocks are advanced.
+
+        `stages`: the linears that are quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, where
+        the method asked for any.
+        """
+        raise TypeError(f"{type(self).__name__} defines no quantize_block")
 
 
 def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:

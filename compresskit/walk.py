@@ -12,7 +12,10 @@ output feeds the next one. Memory: one block, the hidden states of all tokens, o
 from __future__ import annotations
 
 import copy
+import ctypes
+import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -71,7 +74,14 @@ class Block:
     def run(self, hidden: Tensor) -> Tensor:
         """(batch, length, hidden) -> (batch, length, hidden), through the block as it now is."""
         call = self.calls[hidden.shape[0]]
-        output = self.module(hidden, *call.args, **call.kwargs)
+        return self._checked(self.module(hidden, *call.args, **call.kwargs))
+
+    def run_with(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The same with other weights, by their names inside the block; gradients flow to them."""
+        call = self.calls[hidden.shape[0]]
+        return self._checked(torch.func.functional_call(self.module, dict(weights), (hidden, *call.args), call.kwargs))
+
+    def _checked(self, output: Any) -> Tensor:
         # Blocks return the tensor itself, but GPT-NeoX-like families of older releases returned a tuple.
         result: Tensor = output[0] if isinstance(output, tuple) else output
         if not bool(result.isfinite().all()):
@@ -103,6 +113,7 @@ class Block:
                 if advance:
                     self.hidden[index] = output
         self.advanced = advance
+        release_freed_memory()
 
     def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Run all micro-batches for good; yields (input, output) of each."""
@@ -115,6 +126,18 @@ class Block:
                 self.hidden[index] = output
                 yield hidden, output
         self.advanced = True
+
+
+def release_freed_memory() -> None:
+    """Give the pages of freed tensors back to the system.
+
+    glibc keeps them, in holes that the next block's tensors do not quite fit: over the 24 blocks of a 1.6 B model that
+    made the peak 0.4 GB larger.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 class _SeenEnough(Exception):
@@ -195,6 +218,18 @@ class Walk:
                 for _ in block.advance():
                     pass
             skeleton.empty(self.model, self.network, name)
+            del block
+            release_freed_memory()
+
+    @contextmanager
+    def block(self, index: int, hidden: list[Tensor], calls: dict[int, Call]) -> Iterator[Block]:
+        """One block out of the order, for these inputs; `calls` are those that the walk gave the block."""
+        name = self.model.block_name(index)
+        self._fill_block(index, name)
+        attention = self.model.architecture.attention.out_projection.rpartition(".")[0]
+        given = [each.to(device=self.device, dtype=self.dtype) for each in hidden]
+        yield Block(index, name, self.network.get_submodule(name), given, calls, attention)
+        skeleton.empty(self.model, self.network, name)
 
     def _fill_block(self, index: int, name: str) -> None:
         source = self.source_of(index) or self.model
@@ -219,17 +254,24 @@ class Walk:
     @torch.no_grad()
     def logits(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """After the walk: (tokens, last hidden states, logits) of every micro-batch; logits in float32."""
-        skeleton.fill(self.model, self.network, "", self.device, self.dtype)
-        for batch, hidden in zip(self.batches, self.hidden, strict=True):
-            with ExitStack() as stack:
-                for index, module in enumerate(self.blocks()):
-                    stack.enter_context(_forward_replaced(module, _constant(hidden) if index == 0 else _identity))
-                output = self.network(input_ids=batch.to(self.device), use_cache=False)
-            logits = output.logits.float()
-            del output
+        for batch, hidden, head in self.heads():
+            logits = head(hidden).float()
             yield batch, hidden, logits
             del logits
+
+    def heads(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
+        """After the walk: (tokens, last hidden states, what makes logits of hidden states) of every micro-batch."""
+        skeleton.fill(self.model, self.network, "", self.device, self.dtype)
+        for batch, hidden in zip(self.batches, self.hidden, strict=True):
+            yield batch, hidden, functools.partial(self._head, batch)
         skeleton.empty(self.model, self.network, "")
+
+    def _head(self, batch: Tensor, hidden: Tensor) -> Tensor:
+        with ExitStack() as stack:
+            for index, module in enumerate(self.blocks()):
+                stack.enter_context(_forward_replaced(module, _constant(hidden) if index == 0 else _identity))
+            logits: Tensor = self.network(input_ids=batch.to(self.device), use_cache=False).logits
+        return logits
 
 
 def _note_taker(calls: dict[int, Call], inputs: list[Tensor] | None) -> Callable[..., Tensor]:

@@ -53,9 +53,7 @@ def test_the_grid_spans_its_group_and_holds_zero(scheme: Scheme, seed: int) -> N
 
 
 @given(schemes, st.integers(0, 999), st.integers(1, 40), st.sampled_from([16, 48]), st.sampled_from(list(SCALES)))
-def test_files_hold_the_codes_bit_for_bit(
-    scheme: Scheme, seed: int, rows: int, columns: int, dtype: torch.dtype
-) -> None:
+def test_files_hold_the_codes_bit_for_bit(scheme: Scheme, seed: int, rows: int, columns: int, dtype: torch.dtype) -> None:
     """Unpacked by reading the bits of the words one by one."""
     generator = torch.Generator().manual_seed(seed)
     groups = scheme.groups(columns)
@@ -95,7 +93,8 @@ def test_the_search_never_ends_with_a_larger_error(scheme: Scheme, seed: int, we
 
 
 def test_stored_bits_count_codes_scales_and_zero_points() -> None:
-    for scheme, expected in [(Scheme(3, 64, True), 3.25), (Scheme(2, 64, False), 2 + 18 / 64), (Scheme(4, 0, True), 4 + 16 / 512)]:
+    expectations = {Scheme(3, 64, True): 3.25, Scheme(2, 64, False): 2 + 18 / 64, Scheme(4, 0, True): 4 + 16 / 512}
+    for scheme, expected in expectations.items():
         assert scheme.stored_bits(256, 512) / (256 * 512) == expected
         specs = plan("x", (256, 512), scheme, "F16")
         assert sum(s.bytes for s in specs if not s.name.endswith("shape")) * 8 == scheme.stored_bits(256, 512)

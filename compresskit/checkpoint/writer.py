@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -110,11 +111,16 @@ class Writer:
     `fingerprint`: identifies the request; a partial folder is only continued by the same request.
     """
 
-    def __init__(self, out: Path, plan: list[TensorSpec], max_shard_bytes: int, fingerprint: str):
+    def __init__(
+        self, out: Path, plan: list[TensorSpec], max_shard_bytes: int, fingerprint: str,
+        extra: Mapping[str, list[TensorSpec]] | None = None,
+    ):  # fmt: skip
+        """`extra`: the tensors of safetensors files that are no part of the model, by path inside the folder."""
         self.out = out
         self.partial = partial_folder(out)
-        self.specs = {spec.name: spec for spec in plan}
-        self.shards = layout_shards(plan, max_shard_bytes)
+        self.model_shards = layout_shards(plan, max_shard_bytes)
+        self.shards = self.model_shards + [_shard(name, specs) for name, specs in (extra or {}).items()]
+        self.specs = {spec.name: spec for specs in (plan, *(extra or {}).values()) for spec in specs}
         self.shard_of = {name: shard for shard in self.shards for name in shard.offsets}
         self.missing = set(self.specs)
         self.done: list[str] = []
@@ -140,15 +146,16 @@ class Writer:
         for name, text in extra_files.items():
             self._write_text(name, text)
         for shard in self.shards:
+            (self.partial / shard.name).parent.mkdir(exist_ok=True)
             with (self.partial / shard.name).open("wb") as file:
                 file.write(shard.header)
                 file.truncate(shard.size)
             (self.partial / shard.name).chmod(FILE_MODE)
-        if len(self.shards) > 1:
-            weight_map = {name: shard.name for name, shard in sorted(self.shard_of.items())}
+        if len(self.model_shards) > 1:
+            weight_map = dict(sorted((name, shard.name) for shard in self.model_shards for name in shard.offsets))
             totals = {
-                "total_size": sum(spec.bytes for spec in self.specs.values()),
-                "total_parameters": sum(spec.elements for spec in self.specs.values()),
+                "total_size": sum(self.specs[name].bytes for name in weight_map),
+                "total_parameters": sum(self.specs[name].elements for name in weight_map),
             }
             self._write_text(INDEX, json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n")
 
@@ -207,7 +214,7 @@ class Writer:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
         self._write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
         (self.partial / PROGRESS).unlink(missing_ok=True)
-        for path in self.partial.iterdir():
+        for path in (*self.partial.rglob("*"), self.partial):
             sync(path)
         replaced = self.out.with_name(self.out.name + ".replaced")
         if self.out.exists():
@@ -218,6 +225,7 @@ class Writer:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _write_text(self, name: str, text: str) -> None:
+        (self.partial / name).parent.mkdir(exist_ok=True)
         (self.partial / name).write_text(text, encoding="utf-8")
         (self.partial / name).chmod(FILE_MODE)
 

@@ -7,6 +7,7 @@ held back.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from compresskit import calibration, source
 from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
+from compresskit.formats import peft
 from compresskit.manifest import fingerprint, manifest
 from compresskit.methods import name_of
-from compresskit.model import Model, open_model
+from compresskit.model import Model, open_model, with_adapter
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.progress import ProgressBars, peak_memory_bytes
-from compresskit.stages import Options, QuantizeMethod, quantised_linears
+from compresskit.stages import BlockMethod, Options, QuantizeMethod, quantised_linears
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 HELD_BACK = 4
 """Calibration windows that the method never sees, for the closing figure."""
 BITS_PER_BYTE = 8
+FISHER_WINDOWS = 16
+"""Windows over which the squared gradients are averaged."""
 SCALE_DTYPES = {"BF16": "BF16"}
 """Scales are stored in the checkpoint's own 16-bit dtype; float16, the finer one, where it has another."""
 
@@ -58,6 +62,19 @@ class Job:
         if self.method.needs_activations:
             return spec, self.options.samples + HELD_BACK
         return "builtin" if spec == "self" else spec, HELD_BACK
+
+    @property
+    def rank(self) -> int:
+        """Of the adapter that is trained beside the weights, 0 for none."""
+        return self.method.adapter_rank(self.model) if isinstance(self.method, BlockMethod) else 0
+
+    @property
+    def adapter_plan(self) -> list[TensorSpec]:
+        """The tensors of the adapter."""
+        if not self.rank:
+            return []
+        shapes = {name: self.model.linear_shape(name) for name in self.schemes}
+        return [spec for name, shape in shapes.items() for spec in peft.plan(name, shape, self.rank, self.scale_dtype)]
 
     @property
     def scale_dtype(self) -> str:
@@ -98,7 +115,7 @@ def _checked(method: QuantizeMethod, model: Model, out: Path, options: Options, 
         raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to quantize; ignore less")
     job = Job(method, model, schemes, out, options, shard_bytes)
     calibration.check(*job.text, options.sequence_length)
-    writing.check_out(out, folder, sum(spec.bytes for spec in _plan(job)), options.overwrite)
+    writing.check_out(out, folder, sum(spec.bytes for spec in (*_plan(job), *job.adapter_plan)), options.overwrite)
     return job
 
 
@@ -110,11 +127,7 @@ def _plan(job: Job) -> list[TensorSpec]:
 
 def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
     """The work itself, once everything has been checked."""
-    from compresskit.checkpoint.dtypes import TORCH_DTYPES
-    from compresskit.quantize.sequential import Request, quantize_blocks
-    from compresskit.walk import Walk
-
-    method, model, options = job.method, job.model, job.options
+    model, options = job.model, job.options
     device, dtype = choose_device(options.device, options.dtype, model)
     spec, windows = job.text
     found = calibration.calibrate(
@@ -125,29 +138,71 @@ def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
     settings = _settings(job, device, dtype)
     key = fingerprint("quantize", settings, job.shard_bytes, model.checkpoint.hashes, text["calibration_digest"])
     progress = writing.read_progress(job.out, key) if options.resume else None
-    finished: dict[str, Model] = {}
-    tokens = found.tokens[:-HELD_BACK]
-    walk = Walk(model, tokens, device, dtype, options.trust_remote_code, lambda i: finished.get(f"block {i}"))
-    with writing.Writer(job.out, _plan(job), job.shard_bytes, key) as writer:
+    extra = {f"{peft.FOLDER}/{peft.WEIGHTS}": job.adapter_plan} if job.rank else {}
+    with writing.Writer(job.out, _plan(job), job.shard_bytes, key, extra) as writer:
+        finished: dict[str, Model] = {}
         if progress:
             writer.resume(progress)
-            finished |= dict.fromkeys(writer.done, open_model(writer.partial))
+            finished |= dict.fromkeys(writer.done, _written(writer))
         else:
-            writer.start(_configuration(job), model.checkpoint.folder, layouts_files(model))
+            writer.start(_configuration(job), model.checkpoint.folder, _side_files(job))
             writer.facts |= {"blocks": []}
-        quantize_blocks(method, walk, Request(job.schemes, TORCH_DTYPES[job.scale_dtype]), writer, bars)
-        scores = _held_back(job, open_model(writer.partial), found.tokens[-HELD_BACK:], (device, dtype))
+        _run(job, found.tokens[:-HELD_BACK], (device, dtype), finished, writer, bars)
+        scores = _held_back(job, _written(writer), found.tokens[-HELD_BACK:], (device, dtype))
         summary = _summary(job, scores)
         writer.commit(manifest("quantize", settings, model.checkpoint, writer.hashes(), writer.facts | summary | text))
     return _result(job, writer, settings) | summary
 
 
-def layouts_files(model: Model) -> dict[str, str]:
-    """The generated files of a ragged source, by name: the result needs them too."""
+def _written(writer: writing.Writer) -> Model:
+    """What is in the partial folder, its adapter included."""
+    return with_adapter(open_model(writer.partial), None)
+
+
+def _run(
+    job: Job,
+    tokens: torch.Tensor,
+    where: tuple[torch.device, torch.dtype],
+    finished: dict[str, Model],
+    writer: writing.Writer,
+    bars: ProgressBars,
+) -> None:
+    """Walk the model once, or the original and the result side by side."""
+    from compresskit.checkpoint.dtypes import TORCH_DTYPES
+    from compresskit.quantize import sequential, two_streams
+    from compresskit.walk import Walk, micro_batch_size
+
+    def walk(micro_batch: int | None = None, follows: bool = True) -> Walk:
+        source_of = (lambda i: finished.get(f"block {i}")) if follows else (lambda i: None)
+        return Walk(job.model, tokens, *where, job.options.trust_remote_code, source_of, micro_batch)
+
+    method = job.method
+    request = sequential.Request(job.schemes, TORCH_DTYPES[job.scale_dtype], job.rank)
+    if not isinstance(method, BlockMethod):
+        sequential.quantize_blocks(method, walk(), request, writer, bars)
+        return
+    with tempfile.TemporaryDirectory(dir=writer.partial.parent, prefix=f".{job.out.name}.scratch-") as scratch:
+        saliencies: two_streams.Saliencies = lambda index: {}  # noqa: E731
+        if method.needs_fisher:
+            from compresskit.quantize.saliency import fisher_diagonals
+
+            names = list(job.schemes)
+            part = walk(1, follows=False).take(FISHER_WINDOWS)
+            saliencies = fisher_diagonals(part, names, Path(scratch), bars)
+        size = min(method.windows_at_once, micro_batch_size(job.model, tokens.shape[1]))
+        two_streams.quantize_blocks(method, (walk(size, follows=False), walk(size)), request, saliencies, writer, bars)
+
+
+def _side_files(job: Job) -> dict[str, str]:
+    """Generated files, by path: those of a ragged source, which the result needs too, and the adapter's configuration."""
     from compresskit import layouts
 
-    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if model.ragged else ()
-    return {name: (model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.model.ragged else ()
+    files = {name: (job.model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+    if job.rank:
+        ranks = dict.fromkeys(job.schemes, job.rank)
+        files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(job.out), ranks)
+    return files
 
 
 def _configuration(job: Job) -> dict[str, Any]:
@@ -191,6 +246,7 @@ def _summary(job: Job, scores: Scores) -> dict[str, Any]:
 def stored_bits(job: Job) -> float:
     """Stored bits a weight of the quantised linears: codes, scales, zero points, adapter."""
     stored = weights = 0
+    stored += sum(spec.bytes for spec in job.adapter_plan)
     for name, scheme in job.schemes.items():
         shape = job.model.linear_shape(name)
         stored += sum(spec.bytes for spec in job.method.plan(name, shape, scheme, job.scale_dtype))

@@ -1,84 +1,129 @@
-"""ApiQ with saliency-aware regularisation and learned rounding: train each block's quantisation on its output error.
+"""ApiQ with learned rounding and saliency-aware regularisation: train each block's quantisation on its output error.
 
-ApiQ, arXiv 2402.05147, section 4 (block-wise form), with the regulariser of arXiv 2504.13932 and the rounding offsets of
-SignRound, arXiv 2309.05516. Two streams of hidden states go through the model: X of the original blocks, X' of the
-quantised ones. For each block, from the starting point that GPTQ's recursion gives on X', minimise
+ApiQ, arXiv 2402.05147, section 4 (block-wise form), with the regulariser of arXiv 2504.13932 and the rounding offsets and
+signed gradients of SignRound, arXiv 2309.05516. Two streams of hidden states go through the model: X of the original
+blocks, X' of the quantised ones. For each block minimise
 
-    ||block_q(X') - block(X)||^2 / ||start||^2  +  lambda * sum_W mean(F_W * (W_q - W)^2) / mean((W_start - W)^2)        (1)
+    L = mean((block_q(X') - block(X))^2) / start  +  lambda * mean over W of sum(F * (W_q - W)^2) / sum(F * (W_0 - W)^2)  (1)
 
     W_q = s * (clamp(round(T / s + z + V), lowest, highest) - z) + B A                                                   (2)
-    s, z = grid(sigmoid(g_low) / sigmoid(g_0) * low, sigmoid(g_high) / sigmoid(g_0) * high)                              (3)
+    s, z = grid of [sigmoid(g_low) / sigmoid(g_0) * low, sigmoid(g_high) / sigmoid(g_0) * high]                          (3)
 
 symbol         meaning                                             shape           name here
 W              original weight                                     (out, in)       original
-T              what GPTQ rounds: W and the errors passed on        (out, in)       target
-V              rounding offset, in [-1/2, 1/2], 0 at the start     (out, in)       offset
+T              what is rounded: W, or for the start from GPTQ W    (out, in)       target
+               with the errors passed on to it
+V              rounding offset in [-1/2, 1/2], 0 at the start      (out, in)       offset
 low, high      range of each group of W                            (out, groups)
-g_low, g_high  clipping parameters, g_0 = 4 at the start           (out, groups)   clipping
-A, B           low-rank pair, from the error's best rank-r part    (r, in), (out, r)
-F_W            saliency, mean 1                                    (out, in)       saliency
+g_low, g_high  clipping parameters, g_0 = 4 at the start           (out, groups)   low_clipping, high_clipping
+A, B           low-rank pair                                       (r, in), (out, r)
+F              saliency                                            (out, in)       saliency
+W_0, start     the starting point, V = 0 and g = g_0; its mean squared output error
 
-round and clamp pass gradients straight through (clamp only inside the range). Both terms of (1) are relative to the
-starting point, so lambda has no unit. V and g follow the sign of their gradient with a rate that falls linearly to 0, A and
-B AdamW. The trained block replaces the starting point only where its error over all windows is smaller.
+round passes gradients straight through, clamp inside its range. Both terms of (1) are 1 at the start, so lambda has no
+unit. The trained block is kept only where its error over all windows is smaller than the starting point's.
+
+Differs from the papers: the starting point is GPTQ's on X', linear after linear, with A and B the best rank-r repair of
+what it leaves (closed form, lowrank.py); V and g follow the sign of their gradient, A and B AdamW, all rates falling
+linearly to 0; the clipping is divided by its starting value, so that training begins exactly at the starting point.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from compresskit.grid import grid_of_range, grouped
-from compresskit.scheme import Scheme
+from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.stages import BlockMethod, Storage, StoredLinear
 
-START_CLIPPING = 4.0
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compresskit.model import Model
+    from compresskit.walk import Block
+
+HIDDEN_PER_RANK = 64
+SMALLEST_RANK = 4
 
 
-def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
-    """The value of `rounded` with the gradient of `exact`."""
-    return exact + (rounded - exact).detach()
+class ApiQ(BlockMethod, frozen=True):
+    """Block-wise training of rounding, clipping and a low-rank pair."""
 
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of the adapter, 0 for none; left out, a sixty-fourth of the hidden size, at least 4."""
+    epochs: Annotated[int, Field(ge=0)] = 8
+    """Passes over the calibration windows, block by block."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Calibration windows in a step."""
+    rounding: Literal["learned", "nearest"] = "learned"
+    """Train an offset of up to half a step for each weight, or round to nearest."""
+    start: Literal["gptq", "rtn"] = "gptq"
+    """Starting point: GPTQ's rounding on the quantised prefix, or round to nearest."""
+    saliency: Literal["activation", "fisher", "none"] = "activation"
+    """What tells how much each weight matters: its input's mean square, the squared gradient of the loss, or nothing."""
+    saliency_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the saliency term, where the output error at the start counts 1."""
+    regularize: Literal["before-lora", "after-lora"] = "before-lora"
+    """Hold the quantised weight near the original without the adapter, or with it."""
+    rounding_rate: Annotated[float, Field(gt=0)] = 0.5
+    """How far an offset can travel in all, in half steps."""
+    clipping_rate: Annotated[float, Field(gt=0)] = 2.0
+    """How far a clipping parameter can travel in all."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """AdamW's rate for the adapter."""
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Share of the mean second moment that is added to all of them, at the start."""
 
-@dataclass
-class TrainedLinear:
-    """One linear in training: fixed tensors, and the parameters of equations 2 and 3."""
+    needs_activations: ClassVar[bool] = True
 
-    original: Tensor
-    target: Tensor
-    low: Tensor
-    high: Tensor
-    scheme: Scheme
-    scale_dtype: torch.dtype
-    offset: Tensor
-    clipping_low: Tensor
-    clipping_high: Tensor
-    first: Tensor | None = None
-    second: Tensor | None = None
-    saliency: Tensor | None = None
+    def check(self, model: Model) -> None:
+        """Besides the format's limits: peft cannot reach experts."""
+        super().check(model)
+        if model.architecture.experts and self.adapter_rank(model):
+            raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")
+        smallest = min(min(model.linear_shape(name)) for name in model.linears)
+        if self.adapter_rank(model) > smallest:
+            raise RequestError(f"--rank {self.rank}: exceeds {smallest}, the smallest side of a linear; lower it")
 
-    def grid(self) -> tuple[Tensor, Tensor]:
-        g0 = 1 / (1 + math.exp(-START_CLIPPING))
-        low = self.low * (self.clipping_low.sigmoid() / g0)
-        high = self.high * (self.clipping_high.sigmoid() / g0)
-        scheme = self.scheme
-        if scheme.symmetric:
-            high = torch.maximum(high, -low)
-            low = -high
-        with torch.no_grad():
-            exact = grid_of_range(low, high, scheme, self.scale_dtype)
-        scale = straight_through((high - low) / scheme.steps, exact.scale)
-        return scale, exact.zero_point
+    @property
+    def needs_fisher(self) -> bool:
+        """Whether the saliency is the Fisher diagonal."""
+        return self.saliency == "fisher" and self.saliency_weight > 0 and self.epochs > 0
 
-    def codes(self, scale: Tensor, zero: Tensor) -> Tensor:
-        position = (
-            grouped(self.target, self.scheme) / scale.unsqueeze(-1) + zero.unsqueeze(-1) + grouped(self.offset, self.scheme)
-        )
-        return straight_through(position, position.round()).clamp(self.scheme.lowest, self.scheme.highest)
+    @property
+    def windows_at_once(self) -> int:
+        """Half a step, so that the windows of a step vary."""
+        return max(1, self.batch // 2)
 
-    def weight(self) -> Tensor:
-        scale, zero = self.grid()
-        weight = ((self.codes(scale, zero) - zero.unsqueeze(-1)) * scale.unsqueeze(-1)).flatten(1)
-        return weight if self.first is None else weight + self.second @ self.first
+    def adapter_rank(self, model: Model) -> int:
+        """The asked rank, or the share of the hidden size."""
+        return max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK) if self.rank is None else self.rank
+
+    def quantize_block(
+        self,
+        original: Block,
+        compressed: Block,
+        stages: Sequence[Sequence[tuple[str, ...]]],
+        storage: Storage,
+        saliencies: Mapping[str, Tensor],
+    ) -> tuple[dict[str, StoredLinear], dict[str, float]]:
+        """Start, train, keep the better (equation 1). Both blocks are advanced, the compressed one edited in place."""
+        from compresskit.quantize.block_training import Trainer
+
+        for _ in original.advance():
+            pass
+        trainer = Trainer(self, compressed, original.hidden, storage, saliencies)
+        trainer.start(stages)
+        before = trainer.output_error()
+        trainer.train(before)
+        after = trainer.settle()
+        if after > before:
+            trainer.reset()
+            trainer.settle()
+        return trainer.finish(), {
+            "start_error": before,
+            "trained_error": after,
+            "relative_error": min(before, after) / trainer.energy if trainer.energy else 0.0,
+        }

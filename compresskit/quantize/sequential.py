@@ -34,6 +34,13 @@ class Request:
     """The grid of every linear that is quantised, by plain name."""
     scale_dtype: torch.dtype
     """In which scales are stored."""
+    rank: int = 0
+    """Of the adapter that is trained beside the weights."""
+
+    def stages(self, model: Model, index: int) -> list[list[tuple[str, ...]]]:
+        """The linears of a block that are quantised, as `Model.linear_stages` gives them; empty groups fall away."""
+        kept = [[tuple(n for n in group if n in self.schemes) for group in stage] for stage in model.linear_stages(index)]
+        return [[group for group in stage if group] for stage in kept]
 
 
 def quantize_blocks(method: QuantizeMethod, walk: Walk, request: Request, writer: Writer, on_block: OnBlock) -> None:
@@ -71,10 +78,8 @@ def write_shapes(model: Model, request: Request, writer: Writer) -> None:
 def quantize_block(method: QuantizeMethod, walk: Walk, block: Block, request: Request, writer: Writer) -> dict[str, float]:
     """Quantise the linears of one block in place, stage by stage, and write them; returns output errors by linear."""
     errors: dict[str, float] = {}
-    for number, stage in enumerate(walk.model.linear_stages(block.index)):
-        groups = [tuple(name for name in group if name in request.schemes) for group in stage]
-        groups = [group for group in groups if group]
-        grams = collected(groups, block, walk, number >= ATTENTION_STAGES) if method.needs_activations else {}
+    for number, groups in enumerate(request.stages(walk.model, block.index)):
+        grams = collected(groups, block, number >= ATTENTION_STAGES) if method.needs_activations else {}
         for group in groups:
             weights = [block.linear(name).weight for name in group]
             gram = grams.pop(group[0], None)
@@ -86,9 +91,10 @@ def quantize_block(method: QuantizeMethod, walk: Walk, block: Block, request: Re
     return errors
 
 
-def collected(groups: list[tuple[str, ...]], block: Block, walk: Walk, attention_is_final: bool) -> dict[str, Gram]:
+def collected(groups: list[tuple[str, ...]], block: Block, attention_is_final: bool) -> dict[str, Gram]:
     """Second moments of the input of every group, by the name of its first linear."""
-    grams = {group[0]: Gram(block.linear(group[0]).in_features, walk.device) for group in groups}
+    inputs = [block.linear(group[0]) for group in groups]
+    grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
     if grams:
         # Experts see only the tokens routed to them, so only a stage of one group has seen all once its hook has run.
         block.collect(grams, keep_attention=attention_is_final, stop=len(grams) == 1)

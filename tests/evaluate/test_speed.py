@@ -45,7 +45,7 @@ def test_peak_memory_is_the_weights_and_what_a_prefill_holds(tiny: dict[str, Pat
     )
     assert 4 * parameters < full < 4 * parameters + (1 << 22)
     assert half < full
-    assert speed(model, CPU, torch.float32, rounds=1).peak_memory_bytes == full
+    assert speed(open_model(tiny["llama"]), CPU, torch.float32, rounds=1).peak_memory_bytes == full
 
 
 def test_live_tensors_counts_what_is_alive_at_the_same_time() -> None:

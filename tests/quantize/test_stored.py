@@ -82,9 +82,7 @@ def test_packed_results_of_every_family_load_with_stock_tools(
         assert (found - walked_logits(folder)).abs().max() < 1e-3, folder.name
 
 
-def test_nf4_results_load_with_stock_tools(
-    tiny: dict[str, Path], make: Callable[..., dict[str, object]], tmp_path: Path
-) -> None:
+def test_nf4_results_load_with_stock_tools(tiny: dict[str, Path], make: Callable[..., dict[str, object]], tmp_path: Path) -> None:
     folders = []
     for family in [family for family in FAMILIES if not ARCHITECTURES[family].experts]:
         for nested in (True, False):

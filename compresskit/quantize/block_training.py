@@ -1,0 +1,273 @@
+"""The training of one block for ApiQ: its linears as functions of what is trained, and the loop. Symbols as in apiq.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compresskit.error_feedback import round_with_feedback
+from compresskit.formats.compressed_tensors import stored_linear
+from compresskit.grid import Grid, grid_of_range, grouped, min_max_grid, range_of
+from compresskit.lowrank import low_rank_factors
+from compresskit.quantize.sequential import ATTENTION_STAGES, collected, replace_weight
+from compresskit.scheme import Scheme
+from compresskit.stages import Storage, StoredLinear
+from compresskit.walk import Block
+
+if TYPE_CHECKING:
+    from compresskit.quantize.apiq import ApiQ
+
+START_CLIPPING = 4.0
+"""g_0: sigmoid(4) = 0.982 (ApiQ, section 4.2)."""
+
+
+def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
+    """The value of `rounded`, the gradient of `exact`."""
+    return exact + (rounded - exact).detach()
+
+
+def clipped_grid(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
+    """The grid of a range (out, groups), as grid.py makes it; the scale has a gradient towards the range."""
+    with torch.no_grad():
+        exact = grid_of_range(low, high, scheme, scale_dtype)
+    span = 2 * torch.maximum(high, -low) if scheme.symmetric else high - low
+    return Grid(straight_through(span / scheme.steps, exact.scale), exact.zero_point)
+
+
+def soft_codes(target: Tensor, offset: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+    """The codes of equation 2, (out, groups, group), with straight-through gradients."""
+    position = grouped(target, scheme) / grid.scale.unsqueeze(-1) + grid.zero_point.unsqueeze(-1) + grouped(offset, scheme)
+    return straight_through(position, position.round()).clamp(scheme.lowest, scheme.highest)
+
+
+@dataclass
+class TrainedLinear:
+    """One linear in training: what stays, and the parameters of equations 2 and 3."""
+
+    original: Tensor
+    target: Tensor
+    low: Tensor
+    high: Tensor
+    offset: Tensor
+    low_clipping: Tensor
+    high_clipping: Tensor
+    adapter: tuple[Tensor, Tensor] | None = None
+    """A (rank, in) and B (out, rank)."""
+    start_adapter: tuple[Tensor, Tensor] | None = None
+    saliency: Tensor | None = None
+    """(out, in), or (in,) where every row has the same."""
+
+    @classmethod
+    def of(cls, original: Tensor, target: Tensor, scheme: Scheme) -> TrainedLinear:
+        """At the starting point."""
+        low, high = range_of(original, scheme)
+        clipping = torch.full_like(low, START_CLIPPING)
+        return cls(original, target, low, high, torch.zeros_like(original), clipping, clipping.clone())
+
+    def reset(self) -> None:
+        """Back to the starting point."""
+        self.offset.zero_()
+        self.low_clipping.fill_(START_CLIPPING)
+        self.high_clipping.fill_(START_CLIPPING)
+        self.adapter = self.start_adapter and (self.start_adapter[0].clone(), self.start_adapter[1].clone())
+
+    def grid(self, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
+        """Equation 3."""
+        start = 1 / (1 + math.exp(-START_CLIPPING))
+        low, high = self.low * (self.low_clipping.sigmoid() / start), self.high * (self.high_clipping.sigmoid() / start)
+        return clipped_grid(low, high, scheme, scale_dtype)
+
+    def weights(self, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(without, with) the low-rank pair, (out, in) each; equation 2."""
+        grid = self.grid(scheme, scale_dtype)
+        codes = soft_codes(self.target, self.offset, grid, scheme)
+        weight = ((codes - grid.zero_point.unsqueeze(-1)) * grid.scale.unsqueeze(-1)).flatten(1)
+        return weight, weight if self.adapter is None else weight + self.adapter[1] @ self.adapter[0]
+
+    def distance(self, weight: Tensor) -> Tensor:
+        """sum(F * (W_q - W)^2) of equation 1."""
+        squares = (weight - self.original).square()
+        return (squares if self.saliency is None else squares * self.saliency).sum()
+
+
+class Trainer:
+    """The linears of one block in training, the block's inputs and the outputs that it shall give."""
+
+    def __init__(
+        self,
+        method: ApiQ,
+        block: Block,
+        targets: list[Tensor],
+        storage: Storage,
+        saliencies: Mapping[str, Tensor],
+    ):
+        """`targets`: the original block's outputs, one (batch, length, hidden) a micro-batch. `saliencies`: where not local."""
+        self.method, self.block, self.targets = method, block, targets
+        self.scheme, self.scale_dtype, self.rank = storage
+        self.saliencies = saliencies
+        self.linears: dict[str, TrainedLinear] = {}
+        self.outputs: list[Tensor] = []
+        self.energy = sum(float(t.double().square().mean()) for t in targets) / max(1, len(targets))
+
+    @torch.no_grad()
+    def start(self, stages: Sequence[Sequence[tuple[str, ...]]]) -> None:
+        """The starting point, stage by stage on the quantised prefix, as `quantize_block` of the shared walk does."""
+        for number, groups in enumerate(stages):
+            grams = collected(list(groups), self.block, number >= ATTENTION_STAGES)
+            for group in groups:
+                gram = grams.pop(group[0])
+                self._start_group(group, gram.matrix() / max(1, gram.tokens), gram.tokens)
+
+    def _start_group(self, group: tuple[str, ...], hessian: Tensor, tokens: int) -> None:
+        weights = [self.block.linear(name).weight.detach().float() for name in group]
+        rows = torch.cat(weights)
+        targets = rows
+        if self.method.start == "gptq" and tokens:
+            grid = min_max_grid(rows, self.scheme, self.scale_dtype)
+            targets = round_with_feedback(rows, hessian, grid, self.scheme, self.method.damping, ordered=True).targets
+        for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
+            linear = TrainedLinear.of(weight, target.clone(), self.scheme)
+            if self.rank and tokens:
+                without, _ = linear.weights(self.scheme, self.scale_dtype)
+                linear.start_adapter = low_rank_factors(weight - without, hessian, self.rank, self.method.damping)
+            elif self.rank:
+                linear.start_adapter = (weight.new_zeros(self.rank, weight.shape[1]), weight.new_zeros(len(weight), self.rank))
+            linear.reset()
+            linear.saliency = self._saliency(name, hessian)
+            self.linears[name] = linear
+            replace_weight(self.block.linear(name), self._final(linear)[1])
+
+    def _saliency(self, name: str, hessian: Tensor) -> Tensor | None:
+        if self.method.saliency == "none":
+            return None
+        found = hessian.diagonal().clone() if self.method.saliency == "activation" else self.saliencies[name]
+        mean = found.mean()
+        return found / mean if mean > 0 else None
+
+    def train(self, start_error: float) -> None:
+        """Signed gradient steps on V and g, AdamW on A and B; all rates fall linearly to 0."""
+        steps = self.method.epochs * len(self.targets) // self._batches_a_step()
+        if steps == 0 or start_error == 0:
+            return
+        signed = self._signed()
+        factors = [factor for linear in self.linears.values() for factor in linear.adapter or ()]
+        for parameter in [*signed, *factors]:
+            parameter.requires_grad_(True)
+        adam = torch.optim.AdamW(factors, lr=self.method.learning_rate, weight_decay=0.0) if factors else None
+        distances = self._distances()
+        for step, chosen in enumerate(self._order(steps)):
+            self._gradients(chosen, start_error, distances)
+            share = 1 - step / steps
+            with torch.no_grad():
+                for parameter, travel in signed.items():
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad.sign_(), alpha=2 * travel * share / steps)
+                        parameter.grad = None
+                for linear in self.linears.values():
+                    linear.offset.clamp_(-0.5, 0.5)
+            if adam is not None:
+                adam.param_groups[0]["lr"] = self.method.learning_rate * share
+                adam.step()
+                adam.zero_grad()
+        for parameter in [*signed, *factors]:
+            parameter.requires_grad_(False)
+
+    def _signed(self) -> dict[Tensor, float]:
+        """Parameters that follow the sign of their gradient, with how far they can travel in all."""
+        found: dict[Tensor, float] = {}
+        for linear in self.linears.values():
+            if self.method.rounding == "learned":
+                found[linear.offset] = self.method.rounding_rate / 2
+            found[linear.low_clipping] = found[linear.high_clipping] = self.method.clipping_rate
+        return found
+
+    def _batches_a_step(self) -> int:
+        size = self.targets[0].shape[0]
+        return max(1, min(len(self.targets), round(self.method.batch / size)))
+
+    def _order(self, steps: int) -> Iterator[list[int]]:
+        """Micro-batches of every step: all once in a random order, then again."""
+        generator = torch.Generator().manual_seed(self.block.index)
+        waiting: list[int] = []
+        for _ in range(steps):
+            if len(waiting) < self._batches_a_step():
+                waiting += torch.randperm(len(self.targets), generator=generator).tolist()
+            chosen, waiting = waiting[: self._batches_a_step()], waiting[self._batches_a_step() :]
+            yield chosen
+
+    def _distances(self) -> dict[str, float]:
+        with torch.no_grad():
+            found = {name: float(linear.distance(self._held(linear))) for name, linear in self.linears.items()}
+        return {name: value for name, value in found.items() if value > 0}
+
+    def _held(self, linear: TrainedLinear) -> Tensor:
+        """The weight that the regulariser holds near the original."""
+        return linear.weights(self.scheme, self.scale_dtype)[self.method.regularize == "after-lora"]
+
+    def _gradients(self, chosen: list[int], start_error: float, distances: dict[str, float]) -> None:
+        """Add the gradient of equation 1 over these micro-batches to the parameters'.
+
+        The block runs on detached weights; their gradient goes through equations 2 and 3 once, not once a micro-batch.
+        """
+        pairs = {name: linear.weights(self.scheme, self.scale_dtype) for name, linear in self.linears.items()}
+        leaves = {name: full.detach().to(self.block.hidden[0]).requires_grad_(True) for name, (_, full) in pairs.items()}
+        inside = {name.removeprefix(self.block.name + ".") + ".weight": leaf for name, leaf in leaves.items()}
+        for index in chosen:
+            output = self.block.run_with(self.block.hidden[index], inside)
+            error = (output.float() - self.targets[index].float()).square().mean()
+            torch.autograd.backward(error / (start_error * len(chosen)))
+        held = self.method.regularize == "after-lora"
+        penalty = sum(self.linears[name].distance(pairs[name][held]) / value for name, value in distances.items())
+        used = [name for name, leaf in leaves.items() if leaf.grad is not None]
+        outputs: list[Tensor] = [pairs[name][1] for name in used]
+        gradients: list[Tensor | None] = [leaves[name].grad.to(pairs[name][1]) for name in used]  # type: ignore[union-attr]
+        if self.method.saliency_weight and self.method.saliency != "none" and isinstance(penalty, Tensor):
+            outputs.append(penalty * (self.method.saliency_weight / len(distances)))
+            gradients.append(None)
+        torch.autograd.backward(outputs, gradients)
+
+    @torch.no_grad()
+    def output_error(self) -> float:
+        """Mean squared error of the block as it now is, over all windows."""
+        errors = [self._error(self.block.run(hidden), index) for index, hidden in enumerate(self.block.hidden)]
+        return sum(errors) / len(errors)
+
+    def _error(self, output: Tensor, index: int) -> float:
+        return float((output.double() - self.targets[index].double()).square().mean())
+
+    @torch.no_grad()
+    def settle(self) -> float:
+        """Give the block the weights as they will be stored and run it; returns the error. Its inputs stay until `finish`."""
+        for name, linear in self.linears.items():
+            replace_weight(self.block.linear(name), self._final(linear)[1])
+        self.outputs = [self.block.run(hidden) for hidden in self.block.hidden]
+        errors = [self._error(output, index) for index, output in enumerate(self.outputs)]
+        return sum(errors) / len(errors)
+
+    def reset(self) -> None:
+        """All linears back to the starting point."""
+        for linear in self.linears.values():
+            linear.reset()
+
+    def _final(self, linear: TrainedLinear) -> tuple[dict[str, Tensor], Tensor]:
+        """(stored tensors, the weight that readers compute with) at the present parameters."""
+        grid = linear.grid(self.scheme, self.scale_dtype)
+        codes = soft_codes(linear.target, linear.offset, grid, self.scheme).flatten(1)
+        stored, weight = stored_linear(codes, grid, self.scheme, self.scale_dtype)
+        if linear.adapter is not None:
+            first, second = (factor.to(self.scale_dtype) for factor in linear.adapter)
+            stored |= {"lora_A.weight": first, "lora_B.weight": second}
+            weight = weight + second.float() @ first.float()
+        return stored, weight
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, StoredLinear]:
+        """Hand the outputs on to the next block; returns what is to be written."""
+        self.block.hidden[:] = self.outputs
+        self.block.advanced = True
+        return {name: StoredLinear(*self._final(linear), error=None) for name, linear in self.linears.items()}

@@ -1,0 +1,55 @@
+"""The walk of methods that train whole blocks: the original model and the quantised one side by side.
+
+Each block of the original sees what its original predecessors give, each quantised block what the quantised ones give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.formats.peft import factor_names
+from compresskit.quantize.sequential import OnBlock, Request, finish_block, put, write_shapes
+from compresskit.stages import BlockMethod, Storage, StoredLinear
+from compresskit.walk import Block, Walk
+
+Saliencies = Callable[[int], Mapping[str, Tensor]]
+"""Saliencies of the linears of a block, by plain name."""
+
+
+def quantize_blocks(
+    method: BlockMethod, walks: tuple[Walk, Walk], request: Request, saliencies: Saliencies, writer: Writer, on_block: OnBlock
+) -> None:
+    """The pass over both streams. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+
+    Blocks that an interrupted run has finished are only run, from what that run wrote.
+    """
+    model = walks[0].model
+    write_shapes(model, request, writer)
+    for original, compressed in zip(*walks, strict=True):
+        if f"block {compressed.index}" not in writer.done:
+            stages = request.stages(model, compressed.index)
+            names = [name for groups in stages for group in groups for name in group]
+            facts: dict[str, float] = {}
+            if names:
+                scheme = request.schemes[names[0]]
+                assert scheme is not None
+                storage = Storage(scheme, request.scale_dtype, request.rank)
+                found, facts = method.quantize_block(original, compressed, stages, storage, saliencies(compressed.index))
+                _write(walks[1], compressed, found, writer)
+            finish_block(model, compressed, writer, facts)
+        on_block("quantizing", compressed.index + 1, model.block_count)
+    writer.copy([name for name in writer.specs if name in writer.missing], model.checkpoint)
+
+
+def _write(walk: Walk, block: Block, found: Mapping[str, StoredLinear], writer: Writer) -> None:
+    for name, stored in found.items():
+        tensors = dict(stored.tensors)
+        for leaf, stored_name in zip(("lora_A.weight", "lora_B.weight"), factor_names(name), strict=True):
+            factor: torch.Tensor | None = tensors.pop(leaf, None)
+            if factor is not None:
+                writer.put(stored_name, factor)
+        put(walk.model, block, name, StoredLinear(tensors, stored.weight, None), writer)

@@ -1,0 +1,198 @@
+"""ApiQ: its equations, that training helps and never harms, the adapter that stock peft loads. Oracle, property, end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import FAMILIES, VOCABULARY
+from transformers import AutoModelForCausalLM
+
+from compresskit.architectures import ARCHITECTURES
+from compresskit.error_feedback import round_with_feedback
+from compresskit.errors import RequestError
+from compresskit.grid import from_codes, min_max_grid, to_codes
+from compresskit.model import open_model, with_adapter
+from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
+from compresskit.pipeline.quantization import quantize
+from compresskit.quantize.apiq import ApiQ
+from compresskit.quantize.block_training import TrainedLinear, clipped_grid
+from compresskit.quantize.saliency import fisher_diagonals
+from compresskit.scheme import Scheme
+from compresskit.stages import Options
+from compresskit.walk import Walk
+
+CPU = torch.device("cpu")
+PACKED = tuple(family for family in FAMILIES if not ARCHITECTURES[family].transposed)
+LOADER = """
+import sys, torch
+sys.modules["compresskit"] = None
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+tokens = torch.load(sys.argv[1])
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, folder + "/adapter").eval()
+    with torch.no_grad():
+        torch.save(model(tokens).logits, folder + ".logits")
+"""
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(7))
+
+
+def options(text: Path) -> Options:
+    return Options(calibration=str(text), samples=8, sequence_length=64)
+
+
+def walked_logits(folder: Path) -> torch.Tensor:
+    walk = Walk(with_adapter(open_model(folder), None), tokens(), CPU, torch.float32)
+    for _ in walk:
+        pass
+    return torch.cat([logits for _, _, logits in walk.logits()])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_training_begins_exactly_at_the_start(symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(6, 16, generator=generator), torch.randn(40, 16, generator=generator)
+    scheme = Scheme(2, 8, symmetric)
+    grid = min_max_grid(weight, scheme, torch.float16)
+    rounded = round_with_feedback(weight, x.T @ x, grid, scheme, 0.01, True)
+    for target, codes in ((weight, to_codes(weight, grid, scheme)), (rounded.targets, rounded.codes)):
+        found, _ = TrainedLinear.of(weight, target, scheme).weights(scheme, torch.float16)
+        assert torch.allclose(found, from_codes(codes, grid, scheme), atol=1e-6)
+
+
+def test_gradients_are_those_of_the_straight_through_estimator() -> None:
+    """By hand: dW/dV = s inside the range and 0 outside; dW/ds = Q - z - inside * T / s."""
+    generator = torch.Generator().manual_seed(1)
+    target, scheme = 2 * torch.randn(3, 8, generator=generator), Scheme(2, 4, False)
+    linear = TrainedLinear.of(target / 2, target, scheme)
+    low, high = linear.low.clone().requires_grad_(True), linear.high.clone().requires_grad_(True)
+    linear.low, linear.high = low, high
+    linear.offset.requires_grad_(True)
+    weight, _ = linear.weights(scheme, torch.float32)
+    upstream = torch.randn(3, 8, generator=generator)
+    weight.backward(upstream)
+    grid = clipped_grid(low.detach(), high.detach(), scheme, torch.float32)
+    scale, zero = (part.repeat_interleave(4, dim=1) for part in grid)
+    position = target / scale + zero
+    rounded = position.round()
+    inside = (rounded >= scheme.lowest) & (rounded <= scheme.highest)
+    assert linear.offset.grad is not None and low.grad is not None
+    assert torch.allclose(linear.offset.grad, upstream * scale * inside, atol=1e-5)
+    steps = rounded.clamp(scheme.lowest, scheme.highest) - zero
+    by_scale = (upstream * (steps - inside * target / scale)).unflatten(1, (2, 4)).sum(-1)
+    assert torch.allclose(low.grad, -by_scale / scheme.steps, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_loss_falls_in_every_block_and_the_result_beats_its_start(
+    bits: int, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    kls = {}
+    for epochs in (0, 12):
+        out = tmp_path / str(epochs)
+        quantize(ApiQ(bits=bits, group_size=16, rank=0, epochs=epochs, batch=4), str(tiny["llama"]), out, options(text_file))
+        report = evaluate(
+            str(out), EvaluateOptions(against=str(tiny["llama"]), data=str(text_file), windows=8, sequence_length=64)
+        )
+        kls[epochs] = report["kl"]
+    facts = json.loads((tmp_path / "12" / "compresskit.json").read_text())["facts"]["blocks"]
+    assert all(block["trained_error"] < block["start_error"] for block in facts)
+    assert bits > 2 or kls[12] < kls[0]  # at 3 bits a random model's KL is all noise
+
+
+def test_a_training_that_harms_is_undone(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    wild = ApiQ(bits=3, group_size=16, rank=4, epochs=2, clipping_rate=100.0, learning_rate=10.0)
+    still = wild.model_copy(update={"epochs": 0})
+    for name, method in (("wild", wild), ("still", still)):
+        quantize(method, str(tiny["llama"]), tmp_path / name, options(text_file))
+    facts = json.loads((tmp_path / "wild" / "compresskit.json").read_text())["facts"]["blocks"]
+    assert all(block["trained_error"] > block["start_error"] for block in facts)
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "wild" / file).read_bytes() == (tmp_path / "still" / file).read_bytes()
+
+
+def test_every_familys_result_and_adapter_load_with_stock_tools(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    folders = []
+    for family in PACKED:
+        experts = bool(ARCHITECTURES[family].experts)
+        method = ApiQ(bits=2, group_size=16, epochs=1, rank=0 if experts else 3, symmetric=experts)
+        quantize(method, str(tiny[family]), tmp_path / family, options(text_file))
+        if not experts:
+            folders.append(tmp_path / family)
+        else:
+            stock = AutoModelForCausalLM.from_pretrained(tmp_path / family, dtype=torch.float32).eval()
+            with torch.no_grad():
+                assert (stock(tokens()).logits - walked_logits(tmp_path / family)).abs().max() < 1e-3, family
+    torch.save(tokens(), tmp_path / "tokens.pt")
+    command = [sys.executable, "-c", LOADER, str(tmp_path / "tokens.pt"), *map(str, folders)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    for folder in folders:
+        assert (torch.load(f"{folder}.logits") - walked_logits(folder)).abs().max() < 1e-3, folder.name
+
+
+def test_the_adapter_counts_as_stored_bits(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    method = ApiQ(bits=2, group_size=16, epochs=0, rank=4)
+    result = quantize(method, str(tiny["llama"]), tmp_path / "out", options(text_file))
+    adapter = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    dense = load_file(tiny["llama"] / "model.safetensors")
+    packed = load_file(tmp_path / "out" / "model.safetensors")
+    stored = [t for name, t in packed.items() if name not in dense] + list(adapter.values())
+    weights = sum(t.numel() for name, t in dense.items() if name not in packed)
+    assert abs(8 * sum(t.numel() * t.element_size() for t in stored) / weights - result["bits_per_weight"]) < 1e-9
+    without = evaluate(str(tmp_path / "out"), EvaluateOptions(data=str(text_file), windows=2, sequence_length=64, adapter="none"))
+    with_it = evaluate(str(tmp_path / "out"), EvaluateOptions(data=str(text_file), windows=2, sequence_length=64))
+    assert without["perplexity"] != with_it["perplexity"]
+    assert with_it["bytes"] - without["bytes"] == (tmp_path / "out" / "adapter" / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma2"])
+def test_the_fisher_diagonal_is_autograds(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    model = open_model(tiny[family])
+    names = model.linears
+    found = fisher_diagonals(Walk(model, tokens(), CPU, torch.float32, micro_batch=1), names, tmp_path, lambda *_: None)
+    network = Walk(model, tokens(), CPU, torch.float32).network
+    from compresskit import skeleton
+
+    for prefix in ("", *(model.block_name(i) for i in range(model.block_count))):
+        skeleton.fill(model, network, prefix, CPU, torch.float32)
+    sums = {name: torch.zeros(model.linear_shape(name)) for name in names}
+    for window in tokens():
+        weights = {name: network.get_submodule(name).weight.requires_grad_(True) for name in names}
+        logits = network(window[None]).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[:-1], window[1:])
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            sums[name] += 0 if gradient is None else gradient.square() / len(tokens())
+    for index in range(model.block_count):
+        for name, value in found(index).items():
+            assert torch.allclose(value, sums[name], rtol=1e-3, atol=1e-9), name
+
+
+@pytest.mark.parametrize("saliency", ["fisher", "none"])
+@pytest.mark.parametrize("start", ["gptq", "rtn"])
+def test_every_variant_runs_and_is_reproducible(
+    saliency: str, start: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    settings = {"saliency": saliency, "start": start, "regularize": "after-lora", "rounding": "nearest"}
+    method = ApiQ(bits=3, rank=2, epochs=2, batch=4, **settings)  # type: ignore[arg-type]
+    for name in ("a", "b"):
+        quantize(method, str(tiny["qwen3"]), tmp_path / name, options(text_file))
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert not list(tmp_path.glob(".*scratch*"))
+
+
+def test_a_rank_above_the_smallest_side_is_refused(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="--rank 40"):
+        quantize(ApiQ(bits=3, rank=40), str(tiny["llama"]), tmp_path / "out", options(text_file))
