@@ -79,6 +79,7 @@ def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
     if get_origin(annotation) is tuple:
         several: Any = Annotated[list[str], typer.Option(flag(name), help=info.description)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=[], annotation=several)
+    annotation = bool if annotation == bool | None else annotation
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     off = extra.get("off", f"--no-{flag(name)[2:]}")
     spelling = f"{flag(name)}/{off}" if annotation is bool else flag(name)

@@ -127,6 +127,10 @@ class Model:
             raise CheckpointError(f"{self.checkpoint.folder}: tensor {expected} is missing; download the checkpoint again")
         return groups
 
+    def block_of(self, name: str) -> int:
+        """Index of the block that holds the linear with this plain name."""
+        return int(name.removeprefix(self.architecture.blocks + ".").partition(".")[0])
+
     def linear_stages(self, index: int) -> list[list[tuple[str, ...]]]:
         """The linears of block `index` in the order in which they compute, as stages of groups that share their input.
 

@@ -30,6 +30,7 @@ FEWEST_STEPS = 32
 """The default rounding step leaves at least this many widths to choose from."""
 DEFAULT_GROUPS = (64, 32, 16, 8, 4, 2, 1)
 """Group sizes to choose from where none is asked for, the best first."""
+MOST_BITS = 8
 SMALLEST_USEFUL_GROUP = 8
 """Below this a 16-bit scale a group costs 2 bits a weight and more."""
 
@@ -131,11 +132,26 @@ class GridMethod(QuantizeMethod):
     """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
 
     bits: Annotated[float, Field(ge=2, le=8)] = 4
-    """Bits of a weight: 2 to 8."""
+    """Bits of a weight, 2 to 8; an average such as 2.5 gives each block its own (mixed precision)."""
     group_size: Annotated[int, Field(ge=0)] | None = None
     """Inputs that share a scale, 0 for a whole row; left out, 64 or the largest smaller power of two that divides all."""
-    symmetric: Annotated[bool, Field(json_schema_extra={"off": "--asymmetric"})] = False
-    """No zero points."""
+    symmetric: Annotated[bool | None, Field(json_schema_extra={"off": "--asymmetric"})] = None
+    """No zero points; left out, only where stock tools read none (mixed precision, experts)."""
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The bits that blocks may have: the asked ones, or for an average those around it and one more."""
+        lower, upper = math.floor(self.bits), math.ceil(self.bits)
+        return (lower,) if lower == upper else tuple(bits for bits in (lower, upper, upper + 1) if bits <= MOST_BITS)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether blocks differ in their bits."""
+        return len(self.levels) > 1
+
+    def is_symmetric(self, model: Model) -> bool:
+        """Whether the grid has no zero points."""
+        return self.mixed or bool(model.architecture.experts) if self.symmetric is None else self.symmetric
 
     def check(self, model: Model) -> None:
         """UnsupportedArchitecture where stock tools unpack no such linears."""
@@ -143,14 +159,25 @@ class GridMethod(QuantizeMethod):
             raise UnsupportedArchitecture(
                 f"{model.family}: its linears are stored transposed, and stock tools unpack no packed ones; use quantize nf4"
             )
-        if model.architecture.experts and not self.symmetric:
+        if self.mixed and model.architecture.experts:
+            raise UnsupportedArchitecture(f"{model.family}: stock tools unpack experts of one bit width only; pass whole --bits")
+        if self.mixed and not self.is_symmetric(model):
+            raise RequestError(
+                f"--bits {self.bits:g} --asymmetric: stock tools read several bit widths only without zero points; "
+                "pass --symmetric, or whole bits"
+            )
+        if model.architecture.experts and not self.is_symmetric(model):
             raise UnsupportedArchitecture(
                 f"{model.family}: stock tools unpack the experts' linears only without zero points; pass --symmetric"
             )
 
     def scheme(self, model: Model) -> Scheme:
         """The grid of every linear; RequestError where the group size does not divide the inputs of one."""
-        return checked_scheme(model, Scheme(whole_bits(self.bits), self._group_size(model), self.symmetric), self.ignore)
+        return checked_scheme(model, self.scheme_of(model, math.ceil(self.bits)), self.ignore)
+
+    def scheme_of(self, model: Model, bits: int) -> Scheme:
+        """The grid with these bits."""
+        return Scheme(bits, self._group_size(model), self.is_symmetric(model))
 
     def _group_size(self, model: Model) -> int:
         if self.group_size is not None:
@@ -214,13 +241,6 @@ class BlockMethod(GridMethod):
 def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
     """Plain names of the linears that a quantisation takes: all of the blocks, but for the ignored."""
     return [name for name in model.linears if not any(part in name for part in ignore)]
-
-
-def whole_bits(bits: float) -> int:
-    """RequestError for averages, which only mixed precision can meet."""
-    if bits != int(bits):
-        raise RequestError(f"--bits {bits:g}: this method takes whole numbers of bits, 2 to 8")
-    return int(bits)
 
 
 def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:

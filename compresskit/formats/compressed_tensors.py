@@ -67,11 +67,11 @@ def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.
 
 
 def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:
-    """`quantization_config` of config.json. `schemes`: by module name or `re:` pattern; `ignored`: dense linears."""
+    """`quantization_config` of config.json. `schemes`: by module name, one for each block; `ignored`: dense linears."""
     distinct = list(dict.fromkeys(schemes.values()))
     groups = {}
     for index, scheme in enumerate(distinct):
-        targets = ["Linear"] if len(distinct) == 1 else [name for name, each in schemes.items() if each == scheme]
+        targets = ["Linear"] if len(distinct) == 1 else [_pattern([n for n, each in schemes.items() if each == scheme])]
         weights = {
             "num_bits": scheme.bits,
             "type": "int",
@@ -94,6 +94,13 @@ def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str
         "global_compression_ratio": None,
     }
     return config | {"dequantize": True} if len(distinct) == 1 else config
+
+
+def _pattern(names: list[str]) -> str:
+    """A target that means the blocks of these linears, which have one scheme a block."""
+    blocks = dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", name) for name in names)
+    prefix = next(iter(blocks)).rpartition(".")[0]
+    return f"re:{re.escape(prefix)}\\.({'|'.join(block.rpartition('.')[2] for block in blocks)})\\..*"
 
 
 @dataclass(frozen=True)

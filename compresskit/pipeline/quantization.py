@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from compresskit.methods import name_of
 from compresskit.model import Model, open_model, with_adapter
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.progress import ProgressBars, peak_memory_bytes
-from compresskit.stages import BlockMethod, Options, QuantizeMethod, quantised_linears
+from compresskit.stages import BlockMethod, GridMethod, Options, QuantizeMethod, quantised_linears
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 HELD_BACK = 4
 """Calibration windows that the method never sees, for the closing figure."""
 BITS_PER_BYTE = 8
+MIXED_WINDOWS = 4
+"""Windows on which mixed precision measures what each block loses; of a method that needs no text, those held back."""
 FISHER_WINDOWS = 16
 """Windows over which the squared gradients are averaged."""
 SCALE_DTYPES = {"BF16": "BF16"}
@@ -138,6 +140,7 @@ def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
     settings = _settings(job, device, dtype)
     key = fingerprint("quantize", settings, job.shard_bytes, model.checkpoint.hashes, text["calibration_digest"])
     progress = writing.read_progress(job.out, key) if options.resume else None
+    job, bits = _with_bits(job, found.tokens, (device, dtype), progress, bars)
     extra = {f"{peft.FOLDER}/{peft.WEIGHTS}": job.adapter_plan} if job.rank else {}
     with writing.Writer(job.out, _plan(job), job.shard_bytes, key, extra) as writer:
         finished: dict[str, Model] = {}
@@ -146,12 +149,38 @@ def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
             finished |= dict.fromkeys(writer.done, _written(writer))
         else:
             writer.start(_configuration(job), model.checkpoint.folder, _side_files(job))
-            writer.facts |= {"blocks": []}
+            writer.facts |= {"blocks": [], **bits}
         _run(job, found.tokens[:-HELD_BACK], (device, dtype), finished, writer, bars)
         scores = _held_back(job, _written(writer), found.tokens[-HELD_BACK:], (device, dtype))
         summary = _summary(job, scores)
         writer.commit(manifest("quantize", settings, model.checkpoint, writer.hashes(), writer.facts | summary | text))
     return _result(job, writer, settings) | summary
+
+
+def _with_bits(
+    job: Job, tokens: torch.Tensor, where: tuple[torch.device, torch.dtype], progress: dict[str, Any] | None, bars: ProgressBars
+) -> tuple[Job, dict[str, Any]]:
+    """(the job with each block's own grid, facts about it): measured, or what an interrupted run had measured."""
+    method, model = job.method, job.model
+    if not isinstance(method, GridMethod) or not method.mixed:
+        return job, {}
+    from compresskit.checkpoint.dtypes import TORCH_DTYPES
+    from compresskit.quantize.mixed import allot_bits, block_losses
+    from compresskit.quantize.sequential import Request
+    from compresskit.walk import Walk
+
+    if progress:
+        facts = {key: progress["facts"][key] for key in ("bits", "losses")}
+    else:
+        walk = Walk(model, tokens[:MIXED_WINDOWS], *where, job.options.trust_remote_code)
+        levels = [method.scheme_of(model, bits) for bits in method.levels]
+        losses = block_losses(walk, Request(job.schemes, TORCH_DTYPES[job.scale_dtype]), levels, bars)
+        sizes = [0] * model.block_count
+        for name in job.schemes:
+            sizes[model.block_of(name)] += math.prod(model.linear_shape(name))
+        facts = {"bits": allot_bits(losses, sizes, method.bits), "losses": losses}
+    schemes: dict[str, Scheme | None] = {n: method.scheme_of(model, facts["bits"][model.block_of(n)]) for n in job.schemes}
+    return replace(job, schemes=schemes), facts
 
 
 def _written(writer: writing.Writer) -> Model:

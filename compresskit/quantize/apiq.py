@@ -52,7 +52,7 @@ class ApiQ(BlockMethod, frozen=True):
     """Block-wise training of rounding, clipping and a low-rank pair."""
 
     rank: Annotated[int, Field(ge=0)] | None = None
-    """Rank of the adapter, 0 for none; left out, a sixty-fourth of the hidden size, at least 4."""
+    """Rank of the adapter, 0 for none; left out, a sixty-fourth of the hidden size, at least 4 (0 for mixed and experts)."""
     epochs: Annotated[int, Field(ge=0)] = 8
     """Passes over the calibration windows, block by block."""
     batch: Annotated[int, Field(ge=1)] = 8
@@ -61,6 +61,8 @@ class ApiQ(BlockMethod, frozen=True):
     """Train an offset of up to half a step for each weight, or round to nearest."""
     start: Literal["gptq", "rtn"] = "gptq"
     """Starting point: GPTQ's rounding on the quantised prefix, or round to nearest."""
+    error: Literal["relative", "absolute"] = "relative"
+    """Output error of a token: over the squared norm of its hidden state, or as it is."""
     saliency: Literal["activation", "fisher", "none"] = "activation"
     """What tells how much each weight matters: its input's mean square, the squared gradient of the loss, or nothing."""
     saliency_weight: Annotated[float, Field(ge=0)] = 0.1
@@ -83,6 +85,8 @@ class ApiQ(BlockMethod, frozen=True):
         super().check(model)
         if model.architecture.experts and self.adapter_rank(model):
             raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")
+        if self.mixed and self.adapter_rank(model):
+            raise RequestError(f"--bits {self.bits:g} --rank {self.rank}: peft cannot open mixed precision; pass --rank 0")
         smallest = min(min(model.linear_shape(name)) for name in model.linears)
         if self.adapter_rank(model) > smallest:
             raise RequestError(f"--rank {self.rank}: exceeds {smallest}, the smallest side of a linear; lower it")
@@ -99,7 +103,9 @@ class ApiQ(BlockMethod, frozen=True):
 
     def adapter_rank(self, model: Model) -> int:
         """The asked rank, or the share of the hidden size."""
-        return max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK) if self.rank is None else self.rank
+        if self.rank is not None:
+            return self.rank
+        return 0 if self.mixed or model.architecture.experts else max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
 
     def quantize_block(
         self,
@@ -122,8 +128,4 @@ class ApiQ(BlockMethod, frozen=True):
         if after > before:
             trainer.reset()
             trainer.settle()
-        return trainer.finish(), {
-            "start_error": before,
-            "trained_error": after,
-            "relative_error": min(before, after) / trainer.energy if trainer.energy else 0.0,
-        }
+        return trainer.finish(), {"start_error": before, "trained_error": after}

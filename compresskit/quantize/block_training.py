@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 START_CLIPPING = 4.0
 """g_0: sigmoid(4) = 0.982 (ApiQ, section 4.2)."""
+SMALLEST_ENERGY = 1e-12
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
@@ -112,7 +113,6 @@ class Trainer:
         self.saliencies = saliencies
         self.linears: dict[str, TrainedLinear] = {}
         self.outputs: list[Tensor] = []
-        self.energy = sum(float(t.double().square().mean()) for t in targets) / max(1, len(targets))
 
     @torch.no_grad()
     def start(self, stages: Sequence[Sequence[tuple[str, ...]]]) -> None:
@@ -219,7 +219,7 @@ class Trainer:
         inside = {name.removeprefix(self.block.name + ".") + ".weight": leaf for name, leaf in leaves.items()}
         for index in chosen:
             output = self.block.run_with(self.block.hidden[index], inside)
-            error = (output.float() - self.targets[index].float()).square().mean()
+            error = self._error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
         held = self.method.regularize == "after-lora"
         penalty = sum(self.linears[name].distance(pairs[name][held]) / value for name, value in distances.items())
@@ -233,12 +233,17 @@ class Trainer:
 
     @torch.no_grad()
     def output_error(self) -> float:
-        """Mean squared error of the block as it now is, over all windows."""
-        errors = [self._error(self.block.run(hidden), index) for index, hidden in enumerate(self.block.hidden)]
+        """Error of the block as it now is, over all windows."""
+        errors = [float(self._error(self.block.run(hidden), index)) for index, hidden in enumerate(self.block.hidden)]
         return sum(errors) / len(errors)
 
-    def _error(self, output: Tensor, index: int) -> float:
-        return float((output.double() - self.targets[index].double()).square().mean())
+    def _error(self, output: Tensor, index: int) -> Tensor:
+        """Mean over tokens of the squared error, over the token's own squared norm where that is asked for."""
+        target = self.targets[index].float()
+        squares = (output.float() - target).square().mean(dim=-1)
+        if self.method.error == "relative":
+            squares = squares / target.square().mean(dim=-1).clamp_min(SMALLEST_ENERGY)
+        return squares.mean()
 
     @torch.no_grad()
     def settle(self) -> float:
@@ -246,7 +251,7 @@ class Trainer:
         for name, linear in self.linears.items():
             replace_weight(self.block.linear(name), self._final(linear)[1])
         self.outputs = [self.block.run(hidden) for hidden in self.block.hidden]
-        errors = [self._error(output, index) for index, output in enumerate(self.outputs)]
+        errors = [float(self._error(output, index)) for index, output in enumerate(self.outputs)]
         return sum(errors) / len(errors)
 
     def reset(self) -> None:

@@ -23,7 +23,7 @@ from compresskit.prune.cfsp import CFSP
 from compresskit.quantize.gptq import GPTQ
 from compresskit.quantize.nf4 import NF4
 from compresskit.quantize.rtn import RTN
-from compresskit.stages import Options, QuantizeMethod
+from compresskit.stages import GridMethod, Options, QuantizeMethod
 from compresskit.walk import Walk
 
 LOADER = """
@@ -72,11 +72,15 @@ def test_packed_results_of_every_family_load_with_stock_tools(
     symmetric: bool, tiny: dict[str, Path], make: Callable[..., dict[str, object]], tmp_path: Path
 ) -> None:
     families = [family for family in PACKED if symmetric or not ARCHITECTURES[family].experts]
-    methods = (RTN(bits=3, symmetric=symmetric, group_size=16), GPTQ(bits=2, symmetric=symmetric, group_size=0))
+    methods: list[GridMethod] = [
+        RTN(bits=3, symmetric=symmetric, group_size=16),
+        GPTQ(bits=2, symmetric=symmetric, group_size=0),
+    ]
     folders = []
     for family in families:
-        for method in methods:
-            folders.append(tmp_path / f"{family}-{type(method).__name__}")
+        mixed = [GPTQ(bits=2.5, group_size=16)] if symmetric and not ARCHITECTURES[family].experts else []
+        for method in methods + mixed:
+            folders.append(tmp_path / f"{family}-{type(method).__name__}-{method.bits}")
             make(method, tiny[family], folders[-1])
     for folder, found in zip(folders, stock_logits(folders, tmp_path), strict=True):
         assert (found - walked_logits(folder)).abs().max() < 1e-3, folder.name
@@ -154,11 +158,12 @@ def test_what_cannot_be_stored_is_refused_before_any_work(tiny: dict[str, Path],
     options = Options(calibration=str(text_file), samples=4, sequence_length=64)
     out = tmp_path / "out"
     cases: list[tuple[QuantizeMethod, str, type[Exception], str]] = [
-        (RTN(bits=3.5), "llama", RequestError, "--bits 3.5"),
+        (RTN(bits=3.5, symmetric=False), "llama", RequestError, "--bits 3.5"),
         (RTN(bits=3, group_size=64), "llama", RequestError, "group-size 64: model.layers.0.self_attn.q_proj has 32"),
         (RTN(bits=3, ignore=("layers",)), "llama", RequestError, "leaves nothing"),
         (GPTQ(bits=3), "gpt2", UnsupportedArchitecture, "nf4"),
-        (GPTQ(bits=3), "mixtral", UnsupportedArchitecture, "--symmetric"),
+        (GPTQ(bits=2.5), "mixtral", UnsupportedArchitecture, "whole --bits"),
+        (GPTQ(bits=3, symmetric=False), "mixtral", UnsupportedArchitecture, "--symmetric"),
     ]
     for method, family, kind, said in cases:
         with pytest.raises(kind, match=said.replace(".", r"\.")):
