@@ -9,6 +9,8 @@ from compresskit.model import Model
 
 COLLAPSED_RATIO = 10.0
 """A perplexity this many times the original's: usable models measure below 3, broken 2-bit ones in the hundreds."""
+COLLAPSED_KL = 3.0
+"""Nats a token: usable 2-bit models measure near 1, those of GPTQ and RTN 4 to 10."""
 COLLAPSED_AGREEMENT = 0.1
 """Share of equal top-1 tokens below which little more than the commonest tokens are still predicted."""
 
@@ -63,14 +65,17 @@ def check_comparable(model: Model, reference: Model) -> None:
 def collapse_warning(scores: Scores) -> str | None:
     """One sentence when the model has collapsed, else None.
 
-    Collapsed: worse than a uniform guess over the vocabulary, or perplexity more than `COLLAPSED_RATIO` times the
-    reference's, or the reference's top-1 token met at less than `COLLAPSED_AGREEMENT` of the positions.
+    Collapsed: worse than a uniform guess over the vocabulary (where the reference is better than that), or perplexity more than `COLLAPSED_RATIO` times the
+    reference's, or the reference's top-1 token met at less than `COLLAPSED_AGREEMENT` of the positions, or KL above `COLLAPSED_KL`.
     """
     found = None
-    if scores.perplexity >= scores.vocabulary_size:
+    reference_is_worse = scores.reference_perplexity is not None and scores.reference_perplexity >= scores.vocabulary_size
+    if scores.perplexity >= scores.vocabulary_size and not reference_is_worse:
         found = f"perplexity {scores.perplexity:.4g} is no better than a uniform guess over {scores.vocabulary_size} tokens"
     elif scores.perplexity_ratio is not None and scores.perplexity_ratio > COLLAPSED_RATIO:
         found = f"perplexity is {scores.perplexity_ratio:.4g} times the original's, more than {COLLAPSED_RATIO:g}"
     elif scores.top1_agreement is not None and scores.top1_agreement < COLLAPSED_AGREEMENT:
         found = f"only {scores.top1_agreement:.1%} of its top-1 tokens are the original's, less than {COLLAPSED_AGREEMENT:.0%}"
+    elif scores.kl is not None and scores.kl > COLLAPSED_KL:
+        found = f"KL to the original is {scores.kl:.4g} nats a token, more than {COLLAPSED_KL:g}"
     return found and f"The model has collapsed: {found}; use a gentler setting, or recover it by fine-tuning."

@@ -21,6 +21,7 @@ HEALTHY = Scores(perplexity=20.0, tokens=1000, nuclear_norm=0.5, vocabulary_size
     [
         ({"perplexity": 50000.0}, "uniform guess over 49152 tokens"),
         ({"perplexity_ratio": 10.5}, "10.5 times the original's"),
+        ({"perplexity_ratio": 2.0, "kl": 4.4}, "4.4 nats a token"),
         ({"perplexity_ratio": 2.0, "top1_agreement": 0.05}, "5.0% of its top-1 tokens"),
     ],
 )
@@ -31,7 +32,15 @@ def test_a_collapsed_model_is_named_in_one_sentence(changes: dict[str, float], w
     assert "\n" not in warning
 
 
-@pytest.mark.parametrize("changes", [{}, {"perplexity_ratio": 2.4, "top1_agreement": 0.5}, {"perplexity_ratio": 10.0}])
+USABLE: tuple[dict[str, float], ...] = (
+    {},
+    {"perplexity_ratio": 2.4, "top1_agreement": 0.5, "kl": 1.2},
+    {"perplexity_ratio": 10.0},
+    {"perplexity": 50000.0, "reference_perplexity": 50001.0, "perplexity_ratio": 1.0},
+)
+
+
+@pytest.mark.parametrize("changes", USABLE)
 def test_a_usable_model_gets_no_warning(changes: dict[str, float]) -> None:
     assert collapse_warning(HEALTHY.model_copy(update=changes)) is None
 

@@ -1,4 +1,4 @@
-"""Mixed precision: the budget holds, the choice is the best on small cases, the losses are those of whole models. Oracle tests."""
+"""Mixed precision: the budget holds, the choice is best on small cases, the losses are those of whole models. Oracle tests."""
 
 from __future__ import annotations
 
