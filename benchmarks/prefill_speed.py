@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.evaluate.speed import PROMPT_TOKENS, speed
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.pipeline.pruning import prune
 from compresskit.prune.magnitude import Magnitude
 from compresskit.ragged import load_stock

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compresskit.calibration import calibrate
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.pipeline.pruning import prune
 from compresskit.prune.cfsp import CFSP
 from compresskit.source import DEMO, resolve

@@ -23,7 +23,7 @@ import torch
 from compresskit.calibration import encode
 from compresskit.evaluate.language_modelling import cut_windows, score
 from compresskit.methods import method_class
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.pipeline.evaluation import read_evaluation_text
 from compresskit.pipeline.pruning import prune
 from compresskit.source import DEMO, resolve

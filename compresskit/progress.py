@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from types import TracebackType
 
-KIB = 1024
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far (ru_maxrss: KiB on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * KIB
+from compresskit.memory import peak_memory_bytes
 
 
 class ProgressBars:

@@ -14,7 +14,7 @@ from tiny_models import BLOCKS, FAMILIES, VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from compresskit.architectures import ARCHITECTURES
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.skeleton import build, read_plain, to_stored
 from compresskit.walk import Walk
 

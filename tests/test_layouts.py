@@ -17,7 +17,7 @@ from compresskit import pipeline
 from compresskit.architectures import ARCHITECTURES
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.layouts import can_be_ragged
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.prune.cfsp import CFSP
 from compresskit.prune.flap import FLAP
 from compresskit.stages import Options

@@ -9,7 +9,7 @@ import torch
 from tiny_models import FAMILIES, VOCABULARY
 from transformers import AutoModelForCausalLM
 
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.statistics import Moments
 from compresskit.walk import Walk
 

@@ -12,10 +12,12 @@ from compresskit import calibration, source
 from compresskit.errors import RequestError
 from compresskit.evaluate.gates import check_gates, parse_gate
 from compresskit.evaluate.scores import Scores, check_comparable, check_context, collapse_warning
-from compresskit.model import Model, open_model, with_adapter
+from compresskit.memory import peak_memory_bytes
+from compresskit.model import Model
+from compresskit.opening import open_model, with_adapter
 from compresskit.pipeline.device import choose_device
 from compresskit.pipeline.inspection import bits_per_weight
-from compresskit.progress import ProgressBars, peak_memory_bytes
+from compresskit.progress import ProgressBars
 
 
 class EvaluateOptions(BaseModel):

@@ -14,7 +14,8 @@ from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoin
 from compresskit.errors import CheckpointError
 from compresskit.formats import open_format
 from compresskit.manifest import chain, changed_files
-from compresskit.model import Model, bind, with_adapter
+from compresskit.model import Model
+from compresskit.opening import bind, with_adapter
 
 BITS_PER_BYTE = 8
 

@@ -11,10 +11,12 @@ from compresskit import calibration, layouts, source
 from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
 from compresskit.manifest import fingerprint, manifest
+from compresskit.memory import peak_memory_bytes
 from compresskit.methods import name_of
-from compresskit.model import Model, open_model
+from compresskit.model import Model
+from compresskit.opening import open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
-from compresskit.progress import ProgressBars, peak_memory_bytes
+from compresskit.progress import ProgressBars
 from compresskit.stages import Options, PruneMethod
 
 if TYPE_CHECKING:

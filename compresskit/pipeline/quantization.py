@@ -18,10 +18,12 @@ from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
 from compresskit.formats import peft
 from compresskit.manifest import fingerprint, manifest
+from compresskit.memory import peak_memory_bytes
 from compresskit.methods import name_of
-from compresskit.model import Model, open_model, with_adapter
+from compresskit.model import Model
+from compresskit.opening import open_model, with_adapter
 from compresskit.pipeline.device import choose_device, parse_bytes
-from compresskit.progress import ProgressBars, peak_memory_bytes
+from compresskit.progress import ProgressBars
 from compresskit.stages import BlockMethod, GridMethod, Options, QuantizeMethod, quantised_linears
 
 if TYPE_CHECKING:

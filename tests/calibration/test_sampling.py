@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from compresskit.calibration import sampling
 from compresskit.calibration.sampling import Sampling, batch_size, pick, sample, self_tokens, start_token
 from compresskit.errors import NumericalError, RequestError
-from compresskit.model import open_model
+from compresskit.opening import open_model
 
 HOW = Sampling(0, torch.device("cpu"), torch.float32)
 

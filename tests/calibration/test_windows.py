@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from compresskit.calibration import Calibration, calibrate, encode, tokens
 from compresskit.calibration.windows import draw
 from compresskit.errors import CalibrationError, CheckpointError
-from compresskit.model import open_model
+from compresskit.opening import open_model
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluate import language_modelling
 from compresskit.evaluate.language_modelling import cut_windows, score
 from compresskit.evaluate.nuclear_norm import matrix_nuclear_norm
-from compresskit.model import open_model
+from compresskit.opening import open_model
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "gemma2", "gpt2", "qwen2_moe")

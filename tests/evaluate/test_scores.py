@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from compresskit.errors import RequestError
 from compresskit.evaluate.scores import Scores, check_comparable, collapse_warning, context_length
-from compresskit.model import open_model
+from compresskit.opening import open_model
 
 HEALTHY = Scores(perplexity=20.0, tokens=1000, nuclear_norm=0.5, vocabulary_size=49152)
 

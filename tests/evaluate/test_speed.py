@@ -15,7 +15,7 @@ from compresskit.evaluate import speed as speed_module
 from compresskit.evaluate.memory import LiveTensors, available_bytes, weight_bytes
 from compresskit.evaluate.speed import speed
 from compresskit.layouts import configuration
-from compresskit.model import open_model
+from compresskit.opening import open_model
 
 CPU = torch.device("cpu")
 

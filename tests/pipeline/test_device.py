@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compresskit.errors import RequestError
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
 
 

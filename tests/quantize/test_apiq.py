@@ -17,7 +17,7 @@ from compresskit.architectures import ARCHITECTURES
 from compresskit.error_feedback import round_with_feedback
 from compresskit.errors import RequestError
 from compresskit.grid import from_codes, min_max_grid, to_codes
-from compresskit.model import open_model, with_adapter
+from compresskit.opening import open_model, with_adapter
 from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
 from compresskit.pipeline.quantization import quantize
 from compresskit.quantize.apiq import ApiQ

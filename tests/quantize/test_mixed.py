@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY
 
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.quantize.gptq import GPTQ
 from compresskit.quantize.mixed import _rounded_outputs, allot_bits, block_losses
 from compresskit.quantize.sequential import Request

@@ -15,7 +15,7 @@ from tiny_models import FAMILIES, VOCABULARY, make_model
 
 from compresskit.architectures import ARCHITECTURES
 from compresskit.errors import RequestError, UnsupportedArchitecture
-from compresskit.model import open_model
+from compresskit.opening import open_model
 from compresskit.pipeline.inspection import inspect
 from compresskit.pipeline.pruning import prune
 from compresskit.pipeline.quantization import quantize

@@ -1,0 +1,27 @@
+"""The memory of this process: how much it took at most, and giving back what it no longer uses. Loads no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+
+KIB = 1024
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far (ru_maxrss: KiB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * KIB
+
+
+def release_freed_memory() -> None:
+    """Give the pages of freed tensors back to the system.
+
+    glibc keeps them, in holes that the next block's tensors do not quite fit: over the 24 blocks of a 1.6 B model that
+    made the peak 0.4 GB larger.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
