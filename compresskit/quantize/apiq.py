@@ -61,7 +61,7 @@ class ApiQ(BlockMethod, frozen=True):
     """Train an offset of up to half a step for each weight, or round to nearest."""
     start: Literal["gptq", "rtn"] = "gptq"
     """Starting point: GPTQ's rounding on the quantised prefix, or round to nearest."""
-    error: Literal["relative", "absolute"] = "relative"
+    error: Literal["absolute", "relative"] = "absolute"
     """Output error of a token: over the squared norm of its hidden state, or as it is."""
     saliency: Literal["activation", "fisher", "none"] = "activation"
     """What tells how much each weight matters: its input's mean square, the squared gradient of the loss, or nothing."""
