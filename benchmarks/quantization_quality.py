@@ -1,0 +1,86 @@
+"""Stored bits, perplexity, KL and top-1 agreement of quantised SmolLM2, on text of the calibration's kind and another.
+
+    python benchmarks/quantization_quality.py --data FOLDER --results FILE.jsonl [--rows NAME ...] [--samples 64]
+
+FOLDER holds wikitext2-validation.parquet (calibration), wikitext2-test.parquet and tasks/lambada.jsonl. Finished rows of
+FILE are skipped, so that the run can be stopped and continued; the results are printed as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compresskit.methods import method_class
+from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
+from compresskit.pipeline.quantization import quantize
+from compresskit.source import DEMO
+from compresskit.stages import Options
+
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"rtn {bits}": ("rtn", {"bits": bits}) for bits in (2, 3, 4)},
+    **{f"gptq {bits}": ("gptq", {"bits": bits}) for bits in (2, 3, 4)},
+    "gptq 2.5": ("gptq", {"bits": 2.5}),
+    "gptq 2 symmetric": ("gptq", {"bits": 2, "symmetric": True}),
+    "gptq 3 symmetric": ("gptq", {"bits": 3, "symmetric": True}),
+    "nf4": ("nf4", {}),
+    **{f"apiq {bits} rank 0": ("apiq", {"bits": bits, "rank": 0}) for bits in (2, 3)},
+    "apiq 2 rank 8": ("apiq", {"bits": 2, "rank": 8}),
+    "apiq 2 rank 0, rtn start": ("apiq", {"bits": 2, "rank": 0, "start": "rtn"}),
+    "apiq 2 rank 0, nearest": ("apiq", {"bits": 2, "rank": 0, "rounding": "nearest"}),
+    "apiq 2 rank 0, no saliency": ("apiq", {"bits": 2, "rank": 0, "saliency": "none"}),
+    "apiq 2 rank 0, fisher": ("apiq", {"bits": 2, "rank": 0, "saliency": "fisher"}),
+}
+TEXTS = {"wikitext": ("wikitext2-test.parquet", 20), "lambada": ("tasks/lambada.jsonl", 10)}
+
+
+def run(method: str, settings: dict[str, Any], data: Path, samples: int, calibration: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "out"
+        text = "self" if calibration == "self" else str(data / calibration)
+        options = Options(calibration=text, samples=samples)
+        result = quantize(method_class("quantize", method)(**settings), DEMO, out, options)
+        found = {"stored_bits": result["bits_per_weight"], "seconds": round(result["seconds"])}
+        for name, (file, windows) in TEXTS.items():
+            report = evaluate(str(out), EvaluateOptions(against=DEMO, data=str(data / file), windows=windows))
+            found |= {f"{name}_{key}": report[key] for key in ("perplexity", "kl", "top1_agreement")}
+        return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| | stored bits | wikitext2-test: perplexity | KL | top-1 | LAMBADA: perplexity | KL |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = [row[f"wikitext_{key}"] for key in ("perplexity", "kl", "top1_agreement")]
+        other = [row[f"lambada_{key}"] for key in ("perplexity", "kl")]
+        cells = " | ".join(f"{value:.3f}" for value in (row["stored_bits"], *figures, *other))
+        lines.append(f"| {row['row']}, {row['calibration']} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="; ".join(ROWS))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--calibration", default="wikitext2-validation.parquet", help="a file of FOLDER, or self")
+    arguments = parser.parse_args()
+    done = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
+    for name in arguments.rows:
+        key = {"row": name, "calibration": arguments.calibration, "samples": arguments.samples}
+        if any(key.items() <= row.items() for row in done):
+            continue
+        done.append(key | run(*ROWS[name], arguments.data, arguments.samples, arguments.calibration))
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()
