@@ -31,7 +31,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "apiq 2 rank 8": ("apiq", {"bits": 2, "rank": 8}),
     "apiq 2 rank 0, rtn start": ("apiq", {"bits": 2, "rank": 0, "start": "rtn"}),
     "apiq 2 rank 0, nearest": ("apiq", {"bits": 2, "rank": 0, "rounding": "nearest"}),
-    "apiq 2 rank 0, no saliency": ("apiq", {"bits": 2, "rank": 0, "saliency": "none"}),
+    "apiq 2 rank 0, activation": ("apiq", {"bits": 2, "rank": 0, "saliency": "activation"}),
     "apiq 2 rank 0, fisher": ("apiq", {"bits": 2, "rank": 0, "saliency": "fisher"}),
 }
 TEXTS = {"wikitext": ("wikitext2-test.parquet", 20), "lambada": ("tasks/lambada.jsonl", 10)}

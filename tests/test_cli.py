@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -39,6 +38,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line in this process: (exit code, standard output, standard error)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what making the tiny models printed
         with pytest.raises(SystemExit) as caught:
             main([str(argument) for argument in arguments])
         output = capsys.readouterr()
@@ -162,7 +162,14 @@ def test_methods_lists_every_method(run: Run) -> None:
 
 
 def quantized(folder: Path) -> None:
-    edit_config(folder, quantization_config={"quant_method": "compressed-tensors"})
+    weights = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "format": "pack-quantized"}}
+    edit_config(folder, quantization_config={"quant_method": "compressed-tensors", "config_groups": groups})
+
+
+def hear_interrupts() -> None:
+    """A test run in the background passes on an ignored SIGINT, which its children would ignore too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 REFUSALS: dict[str, tuple[tuple[object, ...], str]] = {
@@ -251,7 +258,7 @@ def test_an_interrupted_run_leaves_nothing_final_and_resumes_to_the_same_bytes(
     source = make_model(tmp_path / "deep", "llama", num_hidden_layers=24, hidden_size=64, intermediate_size=512)
     options = ("--calibration", text_file, "--samples", "32", "--sequence-length", "128", "--round-to", "8", "--sparsity", "0.5")
     command = [sys.executable, "-m", "compresskit", "prune", "cfsp", str(source), str(tmp_path / "out"), *map(str, options)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509
         progress = partial_folder(tmp_path / "out") / "progress.json"
         while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["done"]) >= 2):
             time.sleep(0.01)

@@ -153,12 +153,15 @@ class PackQuantized:
         raise CheckpointError(f"{self.checkpoint.folder}: {name} is packed, but no config group targets it")
 
     def read(self, name: str) -> Tensor:
-        """Its weight, (out, in), in the dtype of its scale."""
+        """Its weight, (out, in), in the dtype of its scale; readers that keep it packed compute in the model's own dtype."""
         import torch
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
         scheme, shape = self.scheme(name), torch.Size(self.shape(name))
         scale = self.checkpoint.read(f"{name}.weight_scale")
+        config = self.checkpoint.config
+        if not config["quantization_config"].get("dequantize"):
+            scale = scale.to(getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32")))
         codes = unpack_from_int32(self.checkpoint.read(f"{name}.weight_packed"), scheme.bits, shape)
         groups = torch.Size((shape[0], scale.shape[1]))
         steps: Tensor = codes.to(scale.dtype).reshape(*groups, -1)

@@ -63,7 +63,7 @@ class ApiQ(BlockMethod, frozen=True):
     """Starting point: GPTQ's rounding on the quantised prefix, or round to nearest."""
     error: Literal["absolute", "relative"] = "absolute"
     """Output error of a token: over the squared norm of its hidden state, or as it is."""
-    saliency: Literal["activation", "fisher", "none"] = "activation"
+    saliency: Literal["none", "activation", "fisher"] = "none"
     """What tells how much each weight matters: its input's mean square, the squared gradient of the loss, or nothing."""
     saliency_weight: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the saliency term, where the output error at the start counts 1."""

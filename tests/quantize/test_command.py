@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -26,7 +25,13 @@ STAGE_KEYS = {
 }  # fmt: skip
 
 
+def hear_interrupts() -> None:
+    """A test run in the background passes on an ignored SIGINT, which its children would ignore too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()  # what making the tiny models printed
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
@@ -112,7 +117,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(method: str, text_file: Pa
     options = (*options, "--epochs", "1", "--rank", "2") if method == "apiq" else options
     command = [sys.executable, "-m", "compresskit", "quantize", method, str(source)]
     arguments = list(map(str, options))
-    with subprocess.Popen([*command, str(tmp_path / "out"), *arguments], stderr=subprocess.PIPE, env=os.environ) as process:
+    first = [*command, str(tmp_path / "out"), *arguments]
+    with subprocess.Popen(first, stderr=subprocess.PIPE, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509
         progress = partial_folder(tmp_path / "out") / "progress.json"
         while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["done"]) >= 2):
             time.sleep(0.01)
