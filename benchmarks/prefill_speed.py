@@ -45,7 +45,8 @@ def main() -> None:
             out = Path(scratch) / "out"
             prune(Magnitude(sparsity=sparsity, refit=False), str(source), out, Options())
             predicted = dense_flops / prefill_flops(out)
-            found = speed(out, torch.device("cpu"), torch.float32, source, rounds=arguments.rounds).prefill_speedup
+            models = open_model(out), open_model(source)
+            found = speed(models[0], torch.device("cpu"), torch.float32, models[1], rounds=arguments.rounds).prefill_speedup
             assert found is not None
             line = {"sparsity": sparsity, "predicted": round(predicted, 3), "measured": round(found, 3)}
             print(json.dumps(line | {"share": round(found / predicted, 3)}), flush=True)
