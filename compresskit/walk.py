@@ -256,7 +256,7 @@ class Walk:
     def _head(self, batch: Tensor, hidden: Tensor) -> Tensor:
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):
-                stack.enter_context(_forward_replaced(module, _constant(hidden) if index == 0 else _identity))
+                stack.enter_context(_forward_replaced(module, (lambda *args, **kwargs: hidden) if index == 0 else _identity))
             logits: Tensor = self.network(input_ids=batch.to(self.device), use_cache=False).logits
         return logits
 
@@ -286,10 +286,6 @@ def _replaying(kept: list[Any]) -> Callable[..., Any]:
 
 def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
-
-
-def _constant(value: Tensor) -> Callable[..., Tensor]:
-    return lambda hidden_states, *args, **kwargs: value
 
 
 @contextmanager
