@@ -1,10 +1,9 @@
-"""How a linear is quantised: bits, group size, symmetry, and what that costs on disk. Loads no torch."""
+"""How a linear is quantised: bits, group size, symmetry. Loads no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCALE_BITS = 16
 BITS_PER_WORD = 32
 
 
@@ -40,12 +39,6 @@ class Scheme:
     def fits(self, columns: int) -> bool:
         """Whether rows of this many inputs divide into whole groups."""
         return not self.group_size or columns % self.group_size == 0
-
-    def stored_bits(self, rows: int, columns: int) -> int:
-        """Bits of one linear in the files: codes, 16-bit scales, zero points at code width; words of 32 bits are full."""
-        codes = rows * packed_words(columns, self.bits)
-        zero_points = 0 if self.symmetric else packed_words(rows, self.bits) * self.groups(columns)
-        return BITS_PER_WORD * (codes + zero_points) + SCALE_BITS * rows * self.groups(columns)
 
 
 def packed_words(count: int, bits: int) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit import calibration, source
+from compresskit.architectures import HEAD
 from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
 from compresskit.formats import peft
@@ -40,8 +41,6 @@ MIXED_WINDOWS = 4
 """Windows on which mixed precision measures what each block loses; of a method that needs no text, those held back."""
 FISHER_WINDOWS = 16
 """Windows over which the squared gradients are averaged."""
-SCALE_DTYPES = {"BF16": "BF16"}
-"""Scales are stored in the checkpoint's own 16-bit dtype; float16, the finer one, where it has another."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ class Job:
 
     @property
     def scale_dtype(self) -> str:
-        """Of the stored scales, in safetensors' spelling."""
-        return SCALE_DTYPES.get(weight_dtype(self.model), "F16")
+        """Of the stored scales, in safetensors' spelling: bfloat16 for a bfloat16 checkpoint, else float16, the finer one."""
+        return "BF16" if weight_dtype(self.model) == "BF16" else "F16"
 
 
 def weight_dtype(model: Model) -> str:
@@ -181,7 +180,8 @@ def _with_bits(
         for name in job.schemes:
             sizes[model.block_of(name)] += math.prod(model.linear_shape(name))
         facts = {"bits": allot_bits(losses, sizes, method.bits), "losses": losses}
-    schemes: dict[str, Scheme | None] = {n: method.scheme_of(model, facts["bits"][model.block_of(n)]) for n in job.schemes}
+    of_bits = {bits: method.scheme_of(model, bits) for bits in method.levels}
+    schemes: dict[str, Scheme | None] = {name: of_bits[facts["bits"][model.block_of(name)]] for name in job.schemes}
     return replace(job, schemes=schemes), facts
 
 
@@ -239,10 +239,9 @@ def _side_files(job: Job) -> dict[str, str]:
 def _configuration(job: Job) -> dict[str, Any]:
     """config.json: the source's keys, and how the linears are stored."""
     dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[weight_dtype(job.model)]
-    modules = job.schemes
     dense = [name for name in job.model.linears if name not in job.schemes]
     config = dict(job.model.checkpoint.config)
-    config["quantization_config"] = job.method.configuration(modules, ["lm_head", *dense], dtype)
+    config["quantization_config"] = job.method.configuration(job.schemes, [HEAD, *dense], dtype)
     return config
 
 
@@ -251,7 +250,7 @@ def _settings(job: Job, device: torch.device, dtype: torch.dtype) -> dict[str, A
     shared = job.options.model_dump(include={"calibration", "samples", "sequence_length", "seed"})
     used = {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
     chosen = next(iter(job.schemes.values()))
-    grid = {"group_size": chosen.group_size} if chosen else {}
+    grid = {"group_size": chosen.group_size, "symmetric": chosen.symmetric} if chosen else {}
     return {"method": name_of("quantize", job.method), **job.method.model_dump(), **grid, **shared, **used}
 
 
@@ -276,8 +275,7 @@ def _summary(job: Job, scores: Scores) -> dict[str, Any]:
 
 def stored_bits(job: Job) -> float:
     """Stored bits a weight of the quantised linears: codes, scales, zero points, adapter."""
-    stored = weights = 0
-    stored += sum(spec.bytes for spec in job.adapter_plan)
+    stored, weights = sum(spec.bytes for spec in job.adapter_plan), 0
     for name, scheme in job.schemes.items():
         shape = job.model.linear_shape(name)
         stored += sum(spec.bytes for spec in job.method.plan(name, shape, scheme, job.scale_dtype))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 START_CLIPPING = 4.0
 """g_0: sigmoid(4) = 0.982 (ApiQ, section 4.2)."""
 SMALLEST_ENERGY = 1e-12
+"""Keeps the relative error of a hidden state that is 0 finite."""
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
@@ -201,6 +202,9 @@ class Trainer:
             yield chosen
 
     def _distances(self) -> dict[str, float]:
+        """The saliency terms at the start, by linear; none where there is no saliency."""
+        if self.method.saliency == "none" or not self.method.saliency_weight:
+            return {}
         with torch.no_grad():
             found = {name: float(linear.distance(self._held(linear))) for name, linear in self.linears.items()}
         return {name: value for name, value in found.items() if value > 0}
@@ -221,13 +225,14 @@ class Trainer:
             output = self.block.run_with(self.block.hidden[index], inside)
             error = self._error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
-        held = self.method.regularize == "after-lora"
-        penalty = sum(self.linears[name].distance(pairs[name][held]) / value for name, value in distances.items())
         used = [name for name, leaf in leaves.items() if leaf.grad is not None]
         outputs: list[Tensor] = [pairs[name][1] for name in used]
         gradients: list[Tensor | None] = [leaves[name].grad.to(pairs[name][1]) for name in used]  # type: ignore[union-attr]
-        if self.method.saliency_weight and self.method.saliency != "none" and isinstance(penalty, Tensor):
-            outputs.append(penalty * (self.method.saliency_weight / len(distances)))
+        held = self.method.regularize == "after-lora"
+        for name, value in distances.items():
+            outputs.append(
+                self.linears[name].distance(pairs[name][held]) * (self.method.saliency_weight / len(distances) / value)
+            )
             gradients.append(None)
         torch.autograd.backward(outputs, gradients)
 
