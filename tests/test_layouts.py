@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import FAMILIES, VOCABULARY
+from stock_tools import stock_logits, tokens, walked_logits
+from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from compresskit import pipeline
 from compresskit.architectures import ARCHITECTURES
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.layouts import can_be_ragged
-from compresskit.opening import open_model
 from compresskit.prune.cfsp import CFSP
 from compresskit.prune.flap import FLAP
 from compresskit.stages import Options
-from compresskit.walk import Walk
 
 RAGGED_FAMILIES = tuple(family for family in FAMILIES if can_be_ragged(ARCHITECTURES[family]))
-LOADER = """
-import sys, torch
-sys.modules["compresskit"] = None
-from transformers import AutoModelForCausalLM
-tokens = torch.load(sys.argv[1])
-for folder in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
-    with torch.no_grad():
-        torch.save(model(tokens).logits, folder + ".logits")
-"""
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(7))
-
-
-def walked_logits(folder: Path) -> torch.Tensor:
-    walk = Walk(open_model(folder), tokens(), torch.device("cpu"), torch.float32)
-    for _ in walk:
-        pass
-    return torch.cat([logits for _, _, logits in walk.logits()])
 
 
 def prune(source: Path, out: Path, text: Path, method: CFSP | FLAP) -> dict[str, object]:
@@ -87,10 +63,7 @@ def ragged(tiny: dict[str, Path], text_file: Path, tmp_path_factory: pytest.Temp
     for family in RAGGED_FAMILIES:
         result = prune(tiny[family], root / family, text_file, CFSP(sparsity=0.3, allocation="global", round_to=4))
         assert result["layout"] == "ragged"
-    torch.save(tokens(), root / "tokens")
-    command = [sys.executable, "-c", LOADER, str(root / "tokens"), *(str(root / family) for family in RAGGED_FAMILIES)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    stock_logits([root / family for family in RAGGED_FAMILIES], root)
     return root
 
 

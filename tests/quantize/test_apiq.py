@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import FAMILIES, VOCABULARY
-from transformers import AutoModelForCausalLM
+from stock_tools import stock_logits, tokens, walked_logits
+from tiny_models import FAMILIES
 
 from compresskit.architectures import ARCHITECTURES
 from compresskit.error_feedback import round_with_feedback
 from compresskit.errors import RequestError
 from compresskit.grid import from_codes, min_max_grid, to_codes
-from compresskit.opening import open_model, with_adapter
+from compresskit.opening import open_model
 from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
 from compresskit.pipeline.quantization import quantize
 from compresskit.quantize.apiq import ApiQ
@@ -29,33 +27,10 @@ from compresskit.walk import Walk
 
 CPU = torch.device("cpu")
 PACKED = tuple(family for family in FAMILIES if not ARCHITECTURES[family].transposed)
-LOADER = """
-import sys, torch
-sys.modules["compresskit"] = None
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-tokens = torch.load(sys.argv[1])
-for folder in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, folder + "/adapter").eval()
-    with torch.no_grad():
-        torch.save(model(tokens).logits, folder + ".logits")
-"""
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(7))
 
 
 def options(text: Path) -> Options:
     return Options(calibration=str(text), samples=8, sequence_length=64)
-
-
-def walked_logits(folder: Path) -> torch.Tensor:
-    walk = Walk(with_adapter(open_model(folder), None), tokens(), CPU, torch.float32)
-    for _ in walk:
-        pass
-    return torch.cat([logits for _, _, logits in walk.logits()])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -122,23 +97,13 @@ def test_a_training_that_harms_is_undone(tiny: dict[str, Path], text_file: Path,
 
 
 def test_every_familys_result_and_adapter_load_with_stock_tools(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
-    folders = []
     for family in PACKED:
         experts = bool(ARCHITECTURES[family].experts)
         method = ApiQ(bits=2, group_size=16, epochs=1, rank=0 if experts else 3, symmetric=experts)
         quantize(method, str(tiny[family]), tmp_path / family, options(text_file))
-        if not experts:
-            folders.append(tmp_path / family)
-        else:
-            stock = AutoModelForCausalLM.from_pretrained(tmp_path / family, dtype=torch.float32).eval()
-            with torch.no_grad():
-                assert (stock(tokens()).logits - walked_logits(tmp_path / family)).abs().max() < 1e-3, family
-    torch.save(tokens(), tmp_path / "tokens.pt")
-    command = [sys.executable, "-c", LOADER, str(tmp_path / "tokens.pt"), *map(str, folders)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    for folder in folders:
-        assert (torch.load(f"{folder}.logits") - walked_logits(folder)).abs().max() < 1e-3, folder.name
+    folders = [tmp_path / family for family in PACKED]
+    for folder, found in zip(folders, stock_logits(folders, tmp_path), strict=True):
+        assert (found - walked_logits(folder)).abs().max() < 1e-3, folder.name
 
 
 def test_the_adapter_counts_as_stored_bits(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:

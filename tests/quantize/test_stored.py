@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import FAMILIES, VOCABULARY, make_model
+from stock_tools import stock_logits, walked_logits
+from tiny_models import FAMILIES, make_model
 
 from compresskit.architectures import ARCHITECTURES
 from compresskit.errors import RequestError, UnsupportedArchitecture
-from compresskit.opening import open_model
 from compresskit.pipeline.inspection import inspect
 from compresskit.pipeline.pruning import prune
 from compresskit.pipeline.quantization import quantize
@@ -24,39 +22,8 @@ from compresskit.quantize.gptq import GPTQ
 from compresskit.quantize.nf4 import NF4
 from compresskit.quantize.rtn import RTN
 from compresskit.stages import GridMethod, Options, QuantizeMethod
-from compresskit.walk import Walk
 
-LOADER = """
-import sys, torch
-sys.modules["compresskit"] = None
-from transformers import AutoModelForCausalLM
-tokens = torch.load(sys.argv[1])
-for folder in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
-    with torch.no_grad():
-        torch.save(model(tokens).logits, folder + ".logits")
-"""
 PACKED = tuple(family for family in FAMILIES if not ARCHITECTURES[family].transposed)
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(7))
-
-
-def walked_logits(folder: Path) -> torch.Tensor:
-    walk = Walk(open_model(folder), tokens(), torch.device("cpu"), torch.float32)
-    for _ in walk:
-        pass
-    return torch.cat([logits for _, _, logits in walk.logits()])
-
-
-def stock_logits(folders: list[Path], scratch: Path) -> list[torch.Tensor]:
-    """Logits in a process that cannot import compresskit."""
-    torch.save(tokens(), scratch / "tokens.pt")
-    command = [sys.executable, "-c", LOADER, str(scratch / "tokens.pt"), *map(str, folders)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return [torch.load(f"{folder}.logits") for folder in folders]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""Logits of checkpoint folders by stock transformers, in a process that cannot import compresskit, and by our own walk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from tiny_models import VOCABULARY
+
+from compresskit.opening import open_model, with_adapter
+from compresskit.walk import Walk
+
+LOADER = """
+import sys, torch
+from pathlib import Path
+sys.modules["compresskit"] = None
+from transformers import AutoModelForCausalLM
+tokens = torch.load(sys.argv[1])
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+    if Path(folder, "adapter").is_dir():
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(model, folder + "/adapter").eval()
+    with torch.no_grad():
+        torch.save(model(tokens).logits, folder + ".logits")
+"""
+
+
+def tokens() -> torch.Tensor:
+    """Two windows of 40 byte tokens."""
+    return torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(7))
+
+
+def walked_logits(folder: Path) -> torch.Tensor:
+    """By our walk, with the adapter that lies in the folder."""
+    walk = Walk(with_adapter(open_model(folder), None), tokens(), torch.device("cpu"), torch.float32)
+    for _ in walk:
+        pass
+    return torch.cat([logits for _, _, logits in walk.logits()])
+
+
+def stock_logits(folders: list[Path], scratch: Path) -> list[torch.Tensor]:
+    """By transformers and, where there is an adapter, peft."""
+    torch.save(tokens(), scratch / "tokens.pt")
+    command = [sys.executable, "-c", LOADER, str(scratch / "tokens.pt"), *map(str, folders)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return [torch.load(f"{folder}.logits") for folder in folders]
