@@ -20,13 +20,11 @@ import typer
 
 import compresskit
 from compresskit.errors import CompresskitError, GateError, Interrupted, RequestError
-from compresskit.methods import METHODS, method_class
+from compresskit.methods import METHODS, STAGES, method_class, options_class, runner
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
-
-    from compresskit.stages import Method
 
 app = typer.Typer(
     name="compresskit",
@@ -84,7 +82,8 @@ def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
     off = extra.get("off", f"--no-{flag(name)[2:]}")
     spelling = f"{flag(name)}/{off}" if annotation is bool else flag(name)
     typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, help=info.description)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=typed)
+    default = inspect.Parameter.empty if info.is_required() else info.default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typed)
 
 
 def _plain_type(annotation: Any) -> Any:
@@ -112,15 +111,15 @@ def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
         raise RequestError(f"{name} {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}") from error
 
 
-def stage_command(method_type: type[Method], run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
-    """A command function whose signature is SOURCE, OUT, the method's fields and the shared options."""
-    from compresskit.stages import Options
+def stage_command(stage: str, name: str) -> Callable[..., None]:
+    """A command function whose signature is SOURCE, OUT, the method's fields and the stage's options."""
+    method_type, options_type = method_class(stage, name), options_class(stage, name)
 
     def command(source: str, out: Path, **values: Any) -> None:
         quiet: bool = values["quiet"]
-        method, options = build(method_type, values), build(Options, values)
+        method, options = build(method_type, values), build(options_type, values)
         try:
-            result = run(method, source, out, options, quiet=quiet)
+            result = runner(stage, name)(method, source, out, options, quiet=quiet)
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted; the same command with --resume goes on") from error
         log(summary(result), quiet)
@@ -135,7 +134,7 @@ def stage_command(method_type: type[Method], run: Callable[..., dict[str, Any]])
         inspect.Parameter("source", positional, annotation=Annotated[str, source_help]),
         inspect.Parameter("out", positional, annotation=Annotated[Path, out_help]),
         *options_of(method_type),
-        *options_of(Options),
+        *options_of(options_type),
         *OUTPUT_PARAMETERS,
     ]
     return with_parameters(command, parameters)
@@ -164,34 +163,17 @@ def summary(result: dict[str, Any]) -> str:
     return line
 
 
-def _prune(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    from compresskit.pipeline.pruning import prune
-
-    return prune(*args, **kwargs)
-
-
-def _quantize(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    from compresskit.pipeline.quantization import quantize
-
-    return quantize(*args, **kwargs)
-
-
 EVALUATE_HELP = "Measure a model: perplexity, size and speed, alone or against the one it was made from."
-STAGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
-    "prune": (_prune, "Remove FFN channels: a smaller, faster dense model."),
-    "quantize": (_quantize, "Store the weights in few bits."),
-}
 
 
 def add_stages(app: typer.Typer, wanted: str) -> None:
     """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
-    for stage, (run, description) in STAGES.items():
-        group = typer.Typer(help=description, no_args_is_help=True, rich_markup_mode=None)
+    for stage, methods in METHODS.items():
+        group = typer.Typer(help=STAGES[stage].summary, no_args_is_help=True, rich_markup_mode=None)
         group.callback()(lambda: None)
         if wanted in (stage, ""):
-            for name, entry in METHODS[stage].items():
-                command = stage_command(method_class(stage, name), run)
-                group.command(name, help=f"{entry.summary} {entry.paper}".strip())(command)
+            for name, entry in methods.items():
+                group.command(name, help=f"{entry.summary} {entry.paper}".strip())(stage_command(stage, name))
         app.add_typer(group, name=stage)
     app.command("evaluate", help=EVALUATE_HELP)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
     app.command("inspect")(inspect_source)

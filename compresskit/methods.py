@@ -1,4 +1,4 @@
-"""THE table of methods: stage -> name -> where its class is. Adding a method is one file and one line here.
+"""THE tables: stage -> what runs it; stage -> name of a method -> where its class is. A new method is a file and a line here.
 
 Loads no torch, no pydantic and no method: `compresskit --help` and `compresskit methods` answer from this table alone.
 """
@@ -6,6 +6,7 @@ Loads no torch, no pydantic and no method: `compresskit --help` and `compresskit
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,31 @@ class Entry:
     paper: str
     summary: str
 
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the table of stages; targets are "module:name"."""
+
+    run: str
+    """function(method, source, out, options, quiet) -> what `--json` prints."""
+    options: str
+    """Class of the settings besides the method's."""
+    summary: str
+
+
+STAGES: dict[str, Stage] = {
+    "prune": Stage(
+        "compresskit.pipeline.pruning:prune",
+        "compresskit.stages:Options",
+        "Remove FFN channels: a smaller, faster dense model.",
+    ),
+    "quantize": Stage(
+        "compresskit.pipeline.quantization:quantize",
+        "compresskit.stages:Options",
+        "Store the weights in few bits.",
+    ),
+}
+"""A method whose work is not its stage's has a line of its own, under "stage method"."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {
@@ -53,8 +79,7 @@ def entry(stage: str, name: str) -> Entry:
 
 def method_class(stage: str, name: str) -> type[Any]:
     """Import the class of a method."""
-    module, _, class_name = entry(stage, name).target.partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), class_name)
+    found: type[Any] = _load(entry(stage, name).target)
     return found
 
 
@@ -62,3 +87,25 @@ def name_of(stage: str, method: object) -> str:
     """The name under which the table lists a method's class."""
     target = f"{type(method).__module__}:{type(method).__name__}"
     return next(name for name, found in METHODS[stage].items() if found.target == target)
+
+
+def stage_of(stage: str, method: str) -> Stage:
+    """The line of a method: its own, or its stage's."""
+    return STAGES.get(f"{stage} {method}", STAGES[stage])
+
+
+def runner(stage: str, method: str) -> Callable[..., dict[str, Any]]:
+    """Import what runs a method."""
+    found: Callable[..., dict[str, Any]] = _load(stage_of(stage, method).run)
+    return found
+
+
+def options_class(stage: str, method: str) -> type[Any]:
+    """Import the class of the settings besides the method's."""
+    found: type[Any] = _load(stage_of(stage, method).options)
+    return found
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
