@@ -122,7 +122,9 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted; the same command with --resume goes on") from error
-        log(summary(result), quiet)
+        log(result.get("note") or summary(result), quiet)
+        if values["verbose"] and "time_shares" in result:
+            log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
         typer.echo(json.dumps(result) if values["json_output"] else result["output"])
         if result.get("warning"):
             raise GateError(result["warning"])
@@ -159,6 +161,10 @@ def summary(result: dict[str, Any]) -> str:
         line += (
             f"; {result['bits_per_weight']:.2f} bits a weight, on held-back text KL {result['kl_held_back']:.4f}, "
             f"{result['top1_held_back']:.1%} of the most likely tokens unchanged"
+        )
+    if "kl_before" in result:
+        line += (
+            f"; rank {result['rank_total']} in all, on held-back text KL {result['kl_before']:.4f} -> {result['kl_after']:.4f}"
         )
     return line
 

@@ -1,32 +1,150 @@
-"""Low-rank factors of a weight's error: the best pair for given inputs, and its product.
+"""Low-rank factors of a weight's error: the best pair for given inputs, its gains by rank, and the pair in 8 bits.
 
-    minimise ||(D - B A) X^T||_F over rank-r pairs:  P P^T = C = X^T X / tokens;  D P ~= U S V^T (truncated)
-    B = U S^1/2,  A = S^1/2 V^T P^-1                                            (EoRA, arXiv 2410.21271, equation 4)
+    minimise ||(D - B A) X^T||_F  over pairs of rank r                              (EoRA, arXiv 2410.21271, section 3.2)
+    C = X^T X / tokens = P P^T;   D P = U S V^T;   B = U_r S_r^1/2,   A = S_r^1/2 V_r^T P^-1                          (4)
 
-symbol  meaning                               shape        name here
-D       error to repair                       (out, in)    residual
-C       second moments of the inputs          (in, in)     gram
-B, A    factors                               (out, r), (r, in)
+symbol  meaning                                  shape               name here
+D       error to repair                          (out, in)           residual
+C       second moments of the inputs             (in, in)            metric
+U_r     leading left singular vectors of D P     (out, r)            directions
+S_r     singular values                          (r,)
+B, A    factors                                  (out, r), (r, in)   second, first
+
+Differs from the paper: with U_r known, S_r V_r^T P^-1 = U_r^T D, so that nothing is inverted and nothing explodes where
+fewer tokens than inputs leave C singular; U_r are the leading eigenvectors of D C D^T. All in float64.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
+EXACT_SIDE = 1024
+"""Up to this side the eigenvectors are always exact."""
+EXACT_SHARE = 8
+"""So are those of larger matrices where an eighth of them or more is wanted."""
+OVERSAMPLE = 16
+ITERATIONS = 10
+SMALLEST = 1e-12
+"""Singular values below this share of the largest count as 0."""
+SMALLEST_EIGENVALUE = 1e-9
+"""Directions of less than this share of the largest eigenvalue are not solved for: nothing was seen there."""
+EIGHT_BITS = torch.float8_e4m3fn
+EIGHT_BIT_SPREAD = 8.0
+"""Root mean square of the first factor's rows in 8 bits: entries from 1/500 to 50 times as large keep all mantissa bits."""
+EIGHT_BIT_LARGEST = 256.0
+"""Largest entry of the second factor in 8 bits; the format ends at 448."""
+EIGHT_BIT_ROUNDS = 2
 
-def low_rank_factors(residual: Tensor, gram: Tensor, rank: int, damping: float) -> tuple[Tensor, Tensor]:
-    """(A (rank, in), B (out, rank)) float32, the optimum of the output error. residual (out, in), gram (in, in).
 
-    `damping`: share of the mean second moment added to all; with few tokens C is singular, and P^-1 would explode.
-    With P the Cholesky factor of C in place of Q L^1/2 the product B A is the same: P is only unique up to a rotation,
-    which the singular value decomposition takes up.
+class Metric:
+    """How errors of a weight are measured: C, shared by the linears that share their input."""
+
+    def __init__(self, moments: Tensor, damping: float = 0.0):
+        """`moments`: (in, in), of any float dtype; `damping` times their mean diagonal is added to the diagonal.
+
+        On devices without float64 (mps) all lies on the CPU.
+        """
+        self.matrix = _exact(moments).clone()
+        self.matrix.diagonal().add_(damping * self.matrix.diagonal().mean())
+
+    @cached_property
+    def root(self) -> Tensor:
+        """P of equation 4, (in, in): Q L^1/2 of the eigendecomposition; negative eigenvalues are rounding errors of 0."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        root: Tensor = vectors * values.clamp_min(0).sqrt()
+        return root
+
+
+def low_rank_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+    """(A (rank, in), B (out, rank)) float32: equation 4. residual (out, in)."""
+    exact = _exact(residual)
+    squares, directions = _directions(exact, metric, rank)
+    scale = squares.sqrt().sqrt()
+    scale = torch.where(scale > SMALLEST * scale.max(), scale, 1.0)
+    first, second = (directions.T @ exact) / scale[:, None], directions * scale
+    return first.to(residual.device, torch.float32).contiguous(), second.to(residual.device, torch.float32).contiguous()
+
+
+def gains(residual: Tensor, metric: Metric) -> Tensor:
+    """What each further rank takes off ||(D - B A) X^T||_F^2 / tokens, (min(out, in),) float64, falling."""
+    found: Tensor = torch.linalg.eigvalsh(_smaller_gram(_exact(residual), metric)).flip(0).clamp_min(0)
+    return found
+
+
+def remaining_error(residual: Tensor, metric: Metric, update: Tensor) -> float:
+    """||(D - update) X^T||_F^2 / tokens."""
+    left = _exact(residual) - _exact(update)
+    return float((left @ metric.matrix * left).sum())
+
+
+def eight_bit_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, float]:
+    """(A, B in float8 e4m3, scale) with update = scale * B A; each factor solved again given the other rounded.
+
+    Given A: B = D C A^T (A C A^T)^-1. Given B: A = (B^T B)^-1 B^T D, whatever the inputs. The best of all rounds is kept.
     """
-    moments = gram.double().clone()
-    moments.diagonal().add_(damping * moments.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
-    factor = torch.linalg.cholesky(moments)
-    left, values, right = torch.linalg.svd(residual.double() @ factor, full_matrices=False)
-    half = values[:rank].sqrt()
-    second = left[:, :rank] * half
-    first = torch.linalg.solve_triangular(factor.T, (half[:, None] * right[:rank]).T, upper=True)
-    return first.T.float().contiguous(), second.float().contiguous()
+    first, _ = low_rank_factors(residual, metric, rank)
+    exact = _exact(residual)
+    best: tuple[float, Tensor, Tensor, float] | None = None
+    for _ in range(EIGHT_BIT_ROUNDS):
+        rows = _exact(first)
+        rows = rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp_min(SMALLEST) * EIGHT_BIT_SPREAD
+        small_first = rows.to(EIGHT_BITS)
+        rows = small_first.double()
+        second = _solved(rows @ metric.matrix @ rows.T, rows @ metric.matrix @ exact.T).T
+        scale = float(second.abs().max()) / EIGHT_BIT_LARGEST or 1.0
+        small_second = (second / scale).to(EIGHT_BITS)
+        columns = small_second.double()
+        error = remaining_error(exact, metric, scale * (columns @ rows))
+        if best is None or error < best[0]:
+            best = (error, small_first, small_second, scale)
+        first = _solved(columns.T @ columns, columns.T @ exact)
+    assert best is not None
+    return best[1].to(residual.device), best[2].to(residual.device), best[3]
+
+
+def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(values (count,) falling, vectors (n, count)) of a symmetric matrix (n, n) without negative eigenvalues.
+
+    Exact, or by subspace iteration (Halko et al., arXiv 0909.4061) where the matrix is large and few are wanted.
+    """
+    side = len(matrix)
+    if side <= EXACT_SIDE or count * EXACT_SHARE >= side:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(side, count + OVERSAMPLE, generator=generator, dtype=matrix.dtype).to(matrix.device)
+    basis = torch.linalg.qr(matrix @ start).Q
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(matrix @ basis).Q
+    values, vectors = torch.linalg.eigh(basis.T @ matrix @ basis)
+    return values.flip(0)[:count].clamp_min(0), basis @ vectors.flip(1)[:, :count]
+
+
+def _directions(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+    """(squared singular values, left singular vectors) of D P, from the smaller of its two Gram matrices."""
+    squares, vectors = leading_eigenvectors(_smaller_gram(residual, metric), rank)
+    if residual.shape[0] <= residual.shape[1]:
+        return squares, vectors
+    # D P V = U S: orthogonal columns, which QR makes unit ones, those of singular value 0 too.
+    return squares, torch.linalg.qr(residual @ (metric.root @ vectors)).Q
+
+
+def _smaller_gram(residual: Tensor, metric: Metric) -> Tensor:
+    """D C D^T (out, out), or P^T D^T D P (in, in) where that is smaller: both have the squared singular values of D P."""
+    if residual.shape[0] <= residual.shape[1]:
+        return residual @ metric.matrix @ residual.T
+    product = residual @ metric.root
+    return product.T @ product
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """matrix^-1 right for a symmetric matrix that may be singular."""
+    inverse: Tensor = torch.linalg.pinv(matrix, rtol=SMALLEST_EIGENVALUE, hermitian=True)
+    return inverse @ right
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu" if tensor.device.type == "mps" else tensor.device).double()

@@ -45,6 +45,11 @@ STAGES: dict[str, Stage] = {
         "compresskit.stages:Options",
         "Store the weights in few bits.",
     ),
+    "compensate": Stage(
+        "compresskit.pipeline.compensation:compensate",
+        "compresskit.compensate.contract:CompensateOptions",
+        "Repair a compressed model by a low-rank adapter, without training.",
+    ),
 }
 """A method whose work is not its stage's has a line of its own, under "stage method"."""
 
@@ -65,6 +70,11 @@ METHODS: dict[str, dict[str, Entry]] = {
         "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
         "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
         "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
+    },
+    "compensate": {
+        "eora": Entry("compresskit.compensate.eora:EoRA", "arXiv 2410.21271", "The least output error (recommended)."),
+        "act": Entry("compresskit.compensate.act:Act", "arXiv 2410.21271", "Weight error scaled by the inputs' mean sizes."),
+        "svd": Entry("compresskit.compensate.svd:SVD", "arXiv 2303.08302", "Weight error as it is; needs no text."),
     },
 }
 

@@ -9,10 +9,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from compresskit import source
 from compresskit.architectures import ARCHITECTURES, HEAD, RAGGED_PREFIX, Architecture
 from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
 from compresskit.errors import CheckpointError, RequestError, UnsupportedArchitecture, near_miss
 from compresskit.formats import open_format
+from compresskit.formats.peft import CONFIG as ADAPTER_CONFIG
 from compresskit.formats.peft import FOLDER as ADAPTER_FOLDER
 from compresskit.formats.peft import factor_names, open_adapter
 from compresskit.model import Model
@@ -67,6 +69,22 @@ def with_adapter(model: Model, folder: Path | None) -> Model:
                 f"{model.checkpoint.folder}; use the adapter that was made for it"
             )
     return replace(model, adapter=adapter)
+
+
+def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | None = None) -> Model:
+    """The model that a SOURCE argument means, with its adapter: a checkpoint, or an adapter's folder, which names its base.
+
+    `adapter`: the folder of another one; "none" for none. Left out, the one that lies in the checkpoint's own folder.
+    """
+    folder = source.resolve(source_name)
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        base = open_adapter(folder).config.get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: names no base model; pass the checkpoint with --adapter {folder}")
+        model = open_model(source.resolve(base), trust_remote_code)
+        return model if adapter == "none" else with_adapter(model, Path(adapter) if adapter else folder)
+    model = open_model(folder, trust_remote_code)
+    return model if adapter == "none" else with_adapter(model, Path(adapter) if adapter else None)
 
 
 def open_model(folder: Path, trust_remote_code: bool = False) -> Model:

@@ -28,10 +28,12 @@ def resolve(source: str) -> Path:
 
         demo: Path = demo_checkpoint()
         return demo
-    folder = Path(source).expanduser()
-    if folder.exists() or not HUB_ID.fullmatch(source):
-        return folder
-    return _from_hub(source)
+    return _from_hub(source) if is_hub_id(source) else Path(source).expanduser()
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a SOURCE argument names a model on the Hub: no folder of that name is here, and it looks like one."""
+    return not Path(source).expanduser().exists() and HUB_ID.fullmatch(source) is not None
 
 
 def _first_line_of_stdin() -> str:

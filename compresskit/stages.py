@@ -102,6 +102,8 @@ class QuantizeMethod(Method):
 
     ignore: tuple[str, ...] = ()
     """Keep linears whose name contains this dense, such as down or layers.0; may be repeated."""
+    embedding_bits: Annotated[int, Field(ge=16, le=16)] | None = None
+    """16 stores embedding, head and final norm of a 32-bit source in 16 bits; left out, they stay as they are."""
 
     needs_activations: ClassVar[bool] = False
     """Whether the method needs calibration text."""

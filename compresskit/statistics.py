@@ -101,3 +101,21 @@ class AngularDistance:
     def mean(self) -> float:
         """Mean over all tokens, 0 to 1."""
         return self.total / max(1, self.tokens)
+
+
+class Magnitudes:
+    """Sum of the magnitudes of every feature, (features,) float64."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu"):
+        self.sum = torch.zeros(features, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add one micro-batch, x (tokens, features)."""
+        self.sum += x.float().abs().sum(dim=0)
+        self.tokens += x.shape[0]
+
+    def __iadd__(self, other: Magnitudes) -> Magnitudes:
+        self.sum += other.sum
+        self.tokens += other.tokens
+        return self

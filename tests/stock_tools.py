@@ -9,20 +9,23 @@ from pathlib import Path
 import torch
 from tiny_models import VOCABULARY
 
-from compresskit.opening import open_model, with_adapter
+from compresskit.opening import open_any
 from compresskit.walk import Walk
 
 LOADER = """
-import sys, torch
+import json, sys, torch
 from pathlib import Path
 sys.modules["compresskit"] = None
 from transformers import AutoModelForCausalLM
 tokens = torch.load(sys.argv[1])
 for folder in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
-    if Path(folder, "adapter").is_dir():
+    alone = Path(folder, "adapter_config.json")
+    base = json.loads(alone.read_text())["base_model_name_or_path"] if alone.is_file() else folder
+    adapter = folder if alone.is_file() else folder + "/adapter"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=True).eval()
+    if Path(adapter).is_dir():
         from peft import PeftModel
-        model = PeftModel.from_pretrained(model, folder + "/adapter").eval()
+        model = PeftModel.from_pretrained(model, adapter).eval()
     with torch.no_grad():
         torch.save(model(tokens).logits, folder + ".logits")
 """
@@ -34,8 +37,8 @@ def tokens() -> torch.Tensor:
 
 
 def walked_logits(folder: Path) -> torch.Tensor:
-    """By our walk, with the adapter that lies in the folder."""
-    walk = Walk(with_adapter(open_model(folder), None), tokens(), torch.device("cpu"), torch.float32)
+    """By our walk, with the adapter that lies in the folder, or on its base where the folder is an adapter."""
+    walk = Walk(open_any(str(folder)), tokens(), torch.device("cpu"), torch.float32)
     for _ in walk:
         pass
     return torch.cat([logits for _, _, logits in walk.logits()])

@@ -1,39 +1,122 @@
-"""The low-rank pair is the optimum of the output error: against a brute-force gradient and the closed form. Oracle tests."""
+"""The low-rank pair is the optimum of the output error: against singular values of the outputs, and against gradient
+descent. Oracle and property tests."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from compresskit.lowrank import low_rank_factors
+from compresskit.lowrank import Metric, eight_bit_factors, gains, leading_eigenvectors, low_rank_factors, remaining_error
+
+SHAPES = [(7, 12), (12, 12), (20, 12)]
 
 
-def problem(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def problem(tokens: int, rows: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tokens, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
-    return torch.randn(7, 12, generator=generator), x
+    x = torch.randn(tokens, 12, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    return torch.randn(rows, 12, generator=generator, dtype=torch.float64), x
+
+
+def moments(x: torch.Tensor) -> Metric:
+    return Metric(x.T @ x / len(x))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
-def test_its_error_is_that_of_the_best_approximation_of_the_outputs(rank: int) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_its_error_is_that_of_the_best_approximation_of_the_outputs(rank: int, shape: tuple[int, int]) -> None:
     """The outputs D X^T have singular values s; no pair of rank r leaves less than the sum of the squares after the r-th."""
-    residual, x = problem(200)
-    first, second = low_rank_factors(residual, x.T @ x / len(x), rank, 1e-10)
-    left = ((residual - second @ first) @ x.T).double().square().sum()
-    values = torch.linalg.svdvals((residual @ x.T).double())
-    assert abs(left - values[rank:].square().sum()) < 1e-4 * values.square().sum()
+    residual, x = problem(200, shape[0])
+    first, second = low_rank_factors(residual, moments(x), rank)
+    left = ((residual - second.double() @ first.double()) @ x.T).square().sum()
+    values = torch.linalg.svdvals(residual @ x.T)
+    optimum = values[rank:].square().sum()
+    assert abs(left - optimum) < 1e-6 * values.square().sum()
     assert first.shape == (rank, 12)
-    assert second.shape == (7, rank)
+    assert second.shape == (shape[0], rank)
 
 
-def test_full_rank_restores_the_residual() -> None:
-    residual, x = problem(200)
-    first, second = low_rank_factors(residual, x.T @ x / len(x), 7, 0.01)
-    assert torch.allclose(second @ first, residual, atol=1e-4)
+def test_no_pair_found_by_200_restarts_of_gradient_descent_is_better() -> None:
+    residual, x = problem(60)
+    metric = moments(x)
+    first, second = low_rank_factors(residual, metric, 2)
+    ours = remaining_error(residual, metric, second @ first)
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(200, 2, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(200, 7, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([a, b], lr=0.05)
+    for _ in range(400):
+        left = residual - b @ a
+        errors = (left @ metric.matrix * left).sum(dim=(1, 2))
+        optimizer.zero_grad()
+        errors.sum().backward()
+        optimizer.step()
+    assert ours <= float(errors.detach().min()) * (1 + 1e-6)
 
 
-def test_fewer_tokens_than_inputs_give_finite_factors() -> None:
-    residual, x = problem(4)
-    first, second = low_rank_factors(residual, x.T @ x / len(x), 3, 0.01)
-    assert bool(first.isfinite().all())
-    assert bool(second.isfinite().all())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gains_are_what_each_further_rank_takes_off(shape: tuple[int, int]) -> None:
+    residual, x = problem(100, shape[0])
+    metric = moments(x)
+    found = gains(residual, metric)
+    lefts = [remaining_error(residual, metric, torch.zeros_like(residual))]
+    for rank in range(1, len(found) + 1):
+        first, second = low_rank_factors(residual, metric, rank)
+        lefts.append(remaining_error(residual, metric, second @ first))
+    steps = torch.tensor(lefts[:-1]) - torch.tensor(lefts[1:])
+    assert torch.allclose(found, steps.double(), atol=1e-5 * lefts[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_full_rank_restores_the_residual(shape: tuple[int, int]) -> None:
+    residual, x = problem(200, shape[0])
+    first, second = low_rank_factors(residual, moments(x), min(shape))
+    assert torch.allclose((second @ first).double(), residual, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_fewer_tokens_than_inputs_do_not_explode(shape: tuple[int, int], damping: float) -> None:
+    residual, x = problem(4, shape[0])
+    metric = Metric(x.T @ x / len(x), damping)
+    for rank in (3, min(shape)):
+        first, second = low_rank_factors(residual, metric, rank)
+        assert float((second @ first).norm()) <= float(residual.norm()) * (1 + 1e-5)
+    if not damping:
+        return  # the factors in 8 bits are solved for, which takes a metric that sees every direction
+    small_first, small_second, scale = eight_bit_factors(residual, metric, min(shape))
+    assert float((scale * small_second.float() @ small_first.float()).norm()) < 2 * float(residual.norm())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_eight_bits_lose_little_of_what_sixteen_win(shape: tuple[int, int]) -> None:
+    residual, x = problem(200, shape[0])
+    residual = residual * 1e-3
+    metric = moments(x)
+    first, second = low_rank_factors(residual, metric, 3)
+    small_first, small_second, scale = eight_bit_factors(residual, metric, 3)
+    nothing = remaining_error(residual, metric, torch.zeros_like(residual))
+    exact = nothing - remaining_error(residual, metric, second @ first)
+    rounded = nothing - remaining_error(residual, metric, scale * small_second.float() @ small_first.float())
+    assert rounded > 0.99 * exact
+    assert small_first.dtype == small_second.dtype == torch.float8_e4m3fn
+
+
+def test_an_error_of_zero_gives_a_pair_of_zero() -> None:
+    _, x = problem(50)
+    residual = torch.zeros(7, 12)
+    first, second = low_rank_factors(residual, moments(x), 2)
+    assert not bool((second @ first).any())
+    small_first, small_second, scale = eight_bit_factors(residual, moments(x), 2)
+    assert not bool((scale * small_second.float() @ small_first.float()).any())
+
+
+def test_subspace_iteration_finds_the_energy_of_the_exact_eigenvectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(1100, 1100, generator=generator, dtype=torch.float64)).Q
+    spectrum = 1 / torch.arange(1, 1101, dtype=torch.float64)
+    matrix = basis @ (spectrum[:, None] * basis.T)
+    values, vectors = leading_eigenvectors(matrix, 32)
+    captured = (vectors.T @ matrix @ vectors).diagonal().sum()
+    assert abs(captured - spectrum[:32].sum()) < 1e-6 * spectrum[:32].sum()
+    assert torch.allclose(values, spectrum[:32], rtol=1e-3)

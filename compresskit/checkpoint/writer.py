@@ -48,7 +48,9 @@ class Shard:
 
 
 def layout_shards(plan: list[TensorSpec], max_shard_bytes: int) -> list[Shard]:
-    """Deal tensors to files in order; a tensor larger than the limit gets a file of its own."""
+    """Deal tensors to files in order; a tensor larger than the limit gets a file of its own. No tensors, no files."""
+    if not plan:
+        return []
     files: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in plan:
@@ -135,16 +137,20 @@ class Writer:
         if kind is not None and issubclass(kind, CompresskitError):
             shutil.rmtree(self.partial, ignore_errors=True)
 
-    def start(self, config: dict[str, Any], source: Path, extra_files: dict[str, str]) -> None:
-        """Make the partial folder: configuration, side files of the source, generated files, empty shards."""
+    def start(self, config: dict[str, Any] | None, source: Path, extra_files: dict[str, str]) -> None:
+        """Make the partial folder: configuration, side files of the source, generated files, empty shards.
+
+        Without a configuration (an adapter's folder) the source's side files stay where they are.
+        """
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
-        self._write_text("config.json", json.dumps(config, indent=2) + "\n")
-        for name in SIDE_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, self.partial / name)
+        if config is not None:
+            self.write_text("config.json", json.dumps(config, indent=2) + "\n")
+            for name in SIDE_FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, self.partial / name)
         for name, text in extra_files.items():
-            self._write_text(name, text)
+            self.write_text(name, text)
         for shard in self.shards:
             (self.partial / shard.name).parent.mkdir(exist_ok=True)
             with (self.partial / shard.name).open("wb") as file:
@@ -157,7 +163,7 @@ class Writer:
                 "total_size": sum(self.specs[name].bytes for name in weight_map),
                 "total_parameters": sum(self.specs[name].elements for name in weight_map),
             }
-            self._write_text(INDEX, json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n")
+            self.write_text(INDEX, json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n")
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Go on in the partial folder of an interrupted run of the same request (see `read_progress`)."""
@@ -188,9 +194,13 @@ class Writer:
         self.missing.discard(name)
 
     def copy(self, names: list[str], source: Checkpoint) -> None:
-        """Write tensors as the source has them, bit for bit."""
+        """Write tensors as the source has them, bit for bit; in another dtype where that was announced."""
+        from compresskit.checkpoint.dtypes import TORCH_DTYPES
+
         for name in names:
-            self.put(name, source.read(name))
+            tensor = source.read(name)
+            wanted = self.specs[name].dtype
+            self.put(name, tensor if source.spec(name).dtype == wanted else tensor.to(TORCH_DTYPES[wanted]))
 
     def finish(self, step: str) -> None:
         """Note that everything of this step is on the disk."""
@@ -212,7 +222,7 @@ class Writer:
         """Write the manifest, sync, and give the folder its final name, replacing an older one."""
         if self.missing:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
-        self._write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
+        self.write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
         (self.partial / PROGRESS).unlink(missing_ok=True)
         for path in (*self.partial.rglob("*"), self.partial):
             sync(path)
@@ -224,7 +234,8 @@ class Writer:
         sync(self.out.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _write_text(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file of the folder."""
         (self.partial / name).parent.mkdir(exist_ok=True)
         (self.partial / name).write_text(text, encoding="utf-8")
         (self.partial / name).chmod(FILE_MODE)

@@ -3,7 +3,8 @@
     base_model.model.NAME.lora_A.weight  (rank, in)        update of NAME = lora_alpha / rank * B A
     base_model.model.NAME.lora_B.weight  (out, rank)
 
-Ours have lora_alpha = rank, so the update is B A, and `rank_pattern` with `alpha_pattern` where ranks differ.
+Ours have lora_alpha = rank, so the update is B A, and `rank_pattern` with `alpha_pattern` where ranks differ or the factors
+are stored in 8 bits with a scale.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def plan(name: str, shape: tuple[int, int], rank: int, dtype: str) -> list[Tenso
     return [TensorSpec(first, dtype, (rank, shape[1])), TensorSpec(second, dtype, (shape[0], rank))]
 
 
-def configuration(base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """adapter_config.json of an adapter with scaling 1. `ranks` by module name."""
+def configuration(base: str, ranks: Mapping[str, int], scales: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """adapter_config.json of an adapter. `ranks` and `scales` (update = scale * B A, 1 where left out) by module name."""
     common = max(ranks.values())
     others = {name: rank for name, rank in ranks.items() if rank != common}
+    alphas = {name: ranks[name] * scale for name, scale in (scales or {}).items() if scale != 1}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -50,7 +52,7 @@ def configuration(base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
         "r": common,
         "lora_alpha": common,
         "rank_pattern": others,
-        "alpha_pattern": others,
+        "alpha_pattern": {**others, **alphas},
         "target_modules": sorted({name.rsplit(".", 1)[-1] for name in ranks}) if _covers_all(ranks) else sorted(ranks),
         "bias": "none",
         "lora_dropout": 0.0,
@@ -72,9 +74,9 @@ def _covers_all(ranks: Mapping[str, int]) -> bool:
     return len(set(kinds.values())) == 1
 
 
-def config_text(base: str, ranks: Mapping[str, int]) -> str:
+def config_text(base: str, ranks: Mapping[str, int], scales: Mapping[str, float] | None = None) -> str:
     """The text of adapter_config.json."""
-    return json.dumps(configuration(base, ranks), indent=2) + "\n"
+    return json.dumps(configuration(base, ranks, scales), indent=2) + "\n"
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,19 @@ class Adapter:
         alpha = _pattern_value(self.config.get("alpha_pattern") or {}, name, self.config.get("lora_alpha", rank))
         return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """(A (rank, in), B (out, rank) times the scaling) of one linear, float32."""
+        first, second = (self.store.read(each).float() for each in factor_names(name))
+        return first, self.scaling(name) * second
+
     def update(self, name: str) -> Tensor:
         """The update of one linear, (out, in) float32."""
-        first, second = (self.store.read(each).float() for each in factor_names(name))
-        return self.scaling(name) * (second @ first)
+        first, second = self.factors(name)
+        return second @ first
+
+    def rank(self, name: str) -> int:
+        """Rank of the update of one linear, 0 where there is none."""
+        return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
 
 
 def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +13,7 @@ from compresskit.evaluate.gates import check_gates, parse_gate
 from compresskit.evaluate.scores import Scores, check_comparable, check_context, collapse_warning
 from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
-from compresskit.opening import open_model, with_adapter
+from compresskit.opening import open_any, open_model
 from compresskit.pipeline.device import choose_device
 from compresskit.pipeline.inspection import bits_per_weight
 from compresskit.progress import ProgressBars
@@ -56,9 +55,7 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
     started = time.monotonic()
     gates = [parse_gate(text) for text in options.gate]
     against = source.resolve(options.against) if options.against else None
-    model = open_model(source.resolve(source_name), options.trust_remote_code)
-    if options.adapter != "none":
-        model = with_adapter(model, Path(options.adapter) if options.adapter else None)
+    model = open_any(source_name, options.trust_remote_code, options.adapter)
     reference = open_model(against, options.trust_remote_code) if against else None
     _check(model, reference, options)
     with ProgressBars(quiet) as bars:

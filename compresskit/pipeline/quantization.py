@@ -241,6 +241,8 @@ def _configuration(job: Job) -> dict[str, Any]:
     dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[weight_dtype(job.model)]
     dense = [name for name in job.model.linears if name not in job.schemes]
     config = dict(job.model.checkpoint.config)
+    if job.method.embedding_bits == 16 and dtype == "float32":
+        dtype = config["dtype"] = "float16"
     config["quantization_config"] = job.method.configuration(job.schemes, [HEAD, *dense], dtype)
     return config
 

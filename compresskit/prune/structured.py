@@ -210,14 +210,8 @@ def padded(value: Tensor, dim: int, size: int) -> Tensor:
 
 
 def bitmask(kept: Tensor, width: int) -> str:
-    """Kept channels as hexadecimal digits, one bit a channel, channel 0 first."""
+    """Kept channels as hexadecimal digits, one bit a channel, channel 0 first; pairing.py reads it back."""
     bits = torch.zeros(-(-width // 4) * 4, dtype=torch.int64)
     bits[kept.cpu()] = 1
     digits = (bits.view(-1, 4) * torch.tensor([8, 4, 2, 1])).sum(dim=1)
     return "".join(f"{digit:x}" for digit in digits.tolist())
-
-
-def kept_channels(mask: str) -> list[int]:
-    """Inverse of `bitmask`."""
-    bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
-    return [channel for channel, bit in enumerate(bits) if bit == "1"]

@@ -13,10 +13,10 @@ from torch import Tensor
 from compresskit.error_feedback import round_with_feedback
 from compresskit.formats.compressed_tensors import stored_linear
 from compresskit.grid import Grid, grid_of_range, grouped, min_max_grid, range_of
-from compresskit.lowrank import low_rank_factors
-from compresskit.quantize.sequential import ATTENTION_STAGES, collected, replace_weight
+from compresskit.lowrank import Metric, low_rank_factors
 from compresskit.scheme import Scheme
 from compresskit.stages import Storage, StoredLinear
+from compresskit.stagewise import ATTENTION_STAGES, collected, replace_weight
 from compresskit.walk import Block
 
 if TYPE_CHECKING:
@@ -131,11 +131,12 @@ class Trainer:
         if self.method.start == "gptq" and tokens:
             grid = min_max_grid(rows, self.scheme, self.scale_dtype)
             targets = round_with_feedback(rows, hessian, grid, self.scheme, self.method.damping, ordered=True).targets
+        metric = Metric(hessian, self.method.damping)
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
             linear = TrainedLinear.of(weight, target.clone(), self.scheme)
             if self.rank and tokens:
                 without, _ = linear.weights(self.scheme, self.scale_dtype)
-                linear.start_adapter = low_rank_factors(weight - without, hessian, self.rank, self.method.damping)
+                linear.start_adapter = low_rank_factors(weight - without, metric, self.rank)
             elif self.rank:
                 linear.start_adapter = (weight.new_zeros(self.rank, weight.shape[1]), weight.new_zeros(len(weight), self.rank))
             linear.reset()

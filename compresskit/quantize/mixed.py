@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from compresskit.error_feedback import round_with_feedback
 from compresskit.grid import from_codes, min_max_grid
-from compresskit.quantize.sequential import OnBlock, Request, replace_weight
+from compresskit.quantize.sequential import Request
 from compresskit.scheme import Scheme
+from compresskit.stagewise import OnBlock, replace_weight
 from compresskit.statistics import Gram
 from compresskit.walk import Block, Walk
 

@@ -6,24 +6,17 @@ inputs, feed-forward outputs): each stage's statistics are taken with the stages
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from compresskit.checkpoint.writer import Writer
 from compresskit.model import Model
 from compresskit.scheme import Scheme
 from compresskit.stages import QuantizeMethod, StoredLinear
-from compresskit.statistics import Gram
+from compresskit.stagewise import ATTENTION_STAGES, OnBlock, collected, replace_weight
 from compresskit.walk import Block, Walk
-
-ATTENTION_STAGES = 2
-"""The first stages of `Model.linear_stages`; after them the attention's outputs are final."""
-OnBlock = Callable[[str, int, int], None]
-"""Called with what is done, how many blocks are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +84,8 @@ def quantize_block(method: QuantizeMethod, walk: Walk, block: Block, request: Re
     return errors
 
 
-def collected(groups: list[tuple[str, ...]], block: Block, attention_is_final: bool) -> dict[str, Gram]:
-    """Second moments of the input of every group, by the name of its first linear."""
-    inputs = [block.linear(group[0]) for group in groups]
-    grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
-    if grams:
-        # Experts see only the tokens routed to them, so only a stage of one group has seen all once its hook has run.
-        block.collect(grams, keep_attention=attention_is_final, stop=len(grams) == 1)
-    return grams
-
-
 def put(model: Model, block: Block, name: str, stored: StoredLinear, writer: Writer) -> None:
     """Write one quantised linear, and let the block compute with what readers will unpack."""
     for leaf, tensor in stored.tensors.items():
         writer.put(f"{model.stored_name(name)}.{leaf}", tensor)
     replace_weight(block.linear(name), stored.weight)
-
-
-def replace_weight(linear: nn.Linear, weight: Tensor) -> None:
-    """Give a linear another weight of the same shape, in the dtype in which the block computes."""
-    linear.weight = nn.Parameter(weight.to(linear.weight), requires_grad=False)

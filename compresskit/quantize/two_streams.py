@@ -12,8 +12,9 @@ from torch import Tensor
 
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats.peft import factor_names
-from compresskit.quantize.sequential import OnBlock, Request, finish_block, put, write_shapes
+from compresskit.quantize.sequential import Request, finish_block, put, write_shapes
 from compresskit.stages import BlockMethod, Storage, StoredLinear
+from compresskit.stagewise import OnBlock
 from compresskit.walk import Block, Walk
 
 Saliencies = Callable[[int], Mapping[str, Tensor]]

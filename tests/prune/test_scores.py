@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from compresskit.channels import Channels
+from compresskit.pairing import kept_channels
 from compresskit.prune.cfsp import shares_score
 from compresskit.prune.flap import fluctuation, output_bias
 from compresskit.prune.magnitude import weight_norms
 from compresskit.prune.random import Random
-from compresskit.prune.structured import bitmask, kept_channels
+from compresskit.prune.structured import bitmask
 from compresskit.prune.wanda_sp import weighted_norms
 
 WIDTH, HIDDEN, TOKENS = 7, 4, 50

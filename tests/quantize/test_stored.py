@@ -139,3 +139,14 @@ def test_what_cannot_be_stored_is_refused_before_any_work(tiny: dict[str, Path],
     with pytest.raises(RequestError, match="quantized already"):
         quantize(RTN(bits=4), str(out), tmp_path / "again", options)
     assert not (tmp_path / "again").exists()
+
+
+def test_the_embedding_of_a_32_bit_source_can_be_stored_in_16(
+    tiny: dict[str, Path], make: Callable[..., dict[str, object]], tmp_path: Path
+) -> None:
+    whole = make(RTN(bits=4), tiny["llama"], tmp_path / "whole")
+    half = make(RTN(bits=4, embedding_bits=16), tiny["llama"], tmp_path / "half")
+    assert float(half["bytes_after"]) < 0.75 * float(whole["bytes_after"])  # type: ignore[arg-type]
+    [stock] = stock_logits([tmp_path / "half"], tmp_path)
+    assert (stock - walked_logits(tmp_path / "half")).abs().max() < 1e-3
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"

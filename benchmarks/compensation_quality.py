@@ -1,0 +1,135 @@
+"""KL and perplexity of compressed SmolLM2 after compensation, over methods, ranks, budgets and factor sizes.
+
+    python benchmarks/compensation_quality.py --data FOLDER --scratch FOLDER --results FILE.jsonl [--rows NAME ...]
+
+FOLDER of the data holds wikitext2-validation.parquet (calibration) and wikitext2-test.parquet. The compressed models are
+made once, in the scratch folder. Finished rows are skipped, so that the run can be stopped and continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from compresskit.checkpoint.reader import open_checkpoint
+from compresskit.compensate.contract import CompensateOptions
+from compresskit.methods import method_class
+from compresskit.opening import open_model
+from compresskit.pipeline.compensation import compensate
+from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
+from compresskit.pipeline.pruning import prune
+from compresskit.pipeline.quantization import quantize
+from compresskit.source import DEMO, resolve
+from compresskit.stages import Options
+
+RANK_32_SHARE = 0.092014
+"""Parameters of rank 32 everywhere over those of the linears of SmolLM2-135M."""
+SOURCES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "rtn 3": ("quantize", "rtn", {"bits": 3}),
+    "rtn 2": ("quantize", "rtn", {"bits": 2}),
+    "gptq 3": ("quantize", "gptq", {"bits": 3}),
+    "gptq 2": ("quantize", "gptq", {"bits": 2}),
+    "gptq 4": ("quantize", "gptq", {"bits": 4}),
+    "cfsp 0.3": ("prune", "cfsp", {"sparsity": 0.3}),
+    "2:4": ("zeros", "magnitude", {}),
+}
+ROWS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    **{f"{source}": (source, None, {}) for source in SOURCES},
+    **{
+        f"{source}, {method} {rank}": (source, method, {"rank": rank})
+        for source in ("rtn 3", "gptq 3", "rtn 2", "gptq 2")
+        for method in ("eora", "act", "svd")
+        for rank in (8, 16, 32, 64, 128)
+    },
+    **{f"{source}, eora 8 in 8 bits": (source, "eora", {"rank": 8, "adapter_bits": 8}) for source in ("gptq 3", "gptq 2")},
+    **{
+        f"{source}, eora budget of rank {rank}": (source, "eora", {"rank_budget": RANK_32_SHARE * rank / 32})
+        for source in ("gptq 3", "gptq 2", "cfsp 0.3")
+        for rank in (8, 32)
+    },
+    "gptq 3, eora budget of rank 8 in 8 bits": ("gptq 3", "eora", {"rank_budget": RANK_32_SHARE / 4, "adapter_bits": 8}),
+    "gptq 3, eora 8 for outputs": ("gptq 3", "eora", {"rank": 8, "aim": "output"}),
+    "gptq 2, eora 8 for outputs": ("gptq 2", "eora", {"rank": 8, "aim": "output"}),
+    "cfsp 0.3, eora 32": ("cfsp 0.3", "eora", {"rank": 32}),
+    **{f"2:4, {method} 16": ("2:4", method, {"rank": 16}) for method in ("eora", "act", "svd")},
+}
+
+
+def zeros(out: Path) -> None:
+    """The demo model with the two smallest of every four neighbouring weights of a row set to zero."""
+    folder = resolve(DEMO)
+    model = open_model(folder)
+    out.mkdir(parents=True)
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors" and file.name != "compresskit.json":
+            (out / file.name).write_bytes(file.read_bytes())
+    for file in open_checkpoint(folder).files:
+        tensors = load_file(file)
+        for name in model.linears:
+            weight = tensors[f"{model.stored_name(name)}.weight"]
+            groups = weight.view(-1, 4)
+            groups.scatter_(1, groups.abs().topk(2, dim=1, largest=False).indices, 0.0)
+        save_file(tensors, out / file.name, metadata={"format": "pt"})
+
+
+def made(name: str, scratch: Path, options: Options) -> Path:
+    stage, method, settings = SOURCES[name]
+    out = scratch / name.replace(" ", "-").replace(":", "-")
+    if out.exists():
+        return out
+    if stage == "zeros":
+        zeros(out)
+    elif stage == "prune":
+        prune(method_class("prune", method)(**settings), DEMO, out, options)
+    else:
+        quantize(method_class("quantize", method)(**settings), DEMO, out, options)
+    return out
+
+
+def run(row: str, data: Path, scratch: Path, samples: int) -> dict[str, Any]:
+    source, method, settings = ROWS[row]
+    text = str(data / "wikitext2-validation.parquet")
+    folder = made(source, scratch, Options(calibration=text, samples=64))
+    found: dict[str, Any] = {}
+    if method is not None:
+        out = scratch / row.replace(" ", "-").replace(":", "-").replace(",", "")
+        options = CompensateOptions(calibration=text, samples=samples, original=DEMO, overwrite=True)
+        result = compensate(method_class("compensate", method)(**settings), str(folder), out, options)
+        found = {key: result[key] for key in ("rank_total", "seconds", "time_shares", "bytes_after")}
+        folder = out
+    report = evaluate(str(folder), EvaluateOptions(against=DEMO, data=str(data / "wikitext2-test.parquet")))
+    return found | {key: report[key] for key in ("bytes", "perplexity", "kl", "top1_agreement")}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| | MB | perplexity | KL | top-1 |", "|---|---|---|---|---|"]
+    for row in rows:
+        figures = f"{row['perplexity']:.2f} | {row['kl']:.4f} | {row['top1_agreement']:.3f}"
+        lines.append(f"| {row['row']} | {row['bytes'] / 1e6:.1f} | {figures} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="; ".join(ROWS))
+    parser.add_argument("--samples", type=int, default=64)
+    arguments = parser.parse_args()
+    done = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
+    for name in arguments.rows:
+        if any(row["row"] == name and row["samples"] == arguments.samples for row in done):
+            continue
+        done.append({"row": name, "samples": arguments.samples} | run(name, arguments.data, arguments.scratch, arguments.samples))
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()

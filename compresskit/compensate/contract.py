@@ -1,0 +1,71 @@
+"""What a compensation is given and what its methods must provide. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compresskit.errors import RequestError
+from compresskit.model import Model
+from compresskit.stages import Method, Options
+
+if TYPE_CHECKING:
+    import torch
+
+    from compresskit.lowrank import Metric
+    from compresskit.walk import Statistic
+
+HIDDEN_PER_RANK = 64
+SMALLEST_RANK = 4
+
+
+class CompensateOptions(Options):
+    """The shared options, the original, and what comes out."""
+
+    original: str
+    """The model that SOURCE was made from: a folder, a Hub id, or demo:smollm2-135m."""
+    merge: bool = False
+    """Write a dense checkpoint with the repair added, instead of an adapter beside SOURCE."""
+
+
+class CompensateMethod(Method):
+    """Add a low-rank pair to every linear that repairs what the compression took.
+
+    A method says how errors of a weight are measured; the shared walk (compensate/repair.py) finds the best pair for that
+    measure, on the inputs that the already repaired prefix gives.
+    """
+
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """Rank of every pair; left out, a sixty-fourth of the hidden size, at least 4."""
+    rank_budget: Annotated[float, Field(gt=0)] | None = None
+    """Instead of one rank: parameters of all pairs as a share of the repaired weights, dealt to where they help most."""
+    round_rank: Annotated[int, Field(ge=1)] = 1
+    """Under a budget, ranks are multiples of this."""
+    adapter_bits: Annotated[int, Field(ge=8, le=16, multiple_of=8)] = 16
+    """16, or 8: factors in float8 e4m3, half the size."""
+    aim: Literal["auto", "weight", "output"] = "auto"
+    """Repair each weight, or the output that the original gave; auto: weights, outputs where channels are missing."""
+    ignore: tuple[str, ...] = ()
+    """Leave linears whose name contains this alone, such as down or layers.0; may be repeated."""
+
+    needs_activations: ClassVar[bool] = True
+    """Whether the measure needs calibration text."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> CompensateMethod:
+        if self.rank is not None and self.rank_budget is not None:
+            raise RequestError(f"--rank {self.rank} and --rank-budget {self.rank_budget:g}: pass one of them")
+        return self
+
+    def uniform_rank(self, model: Model) -> int:
+        """The asked rank, or the share of the hidden size."""
+        return self.rank or max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
+
+    def statistic(self, features: int, device: torch.device) -> Statistic:
+        """An empty statistic of the inputs of a linear."""
+        raise TypeError(f"{type(self).__name__} defines no statistic")
+
+    def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
+        """The measure for linears with these inputs, (features, features); `statistic` None without calibration text."""
+        raise TypeError(f"{type(self).__name__} defines no metric")

@@ -1,0 +1,54 @@
+"""EoRA: the low-rank pair that leaves the least output error, for the calibration inputs.
+
+EoRA, arXiv 2410.21271, section 3.2.
+
+    minimise ||(D - B A) X^T||_F,    D = W - W_c                                                                       (1)
+    C = X^T X / tokens;  A and B from the singular vectors of D C^1/2  (lowrank.py, equation 4)
+
+symbol  meaning                                   shape         name here
+W, W_c  original and compressed weight            (out, in)
+X       inputs of the linear, from the prefix     (tokens, in)  seen only through the Gram matrix
+        that is compressed and already repaired
+
+Differs from the paper: the second moments are damped (`--damping`), so that directions that the text hardly shows are
+not left to chance; the pair needs no inverse (lowrank.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from compresskit.compensate.contract import CompensateMethod
+
+if TYPE_CHECKING:
+    import torch
+
+    from compresskit.lowrank import Metric
+    from compresskit.walk import Statistic
+
+
+class EoRA(CompensateMethod, frozen=True):
+    """Output error, by all second moments of the inputs."""
+
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Share of the mean second moment that is added to all of them."""
+
+    def statistic(self, features: int, device: torch.device) -> Statistic:
+        """All second moments."""
+        from compresskit.statistics import Gram
+
+        return Gram(features, device)
+
+    def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
+        """C, damped; the identity for an expert that no token reached."""
+        import torch
+
+        from compresskit.lowrank import Metric
+        from compresskit.statistics import Gram
+
+        assert isinstance(statistic, Gram)
+        if not statistic.tokens:
+            return Metric(torch.eye(features, device=device))
+        return Metric(statistic.matrix() / statistic.tokens, self.damping)

@@ -1,0 +1,216 @@
+"""The walk that the compensations share: block by block, linear by linear, on the already repaired prefix.
+
+The compressed model is walked; with aim "output" the original beside it, one forward pass ahead by a block. Linears that
+share their input share its statistic and the eigendecomposition of its measure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.compensate.contract import CompensateMethod
+from compresskit.compensate.residuals import Outputs, Paired, output_error
+from compresskit.formats.peft import factor_names
+from compresskit.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error
+from compresskit.pairing import Pair
+from compresskit.skeleton import to_stored
+from compresskit.stagewise import ATTENTION_STAGES, OnBlock, collect_inputs, replace_weight
+from compresskit.walk import Block, Walk
+
+OUTPUT_DAMPING = 0.01
+"""Of equation 2 in residuals.py, as a share of the mean second moment."""
+
+
+class Task(NamedTuple):
+    """One linear and what is to be repaired in it."""
+
+    name: str
+    residual: Tensor
+    metric: Metric
+
+
+@dataclass
+class Repair:
+    """A request that the walk serves, and the time that it took."""
+
+    method: CompensateMethod
+    pair: Pair
+    names: list[str]
+    """Linears to repair, by plain name."""
+    aim_output: bool
+    ranks: dict[str, int] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float16
+    """Of the factors; float8 e4m3 for 8 bits."""
+    merged: torch.dtype | None = None
+    """Of the weights with the repair added; None where the factors are written."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "decompositions": 0.0})
+
+
+def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writer, on_block: OnBlock) -> None:
+    """The repairing pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+
+    `walks`: of the compressed model, and of the original where the aim is its outputs. Blocks that an interrupted run has
+    finished are only run, from what that run wrote.
+    """
+    count = request.pair.compressed.block_count
+    for compressed, original in _side_by_side(walks):
+        if f"block {compressed.index}" in writer.done:
+            _original_outputs(request, original, [])
+        else:
+            facts = _repair_block(request, compressed, original, writer)
+            prefix = request.pair.compressed.stored_name(compressed.name + ".")
+            rest = [name for name in writer.specs if name.startswith(prefix) and name in writer.missing]
+            writer.copy(rest, request.pair.compressed.checkpoint)
+            writer.facts.setdefault("blocks", []).append(facts)
+            writer.finish(f"block {compressed.index}")
+        started = time.perf_counter()
+        for _ in compressed.advance():
+            pass
+        request.seconds["forward"] += time.perf_counter() - started
+        on_block("compensating", compressed.index + 1, count)
+
+
+def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: OnBlock) -> dict[str, list[float]]:
+    """What each further rank takes off the output error of every linear, over the energy of the original's output.
+
+    One pass over the compressed model as it is: all linears of a block are measured at once.
+    """
+    count = request.pair.compressed.block_count
+    found: dict[str, list[float]] = {}
+    for compressed, original in _side_by_side(walks):
+        groups = [group for stage in _stages(request, compressed.index) for group in stage]
+        for task in _tasks(request, compressed, groups, _original_outputs(request, original, groups), False):
+            started = time.perf_counter()
+            weight = request.pair.original_weight(task.name).to(task.residual)
+            energy = remaining_error(weight, task.metric, torch.zeros_like(weight))
+            found[task.name] = (gains(task.residual, task.metric) / energy).tolist() if energy else []
+            request.seconds["decompositions"] += time.perf_counter() - started
+        on_block("measuring", compressed.index + 1, count)
+    return found
+
+
+def _side_by_side(walks: tuple[Walk, Walk | None]) -> Iterator[tuple[Block, Block | None]]:
+    compressed, original = walks
+    if original is None:
+        yield from ((block, None) for block in compressed)
+    else:
+        yield from zip(compressed, original, strict=True)
+
+
+def _stages(request: Repair, index: int) -> list[list[tuple[str, ...]]]:
+    wanted = set(request.names)
+    stages = request.pair.compressed.linear_stages(index)
+    kept = [[tuple(name for name in group if name in wanted) for group in stage] for stage in stages]
+    return [[group for group in stage if group] for stage in kept]
+
+
+def _repair_block(request: Repair, block: Block, original: Block | None, writer: Writer) -> dict[str, dict[str, float]]:
+    stages = _stages(request, block.index)
+    outputs = _original_outputs(request, original, [group for stage in stages for group in stage])
+    facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}, "scale": {}}
+    for number, groups in enumerate(stages):
+        for task in _tasks(request, block, groups, outputs, number >= ATTENTION_STAGES):
+            started = time.perf_counter()
+            short = task.name.removeprefix(block.name + ".")
+            update, scale = _repair_linear(request, block, task, writer)
+            facts["rank"][short] = request.ranks.get(task.name, 0)
+            facts["scale"][short] = scale
+            facts["error_before"][short] = remaining_error(task.residual, task.metric, torch.zeros_like(update))
+            facts["error_after"][short] = remaining_error(task.residual, task.metric, update)
+            request.seconds["decompositions"] += time.perf_counter() - started
+    return facts
+
+
+def _original_outputs(request: Repair, original: Block | None, groups: list[tuple[str, ...]]) -> dict[str, Outputs]:
+    """Run the original block for good; its linears' outputs by the name of each group's first linear."""
+    if original is None:
+        return {}
+    started = time.perf_counter()
+    found = {group[0]: Outputs([_aimed_weight(request, original, name) for name in group]) for group in groups}
+    original.collect(found, advance=True)
+    request.seconds["forward"] += time.perf_counter() - started
+    return found
+
+
+def _aimed_weight(request: Repair, original: Block, name: str) -> Tensor:
+    """The original's weight whose outputs the linear shall give: all inputs, the rows that are left."""
+    weight = original.linear(name).weight
+    return weight if request.pair.lost_inputs(name) else request.pair.original_weight(name).to(weight)
+
+
+def _tasks(
+    request: Repair, block: Block, groups: list[tuple[str, ...]], outputs: Mapping[str, Outputs], attention_is_final: bool
+) -> Iterator[Task]:
+    """The linears of some groups with their residuals and measures."""
+    method = request.method
+    statistics: dict[str, Paired] = {}
+    if block.hidden and (method.needs_activations or outputs):
+        started = time.perf_counter()
+        for group in groups:
+            linear = block.linear(group[0])
+            features, device = linear.in_features, linear.weight.device
+            own = method.statistic(features, device) if method.needs_activations else None
+            statistics[group[0]] = Paired(own, outputs.get(group[0]), features, device)
+        collect_inputs(statistics, block, attention_is_final)
+        request.seconds["forward"] += time.perf_counter() - started
+    for group in groups:
+        found = statistics.pop(group[0], None)
+        linear = block.linear(group[0])
+        metric = method.metric(found.statistic if found else None, linear.in_features, linear.weight.device)
+        row = 0
+        for name in group:
+            weight = block.linear(name).weight.detach()
+            error = _weight_error(request, name, weight)
+            if found is not None and found.outputs is not None and found.gram.tokens:
+                error = output_error(weight, error, found, slice(row, row + len(weight)), OUTPUT_DAMPING)
+            row += len(weight)
+            yield Task(name, error, metric)
+
+
+def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
+    """Equation 1 of residuals.py; 0 where the linear lost inputs, which the dense weight knows nothing about."""
+    if request.pair.lost_inputs(name):
+        return torch.zeros_like(weight, dtype=torch.float32)
+    return request.pair.original_weight(name).to(weight.device) - weight.float()
+
+
+def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) -> tuple[Tensor, float]:
+    """Solve, write, and put the repair into the block; returns (the update as stored, its scale)."""
+    rank, linear = request.ranks.get(task.name, 0), block.linear(task.name)
+    scale, dtype = 1.0, request.dtype
+    rows, columns = task.residual.shape
+    if not rank:
+        first, second = (torch.zeros(shape, dtype=dtype, device=task.residual.device) for shape in ((0, columns), (rows, 0)))
+    elif dtype == EIGHT_BITS:
+        first, second, scale = eight_bit_factors(task.residual, task.metric, rank)
+    else:
+        first, second = (factor.to(dtype) for factor in low_rank_factors(task.residual, task.metric, rank))
+    update = scale * second.float() @ first.float()
+    weight = linear.weight.float() + update
+    if request.merged is not None:
+        compressed, name = request.pair.compressed, f"{task.name}.weight"
+        weight = weight.to(request.merged)
+        writer.put(compressed.stored_name(name), to_stored(compressed, name, weight))
+    else:
+        _write_factors(request, task.name, (first, second), writer)
+    replace_weight(linear, weight)
+    return update, scale
+
+
+def _write_factors(request: Repair, name: str, factors: tuple[Tensor, Tensor], writer: Writer) -> None:
+    """The pair of one linear, after the one that the compressed model brings, if any."""
+    adapter = request.pair.compressed.adapter
+    first, second = factors
+    if adapter is not None and adapter.holds(name):
+        before = adapter.factors(name)
+        first, second = torch.cat([before[0].to(first), first]), torch.cat([before[1].to(second), second], dim=1)
+    if len(first):
+        for stored, factor in zip(factor_names(name), (first, second), strict=True):
+            writer.put(stored, factor)

@@ -1,0 +1,123 @@
+"""A compressed model beside the one it was made from: whether they belong together, and which weight stands for which.
+
+Loads no torch at the door, so that a wrong pair is refused in under a second.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compresskit.errors import CheckpointError, RequestError
+from compresskit.manifest import chain
+from compresskit.model import Ffn, FfnGroup, Model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A compressed model and its original."""
+
+    compressed: Model
+    original: Model
+    kept: dict[str, list[int]]
+    """By plain name of a linear that lost channels: the original's channels that it kept, in order."""
+
+    def lost_inputs(self, name: str) -> bool:
+        """Whether the linear reads fewer channels than the original's."""
+        return name in self.kept and any(name == ffn.out_projection for ffn, _ in self._networks(name))
+
+    def original_weight(self, name: str) -> Tensor:
+        """The original's weight (out, in) float32 of a linear, cut to the kept channels and padded as the compressed one is."""
+        import torch
+
+        from compresskit.skeleton import read_plain
+
+        weight = read_plain(self.original, f"{name}.weight").float()
+        if name not in self.kept:
+            return weight
+        chosen = torch.tensor(self.kept[name])
+        rows, columns = self.compressed.linear_shape(name)
+        if self.lost_inputs(name):
+            found = weight[:, chosen]
+            return torch.cat([found, found.new_zeros(rows, columns - len(chosen))], dim=1)
+        fused = next(group.fused for ffn, group in self._networks(name) if name in ffn.in_projections)
+        parts = [part[chosen] for part in weight.chunk(fused)]
+        return torch.cat([torch.cat([part, part.new_zeros(rows // fused - len(chosen), columns)]) for part in parts])
+
+    def _networks(self, name: str) -> list[tuple[Ffn, FfnGroup]]:
+        groups = self.compressed.ffn_groups(self.compressed.block_of(name))
+        return [(ffn, group) for group in groups for ffn in group.members]
+
+
+def pair(compressed: Model, original: Model) -> Pair:
+    """Check that the two belong together.
+
+    Raises RequestError where family, vocabulary, tokenizer or shapes differ, other than by a pruning whose kept channels
+    the manifest records.
+    """
+    here, there = compressed.checkpoint.folder, original.checkpoint.folder
+    facts = {
+        "family": (compressed.family, original.family),
+        "vocabulary": tuple(model.checkpoint.config.get("vocab_size") for model in (compressed, original)),
+        "hidden size": (compressed.hidden_size, original.hidden_size),
+        "number of blocks": (compressed.block_count, original.block_count),
+    }
+    for what, (ours, theirs) in facts.items():
+        if ours != theirs:
+            raise RequestError(f"{here}: its {what} is {ours}, that of {there} is {theirs}; pass the model it was made from")
+    if different_tokenizers(here, there):
+        raise RequestError(f"{here}: its tokenizer is not that of {there}; pass the model it was made from")
+    kept = _kept_by_linear(compressed, original)
+    for name in compressed.linears:
+        if name not in kept and compressed.linear_shape(name) != original.linear_shape(name):
+            ours, theirs = (list(model.linear_shape(name)) for model in (compressed, original))
+            raise RequestError(
+                f"{here}: {name} is {ours}, in {there} {theirs}, and no manifest says which channels were kept; "
+                "pass the model it was made from"
+            )
+    return Pair(compressed, original, kept)
+
+
+def different_tokenizers(first: Path, second: Path) -> bool:
+    """Whether both folders hold a tokenizer.json, with different vocabularies or merges."""
+    files = [folder / TOKENIZER for folder in (first, second)]
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return False
+    try:
+        models = [json.loads(file.read_text(encoding="utf-8"))["model"] for file in files]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{first / TOKENIZER} or {second / TOKENIZER}: no usable tokenizer; restore the file") from error
+    return any(models[0].get(key) != models[1].get(key) for key in ("vocab", "merges"))
+
+
+def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
+    """Kept channels of the linears that are narrower here; nothing where all are alike."""
+    last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
+    if all(compressed.linear_shape(name) == original.linear_shape(name) for name in last):
+        return {}
+    prunings = [link for link in chain(compressed.checkpoint.manifest) if link.get("stage") == "prune"]
+    if len(prunings) != 1:
+        raise RequestError(
+            f"{compressed.checkpoint.folder}: its FFN widths are not those of {original.checkpoint.folder}, and its manifest "
+            f"records {len(prunings)} prunings; pass the model that it was pruned from in one step"
+        )
+    found: dict[str, list[int]] = {}
+    for index, facts in enumerate(prunings[0]["facts"]["blocks"]):
+        for group, masks in zip(compressed.ffn_groups(index), facts["kept_channels"], strict=True):
+            for ffn, mask in zip(group.members, masks, strict=False):  # no masks where all channels were kept
+                for name in (*ffn.in_projections, ffn.out_projection):
+                    found[name] = kept_channels(mask)
+    return found
+
+
+def kept_channels(mask: str) -> list[int]:
+    """Channels from the hexadecimal digits of a manifest, one bit a channel, channel 0 first."""
+    bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
+    return [channel for channel, bit in enumerate(bits) if bit == "1"]

@@ -1,0 +1,297 @@
+"""The compensate stage: check the pair of models without loading torch, then repair, then report what was won."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit import calibration, layouts, source
+from compresskit.checkpoint import writer as writing
+from compresskit.checkpoint.reader import TensorSpec
+from compresskit.compensate.contract import CompensateMethod, CompensateOptions
+from compresskit.compensate.plan import adapter_plan, adapter_ranks, dense_dtype, factor_dtype, merged_plan
+from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.formats import peft
+from compresskit.manifest import fingerprint, manifest
+from compresskit.memory import peak_memory_bytes
+from compresskit.methods import name_of
+from compresskit.model import Model
+from compresskit.opening import open_model, with_adapter
+from compresskit.pairing import Pair, pair
+from compresskit.pipeline.device import choose_device, parse_bytes
+from compresskit.progress import ProgressBars
+
+if TYPE_CHECKING:
+    import torch
+
+    from compresskit.compensate.repair import Repair
+    from compresskit.walk import Walk
+
+HELD_BACK = 4
+"""Calibration windows that the repair never sees, for the closing figures."""
+Where = tuple["torch.device", "torch.dtype"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that has passed all checks."""
+
+    method: CompensateMethod
+    pair: Pair
+    base: str
+    """SOURCE as adapters name it: a Hub id or an absolute path."""
+    names: list[str]
+    out: Path
+    options: CompensateOptions
+    shard_bytes: int
+
+    @property
+    def aim_output(self) -> bool:
+        """Whether the original's outputs are aimed at, not its weights."""
+        return self.method.aim == "output" or (self.method.aim == "auto" and bool(self.pair.kept))
+
+    @property
+    def text(self) -> tuple[str, int]:
+        """(calibration text, windows of it), those that are held back included."""
+        spec = self.options.calibration
+        if self.method.needs_activations or self.aim_output or self.method.rank_budget:
+            return spec, self.options.samples + HELD_BACK
+        return "builtin" if spec == "self" else spec, HELD_BACK
+
+    @property
+    def budget(self) -> int:
+        """Parameters of all pairs together under a budget."""
+        assert self.method.rank_budget is not None
+        weights = sum(math.prod(self.pair.compressed.linear_shape(name)) for name in self.names)
+        return int(self.method.rank_budget * weights)
+
+
+def compensate(
+    method: CompensateMethod, source_name: str, out: Path, options: CompensateOptions, quiet: bool = True
+) -> dict[str, Any]:
+    """Repair a compressed checkpoint by an adapter, or into a dense checkpoint; returns what `--json` prints.
+
+    Raises the errors of errors.py; nothing appears under `out` unless the whole stage succeeds. Where source and original
+    hold the same weights there is nothing to repair: nothing is written, and `output` is the source.
+    """
+    started = time.monotonic()
+    job = _checked(method, source_name, out, options)
+    if same_weights(job.pair):
+        compressed = job.pair.compressed
+        result = _result(job, {"method": name_of("compensate", method)}, 0, compressed.bytes) | {
+            "output": str(compressed.checkpoint.folder),
+            "rank_total": 0,
+            "note": "source and original hold the same weights: nothing to compensate, nothing was written",
+        }
+    else:
+        with ProgressBars(quiet) as bars:
+            result = _compensate(job, bars)
+    return result | {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
+
+
+def _checked(method: CompensateMethod, source_name: str, out: Path, options: CompensateOptions) -> Job:
+    """What can be refused before any work."""
+    shard_bytes = parse_bytes(options.max_shard_size)
+    folder = source.resolve(source_name)
+    if (folder / peft.CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise RequestError(f"{folder}: is an adapter; pass the checkpoint that it belongs to")
+    compressed = with_adapter(open_model(folder, options.trust_remote_code), None)
+    original = with_adapter(open_model(source.resolve(options.original), options.trust_remote_code), None)
+    found = pair(compressed, original)
+    names = [name for name in compressed.linears if not any(part in name for part in method.ignore)]
+    base = source_name if source.is_hub_id(source_name) else str(folder.resolve())
+    job = Job(method, found, base, names, out, options, shard_bytes)
+    _check_method(job)
+    calibration.check(*job.text, options.sequence_length)
+    weights = sum(math.prod(compressed.linear_shape(name)) for name in names)
+    writing.check_out(out, folder, 4 * weights if options.merge else 0, options.overwrite)
+    return job
+
+
+def _check_method(job: Job) -> None:
+    method, compressed = job.method, job.pair.compressed
+    if not job.names:
+        raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to repair; ignore less")
+    if compressed.architecture.experts and not job.options.merge:
+        raise UnsupportedArchitecture(f"{compressed.family}: adapters cannot reach its experts; pass --merge")
+    if compressed.architecture.transposed and not job.options.merge:
+        raise UnsupportedArchitecture(f"{compressed.family}: its linears are stored transposed; pass --merge")
+    if compressed.architecture.experts and job.aim_output:
+        raise UnsupportedArchitecture(
+            f"{compressed.family}: its experts see other tokens than the original's; only --aim weight of unpruned ones is built"
+        )
+    if compressed.adapter is not None and method.adapter_bits == 8 and not job.options.merge:
+        raise RequestError(
+            f"{compressed.adapter.folder}: this 16-bit adapter joins the new one; pass --adapter-bits 16, or --merge"
+        )
+    smallest = min(job.names, key=lambda name: min(compressed.linear_shape(name)))
+    limit = min(compressed.linear_shape(smallest))
+    rank = method.uniform_rank(compressed)
+    if method.rank_budget is None and rank > limit:
+        raise RequestError(f"--rank {rank}: exceeds {limit}, the smaller side of {smallest}; lower it, or --ignore that linear")
+    cheapest = min(sum(compressed.linear_shape(name)) for name in job.names) * method.round_rank
+    if method.rank_budget is not None and job.budget < cheapest:
+        raise RequestError(
+            f"--rank-budget {method.rank_budget:g}: {job.budget} parameters are less than one pair of {cheapest}; raise it"
+        )
+
+
+def same_weights(both: Pair) -> bool:
+    """Whether every linear of the two models is the same, bit for bit; stops at the first that is not."""
+    compressed, original = both.compressed, both.original
+    if both.kept or compressed.quantized or compressed.adapter or original.quantized:
+        return False
+    import torch
+
+    from compresskit.skeleton import read_plain
+
+    names = [f"{name}.weight" for name in compressed.linears]
+    return all(torch.equal(read_plain(compressed, name), read_plain(original, name)) for name in names)
+
+
+def _compensate(job: Job, bars: ProgressBars) -> dict[str, Any]:
+    """The work itself, once everything has been checked."""
+    from compresskit.compensate.repair import repair_blocks
+
+    compressed, options = job.pair.compressed, job.options
+    where = choose_device(options.device, options.dtype, compressed)
+    spec, windows = job.text
+    found = calibration.calibrate(
+        spec, job.pair.original, windows, options.sequence_length, options.seed, *where,
+        options.trust_remote_code, lambda done, total: bars("sampling text", done, total),
+    )  # fmt: skip
+    text = {"calibration_text": found.description, "calibration_digest": found.digest}
+    settings = _settings(job, where)
+    inputs = (compressed.checkpoint.hashes, job.pair.original.checkpoint.hashes)
+    key = fingerprint("compensate", settings, job.shard_bytes, *inputs, text["calibration_digest"])
+    progress = writing.read_progress(job.out, key) if options.resume else None
+    tokens, held_back = found.tokens[:-HELD_BACK], found.tokens[-HELD_BACK:]
+    request = _request(job, tokens, where, progress, bars)
+    plan, extra = _plans(job, request)
+    with writing.Writer(job.out, plan, job.shard_bytes, key, extra) as writer:
+        finished: dict[str, Model] = {}
+        if progress:
+            writer.resume(progress)
+            finished |= dict.fromkeys(writer.done, _written(job, request, writer))
+        else:
+            writer.start(_configuration(job) if options.merge else None, compressed.checkpoint.folder, _side_files(job))
+            writer.facts |= {"blocks": [], "ranks": request.ranks}
+        repair_blocks(request, _walks(job, tokens, where, finished), writer, bars)
+        writer.copy([name for name in writer.specs if name in writer.missing], compressed.checkpoint)
+        facts = _scores(job, _written(job, request, writer), held_back, where) | {"rank_total": sum(request.ranks.values())}
+        writer.commit(manifest("compensate", settings, compressed.checkpoint, writer.hashes(), writer.facts | facts | text))
+    written = sum(shard.size for shard in writer.shards)
+    added = 0 if options.merge else sum(rank * sum(compressed.linear_shape(name)) for name, rank in request.ranks.items())
+    result = _result(job, settings, added, written if options.merge else compressed.checkpoint.bytes + written)
+    seconds = {what: round(value, 2) for what, value in request.seconds.items()}
+    return result | facts | {"ranks": request.ranks, "time_shares": seconds}
+
+
+def _plans(job: Job, request: Repair) -> tuple[list[TensorSpec], dict[str, list[TensorSpec]]]:
+    """The tensors of the merged checkpoint, or of the adapter's file."""
+    compressed = job.pair.compressed
+    if job.options.merge:
+        return merged_plan(compressed, dense_dtype(compressed)), {}
+    dtype = factor_dtype(compressed, job.method.adapter_bits)
+    return [], {peft.WEIGHTS: adapter_plan(compressed, adapter_ranks(compressed, request.ranks), dtype)}
+
+
+def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, Any] | None, bars: ProgressBars) -> Repair:
+    """The walk's request, with the rank of every linear: asked for, dealt, or what an interrupted run had dealt."""
+    from compresskit.checkpoint.dtypes import TORCH_DTYPES
+    from compresskit.compensate.ranks import deal_ranks
+    from compresskit.compensate.repair import Repair, measured_gains
+
+    method, compressed = job.method, job.pair.compressed
+    names = compressed.linears if job.options.merge else job.names
+    merged = TORCH_DTYPES[dense_dtype(compressed)] if job.options.merge else None
+    factors = TORCH_DTYPES[factor_dtype(compressed, method.adapter_bits)]
+    request = Repair(method, job.pair, names, job.aim_output, {}, factors, merged)
+    if progress:
+        request.ranks = progress["facts"]["ranks"]
+    elif method.rank_budget is None:
+        request.ranks = dict.fromkeys(job.names, method.uniform_rank(compressed))
+    else:
+        found = measured_gains(replace(request, names=job.names), _walks(job, tokens, where, {}), bars)
+        costs = {name: sum(compressed.linear_shape(name)) for name in job.names}
+        request.ranks = deal_ranks(found, costs, job.budget, method.round_rank)
+    return request
+
+
+def _walks(job: Job, tokens: torch.Tensor, where: Where, finished: dict[str, Model]) -> tuple[Walk, Walk | None]:
+    """Of the compressed model, finished blocks from what was written, and of the original where its outputs are aimed at."""
+    from compresskit.walk import Walk, micro_batch_size
+
+    options, both = job.options, job.pair
+    size = micro_batch_size(both.original, tokens.shape[1])
+    walk = Walk(both.compressed, tokens, *where, options.trust_remote_code, lambda i: finished.get(f"block {i}"), size)
+    if not job.aim_output:
+        return walk, None
+    return walk, Walk(both.original, tokens, *where, options.trust_remote_code, micro_batch=size)
+
+
+def _written(job: Job, request: Repair, writer: writing.Writer) -> Model:
+    """The source with what is in the partial folder."""
+    if job.options.merge:
+        return open_model(writer.partial)
+    writer.write_text(peft.CONFIG, _adapter_config(job, request, writer))
+    return with_adapter(replace(job.pair.compressed, adapter=None), writer.partial)
+
+
+def _adapter_config(job: Job, request: Repair, writer: writing.Writer) -> str:
+    """adapter_config.json, with the scales of the blocks that are finished."""
+    scales: dict[str, float] = {}
+    for index, facts in enumerate(writer.facts["blocks"]):
+        block = job.pair.compressed.block_name(index)
+        scales |= {f"{block}.{short}": scale for short, scale in facts["scale"].items()}
+    return peft.config_text(job.base, adapter_ranks(job.pair.compressed, request.ranks), scales)
+
+
+def _configuration(job: Job) -> dict[str, Any]:
+    """config.json of the merged checkpoint."""
+    config = dict(job.pair.compressed.checkpoint.config)
+    config.pop("quantization_config", None)
+    return config
+
+
+def _side_files(job: Job) -> dict[str, str]:
+    """Generated files of a ragged source, which its merged checkpoint needs too, by path."""
+    compressed = job.pair.compressed
+    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.options.merge and compressed.ragged else ()
+    return {name: (compressed.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+
+
+def _settings(job: Job, where: Where) -> dict[str, Any]:
+    """Everything that decides the weights, besides the models and the text."""
+    shared = job.options.model_dump(include={"calibration", "samples", "sequence_length", "seed", "merge"})
+    used = {"dtype": str(where[1]).removeprefix("torch."), "device": where[0].type, "aim_output": job.aim_output}
+    return {"method": name_of("compensate", job.method), **job.method.model_dump(), **shared, **used}
+
+
+def _scores(job: Job, repaired: Model, windows: torch.Tensor, where: Where) -> dict[str, Any]:
+    """KL to the original on the windows that were held back, before and after, and what it says of a collapse."""
+    from compresskit.evaluate.language_modelling import score
+    from compresskit.evaluate.scores import collapse_warning
+
+    both = job.pair
+    before, after = (score(model, windows, *where, reference=both.original) for model in (both.compressed, repaired))
+    return {"kl_before": before.kl, "kl_after": after.kl, "warning": collapse_warning(after)}
+
+
+def _result(job: Job, settings: dict[str, Any], added: int, bytes_after: int) -> dict[str, Any]:
+    compressed = job.pair.compressed
+    return {
+        "stage": "compensate",
+        "method": settings["method"],
+        "output": str(job.out),
+        "source": str(compressed.checkpoint.folder),
+        "original": str(job.pair.original.checkpoint.folder),
+        "parameters_before": compressed.parameters,
+        "parameters_after": compressed.parameters + added,
+        "bytes_before": compressed.bytes,
+        "bytes_after": bytes_after,
+        "settings": settings,
+    }

@@ -1,0 +1,39 @@
+"""A block's linears in the order in which they compute, stage by stage: statistics of their inputs, and new weights.
+
+`Model.linear_stages` gives the stages: attention inputs, attention output, feed-forward inputs, feed-forward outputs. A
+method that edits one stage before it looks at the next sees what the block has become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from compresskit.statistics import Gram
+from compresskit.walk import Block, Statistic
+
+ATTENTION_STAGES = 2
+"""The first stages of `Model.linear_stages`; after them the attention's outputs are final."""
+OnBlock = Callable[[str, int, int], None]
+"""Called with what is done, how many blocks are done, and how many there are."""
+
+
+def collected(groups: Sequence[tuple[str, ...]], block: Block, attention_is_final: bool) -> dict[str, Gram]:
+    """Second moments of the input of every group of linears that share theirs, by the name of the group's first linear."""
+    inputs = [block.linear(group[0]) for group in groups]
+    grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
+    collect_inputs(grams, block, attention_is_final)
+    return grams
+
+
+def collect_inputs(statistics: Mapping[str, Statistic], block: Block, attention_is_final: bool) -> None:
+    """Add the inputs of the named linears to their statistics, in no more of a run than that takes."""
+    if statistics:
+        # Experts see only the tokens routed to them, so only a stage of one group has seen all once its hook has run.
+        block.collect(statistics, keep_attention=attention_is_final, stop=len(statistics) == 1)
+
+
+def replace_weight(linear: nn.Linear, weight: Tensor) -> None:
+    """Give a linear another weight of the same shape, in the dtype in which the block computes."""
+    linear.weight = nn.Parameter(weight.to(linear.weight), requires_grad=False)
