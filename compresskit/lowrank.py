@@ -58,10 +58,10 @@ class Metric:
         return root
 
 
-def low_rank_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
-    """(A (rank, in), B (out, rank)) float32: equation 4. residual (out, in)."""
+def low_rank_factors(residual: Tensor, metric: Metric, rank: int, smallest: bool = False) -> tuple[Tensor, Tensor]:
+    """(A (rank, in), B (out, rank)) float32: equation 4. residual (out, in). `smallest`: the directions that matter least."""
     exact = _exact(residual)
-    squares, directions = _directions(exact, metric, rank)
+    squares, directions = _directions(exact, metric, rank, smallest)
     scale = squares.sqrt().sqrt()
     scale = torch.where(scale > SMALLEST * scale.max(), scale, 1.0)
     first, second = (directions.T @ exact) / scale[:, None], directions * scale
@@ -123,9 +123,14 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values.flip(0)[:count].clamp_min(0), basis @ vectors.flip(1)[:, :count]
 
 
-def _directions(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+def _directions(residual: Tensor, metric: Metric, rank: int, smallest: bool) -> tuple[Tensor, Tensor]:
     """(squared singular values, left singular vectors) of D P, from the smaller of its two Gram matrices."""
-    squares, vectors = leading_eigenvectors(_smaller_gram(residual, metric), rank)
+    gram = _smaller_gram(residual, metric)
+    if smallest:
+        values, every = torch.linalg.eigh(gram)
+        squares, vectors = values[:rank].clamp_min(0), every[:, :rank]
+    else:
+        squares, vectors = leading_eigenvectors(gram, rank)
     if residual.shape[0] <= residual.shape[1]:
         return squares, vectors
     # D P V = U S: orthogonal columns, which QR makes unit ones, those of singular value 0 too.

@@ -74,6 +74,9 @@ METHODS: dict[str, dict[str, Entry]] = {
     "compensate": {
         "eora": Entry("compresskit.compensate.eora:EoRA", "arXiv 2410.21271", "The least output error (recommended)."),
         "act": Entry("compresskit.compensate.act:Act", "arXiv 2410.21271", "Weight error scaled by the inputs' mean sizes."),
+        "corda": Entry(
+            "compresskit.compensate.corda:CorDA", "arXiv 2406.05223", "Splits weights: a pair to fine-tune, and a rest."
+        ),
         "svd": Entry("compresskit.compensate.svd:SVD", "arXiv 2303.08302", "Weight error as it is; needs no text."),
     },
 }

@@ -85,6 +85,19 @@ def pair(compressed: Model, original: Model) -> Pair:
     return Pair(compressed, original, kept)
 
 
+def same_weights(both: Pair) -> bool:
+    """Whether every linear of the two models is the same, bit for bit; stops at the first that is not."""
+    compressed, original = both.compressed, both.original
+    if both.kept or compressed.quantized or compressed.adapter or original.quantized:
+        return False
+    import torch
+
+    from compresskit.skeleton import read_plain
+
+    names = [f"{name}.weight" for name in compressed.linears]
+    return all(torch.equal(read_plain(compressed, name), read_plain(original, name)) for name in names)
+
+
 def different_tokenizers(first: Path, second: Path) -> bool:
     """Whether both folders hold a tokenizer.json, with different vocabularies or merges."""
     files = [folder / TOKENIZER for folder in (first, second)]

@@ -19,6 +19,7 @@ from compresskit.checkpoint.stock import load_whole
 from compresskit.checkpoint.writer import Writer
 from compresskit.compensate.act import Act
 from compresskit.compensate.contract import CompensateMethod, CompensateOptions
+from compresskit.compensate.corda import CorDA
 from compresskit.compensate.eora import EoRA
 from compresskit.compensate.svd import SVD
 from compresskit.errors import CompresskitError, RequestError, UnsupportedArchitecture
@@ -169,6 +170,24 @@ def test_the_adapter_of_apiq_and_the_new_one_become_one(tiny: dict[str, Path], t
     assert (logits - walked_logits(tmp_path / "out")).abs().max() < 1e-3
     with pytest.raises(RequestError, match="adapter-bits"):
         run(EoRA(rank=4, adapter_bits=8), trained, tmp_path / "no", tiny["llama"], text)
+
+
+def test_corda_splits_the_weights_and_changes_nothing(
+    tiny: dict[str, Path], rounded: Path, text: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = [tmp_path / mode for mode in ("instruction", "knowledge")]
+    for folder in folders:
+        result = run(CorDA(rank=4, mode=folder.name), rounded, folder, tiny["llama"], text)  # type: ignore[arg-type]
+        assert abs(result["kl_after"] / result["kl_before"] - 1) < 1e-3
+    found = stock_logits(folders, tmp_path)
+    for folder, logits in zip(folders, found, strict=True):
+        assert (logits - walked_logits(folder)).abs().max() < 1e-3
+        assert (logits - walked_logits(rounded)).abs().max() < 1e-2
+    large, small = (open_any(str(folder)).adapter for folder in folders)
+    assert large is not None and small is not None
+    assert all(large.update(name).norm() > small.update(name).norm() for name in large.names)
+    with pytest.raises(RequestError, match="--merge"):
+        run(CorDA(rank=4), rounded, tmp_path / "no", tiny["llama"], text, merge=True)
 
 
 def test_evaluate_takes_the_adapter_as_its_source(
