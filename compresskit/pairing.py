@@ -114,10 +114,10 @@ def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
     """Kept channels of the linears that lost any; nothing where all are alike."""
     prunings = [link for link in chain(compressed.checkpoint.manifest) if link.get("stage") == "prune"]
     last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
-    if all(compressed.linear_shape(name) == original.linear_shape(name) for name in last):
-        # Padded to the original's width, or the original is what came out of the pruning: the hashes tell.
-        if not any(link["inputs"]["sha256"] == original.checkpoint.hashes for link in prunings):
-            return {}
+    alike = all(compressed.linear_shape(name) == original.linear_shape(name) for name in last)
+    # Alike: padded to the original's width, or the original is what came out of the pruning; the hashes tell.
+    if alike and not any(link["inputs"]["sha256"] == original.checkpoint.hashes for link in prunings):
+        return {}
     if len(prunings) != 1:
         raise RequestError(
             f"{compressed.checkpoint.folder}: its FFN widths are not those of {original.checkpoint.folder}, and its manifest "
