@@ -127,17 +127,18 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         if result.get("warning"):
             raise GateError(result["warning"])
 
+    return with_parameters(command, [*places(), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
+
+
+def places() -> list[inspect.Parameter]:
+    """SOURCE and OUT."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source_help = typer.Argument(help="A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input.")
     out_help = typer.Argument(help="A folder that does not exist yet.")
-    parameters = [
+    return [
         inspect.Parameter("source", positional, annotation=Annotated[str, source_help]),
         inspect.Parameter("out", positional, annotation=Annotated[Path, out_help]),
-        *options_of(method_type),
-        *options_of(options_type),
-        *OUTPUT_PARAMETERS,
     ]
-    return with_parameters(command, parameters)
 
 
 def with_parameters(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
@@ -177,6 +178,7 @@ def add_stages(app: typer.Typer, wanted: str) -> None:
         app.add_typer(group, name=stage)
     app.command("evaluate", help=EVALUATE_HELP)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
     app.command("inspect")(inspect_source)
+    app.command("expand", help=EXPAND_HELP)(expand_command() if wanted in ("expand", "") else lambda: None)
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -201,6 +203,21 @@ def evaluate_command() -> Callable[..., None]:
         "source", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=help_text)]
     )
     return with_parameters(command, [positional, *options_of(EvaluateOptions), *OUTPUT_PARAMETERS])
+
+
+EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or checkpoint."
+
+
+def expand_command() -> Callable[..., None]:
+    """`expand SOURCE OUT` with the flags of its options."""
+    from compresskit.pipeline.expansion import ExpandOptions, expand
+
+    def command(source: str, out: Path, **values: Any) -> None:
+        result = expand(source, out, build(ExpandOptions, values), quiet=values["quiet"])
+        log(summary(result), values["quiet"])
+        typer.echo(json.dumps(result) if values["json_output"] else result["output"])
+
+    return with_parameters(command, [*places(), *options_of(ExpandOptions), *OUTPUT_PARAMETERS])
 
 
 def inspect_source(

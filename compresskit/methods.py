@@ -45,6 +45,11 @@ STAGES: dict[str, Stage] = {
         "compresskit.stages:Options",
         "Store the weights in few bits.",
     ),
+    "quantize compeft": Stage(
+        "compresskit.pipeline.ternary:compress",
+        "compresskit.pipeline.ternary:TernaryOptions",
+        "Store what fine-tuning added as signs and one scale.",
+    ),
 }
 """A method whose work is not its stage's has a line of its own, under "stage method"."""
 
@@ -64,6 +69,11 @@ METHODS: dict[str, dict[str, Entry]] = {
         ),
         "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
         "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
+        "compeft": Entry(
+            "compresskit.quantize.compeft:ComPEFT",
+            "arXiv 2311.13171",
+            "Task vectors (adapters, or checkpoints with --base) as signs and one scale.",
+        ),
         "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
     },
 }

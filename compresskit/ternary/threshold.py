@@ -14,6 +14,7 @@ sort. Of entries exactly at it, the first ones are kept, until there are k; zero
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -93,6 +94,10 @@ class Threshold:
         self.ties = self.in_bin - (int(above[place]) - int(self.counts[lower]))
         if self.bits == 0:
             self.ties = 0
+
+    def again(self) -> Threshold:
+        """A settled threshold for another pass from the start."""
+        return copy.copy(self)
 
     def cut(self, values: Values) -> Signs:
         """Signs (entries,) int8 of the kept entries of a part, 0 elsewhere."""
