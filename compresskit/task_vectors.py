@@ -4,8 +4,10 @@
     a fine-tuned checkpoint      tau = its weights - the base's
     a ternary file of either     tau = scale * sign
 
-The adapter's own parameters are the vector (ComPEFT, arXiv 2311.13171, section 2): lora_A does not start at zero, but its
-initial values are not kept by anybody. What a section holds never exceeds 2**22 float32 numbers.
+The adapter's own parameters are the vector (ComPEFT, arXiv 2311.13171, section 2). Of LoRA these may first be balanced:
+lora_A starts from noise three times as large as what lora_B learns, so that one threshold for both would keep the noise
+and drop what was learned; the balanced pair (lowrank.py) is the same update, in which both weigh alike and the ranks are
+sorted by what they do. What a section holds never exceeds 2**22 float32 numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,6 +71,13 @@ def offset_of(name: str) -> float:
     return 1.0 if MULTIPLIES in name else 0.0
 
 
+def pair_of(name: str) -> tuple[str, str] | None:
+    """The names of A and B of the linear to which a factor belongs; None for what is no factor of a linear."""
+    if ".lora_A." not in name and ".lora_B." not in name:
+        return None
+    return name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
+
+
 def stored_bytes(tensor: Tensor) -> bytes:
     """The bytes of a tensor as files hold them."""
     import torch
@@ -93,11 +102,28 @@ class PlainVector:
     base: Checkpoint | None
     specs: dict[str, TensorSpec]
     dense: dict[str, TensorSpec]
+    balance: bool = False
+    """Whether pairs of LoRA factors are read balanced."""
+    pair: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    """The balanced pair that was read last: its two factors are stored next to each other."""
 
     @property
     def folder(self) -> Path:
         """Where it lies."""
         return self.store.folder
+
+    def tensor(self, name: str) -> Tensor:
+        """A stored tensor, or its part of the balanced pair; RequestError where it is not finite."""
+        names = pair_of(name)
+        if not self.balance or names is None or not set(names) <= self.specs.keys():
+            return checked_read(self.store, name)
+        if name not in self.pair:
+            from compresskit.lowrank import balanced_factors  # torch, which refusals do without
+
+            self.pair.clear()
+            factors = balanced_factors(*(checked_read(self.store, each).float() for each in names))
+            self.pair.update(zip(names, factors, strict=True))
+        return self.pair[name]
 
     @property
     def is_adapter(self) -> bool:
@@ -106,7 +132,7 @@ class PlainVector:
 
     def values(self, name: str) -> Iterator[NDArray[np.float32]]:
         """tau of a tensor, flat, a section at a time; RequestError where it is not finite."""
-        tuned = checked_read(self.store, name).reshape(-1)
+        tuned = self.tensor(name).reshape(-1)
         base = checked_read(self.base, name).reshape(-1) if self.base else None
         offset = offset_of(name) if self.base is None else 0.0
         for start in range(0, len(tuned), SECTION):
@@ -174,8 +200,8 @@ def is_ternary(folder: Path) -> bool:
     return (folder / ADAPTER_FILE).is_file() or (folder / MODEL_FILE).is_file()
 
 
-def open_task_vector(folder: Path, base: Path | None) -> PlainVector | TernaryVector:
-    """Open a folder as a task vector. `base`: of a fine-tuned checkpoint.
+def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> PlainVector | TernaryVector:
+    """Open a folder as a task vector. `base`: of a fine-tuned checkpoint. `balance`: the pairs of a LoRA adapter.
 
     Raises CheckpointError where it is none, and RequestError where the base does not belong to it.
     """
@@ -183,7 +209,7 @@ def open_task_vector(folder: Path, base: Path | None) -> PlainVector | TernaryVe
         adapter = (folder / ADAPTER_FILE).is_file()
         return TernaryVector(folder, open_container(folder / (ADAPTER_FILE if adapter else MODEL_FILE)), adapter)
     if (folder / CONFIG).is_file():
-        return _adapter(folder)
+        return replace(_adapter(folder), balance=balance)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: has neither {CONFIG} nor config.json; point to a PEFT adapter, or to a checkpoint with --base")
     store = open_checkpoint(folder)

@@ -84,7 +84,7 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
     started = time.monotonic()
     folder = source.resolve(source_name)
     base_folder = source.resolve(options.base) if options.base else None
-    vector = open_task_vector(folder, base_folder)
+    vector = open_task_vector(folder, base_folder, method.balance)
     _check(method, vector, out, options)
     assert isinstance(vector, PlainVector)
     with ProgressBars(quiet) as bars, whole_folder(out) as partial:
@@ -172,7 +172,7 @@ def _write(vector: PlainVector, method: ComPEFT, cut: Cut, alpha: float, partial
     adapter = vector.is_adapter
     path = partial / (ADAPTER_FILE if adapter else MODEL_FILE)
     base = base_digest(vector.base) if vector.base else ""
-    facts = Facts(method.variant, method.density, alpha, method.coding, base)
+    facts = Facts(method.variant, method.density, alpha, method.coding, base, vector.balance)
     factor = scale(method.variant, alpha, cut.spread.std, cut.kept_mean)
     threshold = cut.threshold.again()
     tensors = (

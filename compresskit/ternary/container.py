@@ -42,12 +42,14 @@ class Facts:
     """What holds for the whole vector."""
 
     variant: str
-    """compeft and stc: one scale a tensor; prune: values; merge: a result of merging, a scale a tensor."""
+    """compeft and stc: one scale; prune: the values of the kept entries."""
     density: float
     alpha: float
     coding: Coding
     base: str
     """SHA-256 over the base's weight files, "" where the vector needs none."""
+    balanced: bool = False
+    """Whether pairs of LoRA factors were balanced first: their ranks then match those of no other adapter."""
 
 
 class Part(NamedTuple):

@@ -25,7 +25,7 @@ from compresskit.ternary.sections import BLOCK, ROW, SECTION, Section, decode, e
 MOST_INDEX_BYTES = 1 << 28
 MOST_INFLATION = 1100
 """zlib cannot inflate by more (1,032 : 1)."""
-VARIANTS = ("compeft", "stc", "prune", "merge")
+VARIANTS = ("compeft", "stc", "prune")
 AGAIN = "get an intact copy of the file"
 
 
@@ -148,7 +148,7 @@ def _facts(path: Path, metadata: dict[str, str]) -> Facts:
             raise ValueError(f"variant {found['variant']}, blocks of {metadata['block_length']}")
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: the metadata say what this release does not know ({error}); update compresskit") from error
-    return Facts(**found, **numbers)  # type: ignore[arg-type]
+    return Facts(**found, **numbers, balanced=metadata.get("balanced") == "True")  # type: ignore[arg-type]
 
 
 def _index(path: Path, span: tuple[int, int], metadata: dict[str, str]) -> dict[str, Any]:
