@@ -1,9 +1,10 @@
 """What ternary adapters keep of their fine-tuning gain, and what merging them keeps, on the adapters of ternary_training.py.
 
-    python benchmarks/ternary_quality.py --adapters FOLDER --results FILE.jsonl [--merge]
+    python benchmarks/ternary_quality.py --adapters FOLDER --results FILE.jsonl [--densities 0.2] [--forms balanced]
 
 For every adapter: the mean loss of a response token on its held-back samples, for the base, the adapter, and the ternary
-adapter over a grid of densities and alphas (validation half), then for the alpha that validation picks (test half).
+adapter over densities and alphas (8 validation samples; a density ends at the first alpha that is worse than the one
+before), then for the alpha that validation picks (16 test samples); with balanced factors, and as stored at density 0.2.
     gain kept = (loss of the base - loss of the ternary adapter) / (loss of the base - loss of the adapter)
 A row is written as soon as it is measured; rows that the file has are not measured again. The cut and the scale are the
 package's, the model is stock transformers with stock peft.
@@ -23,11 +24,13 @@ from ternary_training import ADAPTERS, Sample, padded
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from compresskit.lowrank import balanced_factors
 from compresskit.source import DEMO, resolve
 from compresskit.ternary.threshold import Spread, Threshold
 
-DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
-ALPHAS = (0.5, 1.0, 2.0, 3.0, 5.0)
+DENSITIES = (0.2, 0.05, 0.5, 0.1, 0.3)
+VALIDATION = 8
+ALPHAS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 BATCH = 8
 Factors = dict[str, torch.Tensor]
 
@@ -97,44 +100,68 @@ class Rows:
 def sort_samples(folder: Path, name: str) -> dict[str, list[Sample]]:
     found = [Sample(*each) for each in torch.load(folder / f"{name}.held-back.pt")]
     half = len(found) // 2
-    return {"validation": sorted(found[:half], key=lambda s: len(s.ids)), "test": sorted(found[half:], key=lambda s: len(s.ids))}
+    return {
+        "validation": sorted(found[:VALIDATION], key=lambda s: len(s.ids)),
+        "test": sorted(found[half:], key=lambda s: len(s.ids)),
+    }
 
 
-def judge(name: str, folder: Path, rows: Rows) -> None:
+def balanced(tuned: Factors) -> Factors:
+    """The same updates with balanced pairs, in the order of the factors."""
+    found = {}
+    for name in (n for n in tuned if ".lora_A." in n):
+        other = name.replace(".lora_A.", ".lora_B.")
+        found[name], found[other] = balanced_factors(tuned[name], tuned[other])
+    return {name: found[name] for name in tuned}
+
+
+def judge(name: str, folder: Path, rows: Rows, densities: tuple[float, ...], forms: tuple[str, ...]) -> None:
     base = AutoModelForCausalLM.from_pretrained(resolve(DEMO), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, folder / name).eval()
     tuned = {n: p.detach().clone() for n, p in factors_of(model).items()}
     parts = sort_samples(folder, name)
     about = {"adapter": name, "rank": ADAPTERS[name]}
     zeros = {n: torch.zeros_like(p) for n, p in tuned.items()}
-    for half, samples in parts.items():
-        for what, values in (("base", zeros), ("adapter", tuned)):
-            assign(model, values)
-            rows.get({**about, "half": half, "what": what}, lambda s=samples: response_loss(model, s))
 
-    def scored(half: str, density: float, alpha: float) -> float:
+    def scored(what: dict[str, Any], half: str, values: Factors) -> float:
         def measure() -> float:
-            signs, std = signs_of(tuned, density)
-            assign(model, {n: alpha * std * each for n, each in signs.items()})
+            assign(model, values)
             return response_loss(model, parts[half])
 
-        return rows.get({**about, "half": half, "what": "ternary", "density": density, "alpha": alpha}, measure)
+        return rows.get({**about, "half": half, **what}, measure)
 
-    for density in sorted(DENSITIES, key=lambda d: d != 0.2):
-        losses = {alpha: scored("validation", density, alpha) for alpha in ALPHAS}
-        scored("test", density, min(losses, key=lambda a: losses[a]))
+    for half in parts:
+        scored({"what": "base"}, half, zeros)
+        scored({"what": "adapter"}, half, tuned)
+    for form in forms:
+        vector = balanced(tuned) if form == "balanced" else tuned
+        for density in densities:
+            signs, std = signs_of(vector, density)
+            losses: dict[float, float] = {}
+            for alpha in (*ALPHAS, None):
+                best = min(losses, key=lambda a: losses[a], default=None)
+                ended = alpha is None or (len(losses) > 1 and list(losses.values())[-1] > losses[best])
+                factor = best if ended else alpha
+                ternary = {n: factor * std * each for n, each in signs.items()}
+                what = {"what": form, "density": density, "alpha": factor}
+                found = scored(what, "test" if ended else "validation", ternary)
+                if ended:
+                    break
+                losses[factor] = found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--forms", nargs="+", default=("balanced", "stored"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = Rows(arguments.results)
     for name in ADAPTERS:
         if (arguments.adapters / f"{name}.held-back.pt").exists():
-            judge(name, arguments.adapters, rows)
+            judge(name, arguments.adapters, rows, tuple(arguments.densities), tuple(arguments.forms))
 
 
 if __name__ == "__main__":

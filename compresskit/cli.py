@@ -20,7 +20,7 @@ import typer
 
 import compresskit
 from compresskit.errors import CompresskitError, GateError, Interrupted, RequestError
-from compresskit.methods import METHODS, STAGES, method_class, options_class, runner
+from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -114,9 +114,10 @@ def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
 def stage_command(stage: str, name: str) -> Callable[..., None]:
     """A command function whose signature is SOURCE, OUT, the method's fields and the stage's options."""
     method_type, options_type = method_class(stage, name), options_class(stage, name)
+    several = stage_of(stage, name).several
 
-    def command(source: str, out: Path, **values: Any) -> None:
-        quiet: bool = values["quiet"]
+    def command(out: Path, **values: Any) -> None:
+        source, quiet = values["sources" if several else "source"], values["quiet"]
         method, options = build(method_type, values), build(options_type, values)
         try:
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
@@ -127,16 +128,17 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         if result.get("warning"):
             raise GateError(result["warning"])
 
-    return with_parameters(command, [*places(), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
+    return with_parameters(command, [*places(several), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
 
 
-def places() -> list[inspect.Parameter]:
-    """SOURCE and OUT."""
+def places(several: bool = False) -> list[inspect.Parameter]:
+    """SOURCE, or SOURCES, and OUT."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source_help = typer.Argument(help="A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input.")
     out_help = typer.Argument(help="A folder that does not exist yet.")
+    name, kind = ("sources", list[str]) if several else ("source", str)
     return [
-        inspect.Parameter("source", positional, annotation=Annotated[str, source_help]),
+        inspect.Parameter(name, positional, annotation=Annotated[kind, source_help]),
         inspect.Parameter("out", positional, annotation=Annotated[Path, out_help]),
     ]
 
@@ -169,16 +171,21 @@ EVALUATE_HELP = "Measure a model: perplexity, size and speed, alone or against t
 
 def add_stages(app: typer.Typer, wanted: str) -> None:
     """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
+    from compresskit import vector_commands  # which builds on this module
+
     for stage, methods in METHODS.items():
         group = typer.Typer(help=STAGES[stage].summary, no_args_is_help=True, rich_markup_mode=None)
         group.callback()(lambda: None)
         if wanted in (stage, ""):
             for name, entry in methods.items():
                 group.command(name, help=f"{entry.summary} {entry.paper}".strip())(stage_command(stage, name))
+        if stage == "merge":
+            group.command("similarity")(vector_commands.similarity)
         app.add_typer(group, name=stage)
     app.command("evaluate", help=EVALUATE_HELP)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
     app.command("inspect")(inspect_source)
-    app.command("expand", help=EXPAND_HELP)(expand_command() if wanted in ("expand", "") else lambda: None)
+    expand = vector_commands.expand_command() if wanted in ("expand", "") else lambda: None
+    app.command("expand", help=vector_commands.EXPAND_HELP)(expand)
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -203,21 +210,6 @@ def evaluate_command() -> Callable[..., None]:
         "source", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=help_text)]
     )
     return with_parameters(command, [positional, *options_of(EvaluateOptions), *OUTPUT_PARAMETERS])
-
-
-EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or checkpoint."
-
-
-def expand_command() -> Callable[..., None]:
-    """`expand SOURCE OUT` with the flags of its options."""
-    from compresskit.pipeline.expansion import ExpandOptions, expand
-
-    def command(source: str, out: Path, **values: Any) -> None:
-        result = expand(source, out, build(ExpandOptions, values), quiet=values["quiet"])
-        log(summary(result), values["quiet"])
-        typer.echo(json.dumps(result) if values["json_output"] else result["output"])
-
-    return with_parameters(command, [*places(), *options_of(ExpandOptions), *OUTPUT_PARAMETERS])
 
 
 def inspect_source(

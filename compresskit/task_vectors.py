@@ -211,7 +211,9 @@ def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> 
     if (folder / CONFIG).is_file():
         return replace(_adapter(folder), balance=balance)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: has neither {CONFIG} nor config.json; point to a PEFT adapter, or to a checkpoint with --base")
+        raise CheckpointError(
+            f"{folder}: has neither {CONFIG} nor config.json; point to a PEFT adapter, or to a checkpoint with --base"
+        )
     store = open_checkpoint(folder)
     if base is None:
         raise RequestError(f"{folder}: is a whole checkpoint; pass --base, the checkpoint that it was fine-tuned from")

@@ -108,7 +108,9 @@ def open_container(path: Path) -> Container:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: holds no ternary task vector; make one with compresskit quantize compeft")
     if metadata.get("version") != VERSION:
-        raise CheckpointError(f"{path}: format version {metadata.get('version')}, this release reads {VERSION}; update compresskit")
+        raise CheckpointError(
+            f"{path}: format version {metadata.get('version')}, this release reads {VERSION}; update compresskit"
+        )
     if metadata.get("crc32") != metadata_checksum(metadata):
         raise CheckpointError(f"{path}: the header is damaged; {AGAIN}")
     facts = _facts(path, metadata)
@@ -147,7 +149,9 @@ def _facts(path: Path, metadata: dict[str, str]) -> Facts:
         if found["variant"] not in VARIANTS or int(metadata["block_length"]) != BLOCK:
             raise ValueError(f"variant {found['variant']}, blocks of {metadata['block_length']}")
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: the metadata say what this release does not know ({error}); update compresskit") from error
+        raise CheckpointError(
+            f"{path}: the metadata say what this release does not know ({error}); update compresskit"
+        ) from error
     return Facts(**found, **numbers, balanced=metadata.get("balanced") == "True")  # type: ignore[arg-type]
 
 

@@ -147,7 +147,9 @@ def test_a_fine_tuned_checkpoint_expands_to_the_base_and_its_ternary_difference(
     assert "SHA-256" in err
 
 
-def test_alpha_auto_takes_the_factor_with_the_least_loss(run: Run, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+def test_alpha_auto_takes_the_factor_with_the_least_loss(
+    run: Run, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
     adapter = make_adapter(tiny["llama"], tmp_path / "adapter")
     arguments = ("--alpha", "auto", "--validation", text_file, "--base", tiny["llama"], "--windows", 1, "--sequence-length", 32)
     code, text, err = run("quantize", "compeft", adapter, tmp_path / "c", *arguments, "--json")

@@ -105,7 +105,10 @@ def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
         del changed[place:]
     elif kind == "swap":
         length = min(300, len(data) - max(place, other))
-        changed[place : place + length], changed[other : other + length] = data[other : other + length], data[place : place + length]
+        changed[place : place + length], changed[other : other + length] = (
+            data[other : other + length],
+            data[place : place + length],
+        )
     elif kind == "header":
         size = struct.unpack("<Q", data[:8])[0]
         digits = [i for i in range(8, 8 + size) if chr(data[i]).isdigit()]
