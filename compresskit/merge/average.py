@@ -21,4 +21,5 @@ class Average(MergeMethod, frozen=True):
 
     def merge(self, values: Values, weights: Values) -> Values:
         """(sources, entries), (sources,) -> (entries,)."""
-        return weighted_sum(values, weights) / weights.sum(dtype=np.float32)
+        mean: Values = weighted_sum(values, weights) / weights.sum(dtype=np.float32)
+        return mean

@@ -31,12 +31,14 @@ from compresskit.merge.method import MergeMethod, Values, weighted_sum
 def normalized(row: Values) -> Values:
     """N: (entries,) to [0, 1]; zeros where all are alike."""
     low, high = row.min(), row.max()
-    return (row - low) / (high - low) if high > low else np.zeros_like(row)
+    found: Values = (row - low) / (high - low) if high > low else np.zeros_like(row)
+    return found
 
 
 def balance(row: Values, total: Values, sources: int) -> Values:
     """Equations 1 to 3 before the cut, of one source: (entries,). `total`: the sum of all sources."""
-    return np.exp(sources * normalized(np.abs(row)) ** 2) * np.tanh(row * total)
+    beta: Values = np.exp(sources * normalized(np.abs(row)) ** 2) * np.tanh(row * total)
+    return beta
 
 
 def share(beta: Values, ratio: float) -> Values:

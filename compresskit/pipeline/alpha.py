@@ -6,7 +6,6 @@ ComPEFT, arXiv 2311.13171, section 3.1, picks by task metric; the mean token los
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compresskit import calibration

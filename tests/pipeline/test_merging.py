@@ -65,9 +65,10 @@ def compressed(run: Run, adapters: list[Path], *more: str) -> tuple[list[Path], 
     return ternary, expanded
 
 
-@pytest.mark.parametrize(
-    "arguments", [("average",), ("task-arithmetic",), ("ties", "--density", "1"), ("pcb",), ("average", "--weights", "1", "--weights", "2", "--weights", "0.5")],
-)  # fmt: skip
+WEIGHTED = ("average", "--weights", "1", "--weights", "2", "--weights", "0.5")
+
+
+@pytest.mark.parametrize("arguments", [("average",), ("task-arithmetic",), ("ties", "--density", "1"), ("pcb",), WEIGHTED])
 def test_merging_ternary_sources_gives_exactly_what_their_expansions_give(
     arguments: tuple[str, ...], run: Run, adapters: list[Path], tmp_path: Path
 ) -> None:

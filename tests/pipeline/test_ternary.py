@@ -39,7 +39,8 @@ sys.modules["compresskit"] = None
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2])
-torch.save({n: p.detach() for n, p in model.named_parameters() if any(k in n for k in ("lora_", "ia3_", "modules_to_save"))}, sys.argv[3])
+kinds = ("lora_", "ia3_", "modules_to_save")
+torch.save({n: p.detach() for n, p in model.named_parameters() if any(kind in n for kind in kinds)}, sys.argv[3])
 """
 
 
@@ -98,6 +99,18 @@ def test_stock_peft_loads_the_exact_ternary_values_of_every_kind_of_adapter(
     for name, tensor in after.items():
         same = [n for n in loaded if loaded[n].shape == tensor.shape and torch.equal(loaded[n], tensor)]
         assert same, name
+
+
+def test_inspect_shows_what_a_ternary_file_holds(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
+    adapter = make_adapter(tiny["llama"], tmp_path / "adapter")
+    assert run("quantize", "compeft", adapter, tmp_path / "c", "--density", "0.1")[0] == 0
+    code, text, _ = run("inspect", tmp_path / "c", "--json")
+    assert code == 0
+    found = json.loads(text)
+    assert found["kind"] == "ternary adapter"
+    assert sum(found["nonzeros_by_tensor"].values()) == found["nonzeros"] == round(0.1 * found["entries"])
+    assert 0 < found["bits_per_entry"] < 1.5 * found["entropy_bits"] + 0.1
+    assert "entropy_bits" in run("inspect", tmp_path / "c")[1]
 
 
 def test_a_balanced_adapter_is_the_ternary_form_of_the_same_update(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -160,6 +173,7 @@ def test_alpha_auto_takes_the_factor_with_the_least_loss(
     assert run("expand", tmp_path / "c", tmp_path / "e")[0] == 0
     scored = ("--adapter", tmp_path / "e", "--data", text_file, "--windows", 1, "--sequence-length", 32, "--json")
     code, text, _ = run("evaluate", tiny["llama"], *scored)
+    assert code == 0
     assert np.isclose(np.log(json.loads(text)["perplexity"]), losses[str(result["alpha"])], rtol=1e-5)
 
 

@@ -131,7 +131,7 @@ def test_a_damaged_file_gives_the_original_or_a_clean_error(
     try:
         assert read(folder / "damaged") == wanted
     except CheckpointError as error:
-        assert str(folder / "damaged") in str(error)  # noqa: PT017
+        assert str(folder / "damaged") in str(error)
         assert "\n" not in str(error)
 
 
