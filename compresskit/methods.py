@@ -32,6 +32,8 @@ class Stage:
     options: str
     """Class of the settings besides the method's."""
     summary: str
+    several: bool = False
+    """Whether it takes several sources."""
 
 
 STAGES: dict[str, Stage] = {
@@ -49,6 +51,17 @@ STAGES: dict[str, Stage] = {
         "compresskit.pipeline.compensation:compensate",
         "compresskit.compensate.contract:CompensateOptions",
         "Repair a compressed model by a low-rank adapter, without training.",
+    ),
+    "quantize compeft": Stage(
+        "compresskit.pipeline.ternary:compress",
+        "compresskit.pipeline.ternary:TernaryOptions",
+        "Store what fine-tuning added as signs and one scale.",
+    ),
+    "merge": Stage(
+        "compresskit.pipeline.merging:merge",
+        "compresskit.pipeline.merging:MergeOptions",
+        "Make several task vectors one.",
+        several=True,
     ),
 }
 """A method whose work is not its stage's has a line of its own, under "stage method"."""
@@ -69,6 +82,11 @@ METHODS: dict[str, dict[str, Entry]] = {
         ),
         "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
         "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
+        "compeft": Entry(
+            "compresskit.quantize.compeft:ComPEFT",
+            "arXiv 2311.13171",
+            "Task vectors (adapters, or checkpoints with --base) as signs and one scale.",
+        ),
         "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
     },
     "compensate": {
@@ -78,6 +96,14 @@ METHODS: dict[str, dict[str, Entry]] = {
             "compresskit.compensate.corda:CorDA", "arXiv 2406.05223", "Splits weights: a pair to fine-tune, and a rest."
         ),
         "svd": Entry("compresskit.compensate.svd:SVD", "arXiv 2303.08302", "Weight error as it is; needs no text."),
+    },
+    "merge": {
+        "ties": Entry(
+            "compresskit.merge.ties:Ties", "arXiv 2306.01708", "Trim, elect a sign, average what agrees (recommended)."
+        ),
+        "average": Entry("compresskit.merge.average:Average", "arXiv 2203.05482", "The mean of the vectors."),
+        "task-arithmetic": Entry("compresskit.merge.task_arithmetic:TaskArithmetic", "arXiv 2212.04089", "Their sum, scaled."),
+        "pcb": Entry("compresskit.merge.pcb:PCB", "arXiv 2410.02396", "Parameters compete in their task and between tasks."),
     },
 }
 
