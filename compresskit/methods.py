@@ -45,6 +45,11 @@ STAGES: dict[str, Stage] = {
         "compresskit.stages:Options",
         "Store the weights in few bits.",
     ),
+    "recover": Stage(
+        "compresskit.pipeline.recovery:recover",
+        "compresskit.recover.contract:RecoverOptions",
+        "Fine-tune a compressed model on the data that repairs it.",
+    ),
 }
 """A method whose work is not its stage's has a line of its own, under "stage method"."""
 
@@ -65,6 +70,18 @@ METHODS: dict[str, dict[str, Entry]] = {
         "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
         "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
         "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
+    },
+    "recover": {
+        "paser": Entry(
+            "compresskit.recover.paser:Paser",
+            "arXiv 2502.12594",
+            "What the compressed model lost, per cost (recommended).",
+        ),
+        "random": Entry("compresskit.recover.random:Random", "", "Samples drawn by chance: the floor to compare with."),
+        "full": Entry("compresskit.recover.full:Full", "", "All samples."),
+        "dsir": Entry("compresskit.recover.dsir:DSIR", "arXiv 2302.03169", "Importance resampling of hashed n-grams."),
+        "zip-fit": Entry("compresskit.recover.zip_fit:ZipFit", "arXiv 2410.18194", "Alignment under gzip."),
+        "kmeans": Entry("compresskit.recover.kmeans:KMeans", "arXiv 2409.11378", "Diversity: alike from every cluster."),
     },
 }
 
