@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from compresskit import skeleton
 from compresskit.checkpoint.stock import quiet
@@ -83,7 +83,8 @@ def add_factors(network: PreTrainedModel, ranks: Mapping[str, int], start: Adapt
     configuration = LoraConfig(
         r=common, lora_alpha=common, target_modules=list(ranks), rank_pattern=others, alpha_pattern=others, task_type="CAUSAL_LM"
     )
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that 5.24 replaced
         trained = get_peft_model(network, configuration)
     if start is not None:
         for name in start.names:
@@ -219,10 +220,10 @@ def train(
         max_grad_norm=LARGEST_NORM, save_strategy="steps", save_steps=course.checkpoint_steps,
         save_total_limit=KEPT_CHECKPOINTS, logging_strategy="no", report_to=[], disable_tqdm=True, seed=course.seed,
         use_cpu=device.type == "cpu", bf16=half == torch.bfloat16, fp16=half == torch.float16 and device.type == "cuda",
-        remove_unused_columns=False, dataloader_pin_memory=False, gradient_checkpointing=course.gradient_checkpointing,
-        average_tokens_across_devices=False,
+        remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
     )  # fmt: skip
     if course.gradient_checkpointing:
+        trained.base_model.model.gradient_checkpointing_enable()
         trained.enable_input_require_grads()
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft and the data loader warn of settings that are meant here
@@ -230,6 +231,7 @@ def train(
             model=trained, args=arguments, train_dataset=_Steps(len(course.steps)), callbacks=[_Watch(progress)],
             data_collator=lambda items: {"batches": collate(course, items[0])},
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         last = last_checkpoint(workspace)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [entry for entry in trainer.state.log_history if "tokens" in entry]
