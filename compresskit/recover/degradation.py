@@ -23,7 +23,8 @@ from compresskit.walk import Walk
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     """Divergence in nats of two sets of logits (rows, vocabulary) -> (rows,)."""
     log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    # Written so that equal inputs give exactly 0: log1p(exp(-0)) is log 2 to the last bit.
+    log_m = torch.maximum(log_p, log_q) + ((-(log_p - log_q).abs()).exp().log1p() - math.log(2))
     divergence = 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(dim=-1)
     # The sum over a large vocabulary leaves the bounds by its rounding alone.
     return divergence.clamp(0, math.log(2))

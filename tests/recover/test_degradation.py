@@ -9,18 +9,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stock_tools import stock_logits
 from tiny_models import FAMILIES, make_model
+from transformers import AutoModelForCausalLM
 
 from compresskit.opening import open_model
 from compresskit.recover.degradation import divergences, jensen_shannon
 from compresskit.recover.embeddings import centred, own_embeddings
 from compresskit.recover.encoding import Sample
 from compresskit.recover.instructions import Instruction
-from compresskit.recover.passes import chunks, open_walk, response_losses
+from compresskit.recover.passes import chunks, mean_hidden, open_walk, response_losses
 from compresskit.recover.teacher import ask, distillation_losses, width_of
 
 CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def stock_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Of the whole model, as transformers loads it."""
+    logits: torch.Tensor = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(tokens).logits
+    return logits
 
 
 def samples_of(lengths: tuple[int, ...] = (9, 30, 17, 24)) -> list[Sample]:
@@ -70,8 +77,6 @@ def test_embeddings_are_means_over_each_samples_own_tokens(tiny: dict[str, Path]
     walk = open_walk(open_model(tiny["llama"]), CPU, torch.float32)
     together = own_embeddings(walk, samples)
     assert torch.allclose(together.norm(dim=1), torch.ones(len(samples)))
-    from compresskit.recover.passes import mean_hidden
-
     alone = torch.cat([mean_hidden(walk, [sample]) for sample in samples])
     assert torch.allclose(together, centred(alone), atol=1e-4)
 
