@@ -177,6 +177,9 @@ def _select(job: Job, where: Where, bars: ProgressBars) -> Selection:
 
 def _pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
     """The samples, and how what costs passes of a model is computed."""
+    from safetensors.torch import save_file
+
+    from compresskit.pipeline.training import VECTORS
     from compresskit.recover import degradation, embeddings
     from compresskit.recover.passes import open_walk
 
@@ -184,9 +187,13 @@ def _pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
 
     def vectors(embedder: str) -> torch.Tensor:
         progress = lambda done, total: bars("embedding samples", done, total)  # noqa: E731
+        samples = [*job.pool, *job.held_back]
         if embedder:
-            return embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in job.pool], progress)
-        return embeddings.own_embeddings(open_walk(job.model, *where, trusted), job.pool, progress)
+            found = embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in samples], progress)
+        else:
+            found = embeddings.own_embeddings(open_walk(job.model, *where, trusted), samples, progress)
+        save_file({"vectors": found}, job.workspace / VECTORS)
+        return found[: len(job.pool)]
 
     def lost() -> list[float]:
         original, compressed = (open_walk(each, *where, trusted) for each in (job.original, job.model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from compresskit.calibration.sampling import Sampling, self_tokens
@@ -17,6 +18,7 @@ from compresskit.recover.held_back import mean_losses
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.passes import open_walk
 from compresskit.recover.schedule import steps_of
+from compresskit.recover.selection import read_selection
 from compresskit.recover.teacher import Teacher, ask, width_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from compresskit.pipeline.recovery import Job
 
     Where = tuple[torch.device, torch.dtype]
+
+
+VECTORS = "vectors.safetensors"
+"""The vectors of the pool and of what is held back, in the workspace."""
 
 
 @dataclass(frozen=True)
@@ -105,4 +111,14 @@ def held_back_losses(job: Job, model: Model, where: Where) -> dict[str, Any] | N
     """Mean response losses of a model on what is never trained on; None where nothing is held back."""
     if not job.held_back:
         return None
-    return mean_losses(open_walk(model, *where, job.options.trust_remote_code), job.held_back)
+    return mean_losses(open_walk(model, *where, job.options.trust_remote_code), job.held_back, held_back_clusters(job))
+
+
+def held_back_clusters(job: Job) -> list[int] | None:
+    """The cluster of the most similar sample of the pool, for every sample held back; None where there are no clusters."""
+    selection, file = read_selection(job.workspace), job.workspace / VECTORS
+    if selection is None or not selection.labels or not file.is_file():
+        return None
+    vectors: Tensor = load_file(file)["vectors"]
+    pool, held = vectors.split([len(job.pool), len(job.held_back)])  # type: ignore[no-untyped-call]
+    return [selection.labels[i] for i in (held @ pool.T).argmax(dim=1).tolist()]

@@ -35,6 +35,8 @@ class Selection:
 
     choices: list[Choice]
     facts: dict[str, Any] = field(default_factory=dict)
+    labels: list[int] = field(default_factory=list)
+    """The cluster of every sample of the pool, where the method made any from vectors."""
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,21 @@ def hold_back(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[
     return pool, [samples[index] for index in sorted(held)]
 
 
-def mean_losses(walk: Walk, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Mean response loss in nats of all samples, and of those of each file."""
+def mean_losses(walk: Walk, samples: Sequence[Sample], clusters: Sequence[int] | None) -> dict[str, Any]:
+    """Mean response loss in nats of all samples, of those of each file, and of each cluster where there are any."""
     from compresskit.recover.passes import response_losses
 
     losses = dict(response_losses(walk, samples))
-    by_file: dict[str, list[float]] = {}
-    for index, loss in losses.items():
-        by_file.setdefault(samples[index].instruction.file, []).append(loss)
-    return {
+    found = {
         "loss": sum(losses.values()) / len(losses),
-        "by_file": {name: sum(found) / len(found) for name, found in sorted(by_file.items())},
+        "by_file": _means(losses, [sample.instruction.file for sample in samples]),
     }
+    return found if clusters is None else found | {"by_cluster": _means(losses, [str(k) for k in clusters])}
+
+
+def _means(losses: dict[int, float], names: Sequence[str]) -> dict[str, float]:
+    """Mean loss by the samples' names, which JSON keeps as keys."""
+    found: dict[str, list[float]] = {}
+    for index, loss in losses.items():
+        found.setdefault(names[index], []).append(loss)
+    return {name: sum(each) / len(each) for name, each in sorted(found.items())}

@@ -38,4 +38,4 @@ class KMeans(BudgetMethod):
             for sample in generator.sample(each, count)
         ]
         clusters = [{"size": size, "budget": count} for size, count in zip(sizes, counts, strict=True)]
-        return Selection(choices, {"clusters": clusters})
+        return Selection(choices, {"clusters": clusters}, [int(k) for k in labels])

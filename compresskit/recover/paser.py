@@ -87,7 +87,11 @@ class Paser(BudgetMethod):
             {"size": size, "degradation": degradation, "budget": count, "sources": _sources(pool, each)}
             for size, degradation, count, each in zip(sizes, degradations, counts, members, strict=True)
         ]
-        return Selection(choices, {"clusters": clusters, "conflicting": skipped})
+        labels = [0] * len(pool.samples)
+        for k, each in enumerate(members):
+            for i in each:
+                labels[i] = k
+        return Selection(choices, {"clusters": clusters, "conflicting": skipped}, labels if self.cluster_by != "none" else [])
 
     def _clusters(self, pool: Pool) -> list[list[int]]:
         """Positions of the samples of every cluster."""

@@ -40,7 +40,7 @@ def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
 def write_selection(folder: Path, selection: Selection) -> None:
     """Keep a selection for a resumed run."""
     choices = [list(choice) for choice in selection.choices]
-    write_whole(folder / STATE, json.dumps({"choices": choices, "facts": selection.facts}))
+    write_whole(folder / STATE, json.dumps({"choices": choices, "facts": selection.facts, "labels": selection.labels}))
 
 
 def read_selection(folder: Path) -> Selection | None:
@@ -48,4 +48,4 @@ def read_selection(folder: Path) -> Selection | None:
     if not (folder / STATE).is_file():
         return None
     state = read_json(folder / STATE)
-    return Selection([Choice(*choice) for choice in state["choices"]], state["facts"])
+    return Selection([Choice(*choice) for choice in state["choices"]], state["facts"], state["labels"])

@@ -73,6 +73,7 @@ def test_the_merged_checkpoint_loads_in_stock_tools_and_has_lost_less(
     result = recover(Paser(budget=0.5), str(damaged), out, asked)
     assert result["selected"] == 18
     report = json.loads((out / "recover.json").read_text())
+    assert report["held_back_after"]["by_cluster"].keys() == report["held_back_before"]["by_cluster"].keys() != set()
     assert report["losses"][-1] < 0.7 * report["losses"][0]
     assert len(report["losses"]) == report["steps"] == 20
     assert len((out / "selection.jsonl").read_text().splitlines()) == 18
