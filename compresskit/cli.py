@@ -160,6 +160,9 @@ def summary(result: dict[str, Any]) -> str:
             f"; {result['bits_per_weight']:.2f} bits a weight, on held-back text KL {result['kl_held_back']:.4f}, "
             f"{result['top1_held_back']:.1%} of the most likely tokens unchanged"
         )
+    if result.get("held_back_after"):
+        before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
+        line += f"; training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}"
     return line
 
 

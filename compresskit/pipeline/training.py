@@ -17,7 +17,7 @@ from compresskit.recover.encoding import Sample
 from compresskit.recover.held_back import mean_losses
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.passes import open_walk
-from compresskit.recover.schedule import steps_of
+from compresskit.recover.schedule import loss_curve, steps_of
 from compresskit.recover.selection import read_selection
 from compresskit.recover.teacher import Teacher, ask, width_of
 
@@ -67,6 +67,7 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
         "self_samples": len(own),
         "steps": len(steps),
         "losses": [entry["loss"] for entry in history],
+        "loss_curve": loss_curve([entry["loss"] for entry in history]),
         "tokens_learned": int(sum(entry["tokens"] for entry in history)),
         "rank_total": sum(ranks.values()),
         "ranks": _block_ranks(model, ranks),

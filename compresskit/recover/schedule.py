@@ -5,12 +5,16 @@ The order is decided before training starts, so that a resumed run sees what the
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
 
 MICRO_BATCH_TOKENS = 1024
 """Bound on the padded tokens of one forward and backward pass; the logits of 1,024 tokens take 200 MB at 49,152 words."""
+
+CURVE_POINTS = 40
+MARKS = "▁▂▃▄▅▆▇█"
 
 Step = list[list[int]]
 """Micro-batches of one optimiser step, as positions of samples."""
@@ -40,3 +44,12 @@ def _micro_batches(chosen: Sequence[int], lengths: Sequence[int]) -> Step:
             step.append([])
         step[-1].append(index)
     return step
+
+
+def loss_curve(losses: Sequence[float]) -> str:
+    """The losses of all steps as one line of at most `CURVE_POINTS` marks, each a mean, the lowest to the highest."""
+    points = min(CURVE_POINTS, len(losses))
+    bounds = [len(losses) * i // points for i in range(points + 1)] if points else []
+    means = [sum(losses[first:last]) / (last - first) for first, last in itertools.pairwise(bounds)]
+    low, width = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+    return "".join(MARKS[round((mean - low) / width * (len(MARKS) - 1)) if width else 0] for mean in means)

@@ -22,7 +22,7 @@ from compresskit.recover.encoding import Sample
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.paser import Paser, efficiency
 from compresskit.recover.ranks import block_ranks, known_importances
-from compresskit.recover.schedule import MICRO_BATCH_TOKENS, steps_of
+from compresskit.recover.schedule import MICRO_BATCH_TOKENS, loss_curve, steps_of
 from compresskit.recover.zip_fit import alignments
 
 CLUSTERS = 3
@@ -184,3 +184,10 @@ def test_a_course_shows_every_sample_before_any_twice_in_bounded_micro_batches(
     assert counts.max() - counts.min() <= 1 + (batch > len(lengths))
     for micro in (micro for step in course for micro in step):
         assert len(micro) == 1 or len(micro) * max(lengths[i] for i in micro) <= MICRO_BATCH_TOKENS
+
+
+def test_a_loss_curve_is_one_line_from_the_highest_to_the_lowest_mark() -> None:
+    assert loss_curve([3.0, 2.0, 1.0]) == "█▅▁"
+    assert loss_curve([float(i) for i in range(1000)])[0] == "▁"
+    assert len(loss_curve([1.0] * 1000)) == 40
+    assert loss_curve([]) == ""
