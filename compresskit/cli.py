@@ -169,6 +169,9 @@ def summary(result: dict[str, Any]) -> str:
         line += (
             f"; rank {result['rank_total']} in all, on held-back text KL {result['kl_before']:.4f} -> {result['kl_after']:.4f}"
         )
+    if result.get("held_back_after"):
+        before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
+        line += f"; training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}"
     return line
 
 

@@ -63,6 +63,11 @@ STAGES: dict[str, Stage] = {
         "Make several task vectors one.",
         several=True,
     ),
+    "recover": Stage(
+        "compresskit.pipeline.recovery:recover",
+        "compresskit.recover.contract:RecoverOptions",
+        "Fine-tune a compressed model on the data that repairs it.",
+    ),
 }
 """A method whose work is not its stage's has a line of its own, under "stage method"."""
 
@@ -104,6 +109,18 @@ METHODS: dict[str, dict[str, Entry]] = {
         "average": Entry("compresskit.merge.average:Average", "arXiv 2203.05482", "The mean of the vectors."),
         "task-arithmetic": Entry("compresskit.merge.task_arithmetic:TaskArithmetic", "arXiv 2212.04089", "Their sum, scaled."),
         "pcb": Entry("compresskit.merge.pcb:PCB", "arXiv 2410.02396", "Parameters compete in their task and between tasks."),
+    },
+    "recover": {
+        "paser": Entry(
+            "compresskit.recover.paser:Paser",
+            "arXiv 2502.12594",
+            "What the compressed model lost, per cost (recommended).",
+        ),
+        "random": Entry("compresskit.recover.random:Random", "", "Samples drawn by chance: the floor to compare with."),
+        "full": Entry("compresskit.recover.full:Full", "", "All samples."),
+        "dsir": Entry("compresskit.recover.dsir:DSIR", "arXiv 2302.03169", "Importance resampling of hashed n-grams."),
+        "zip-fit": Entry("compresskit.recover.zip_fit:ZipFit", "arXiv 2410.18194", "Alignment under gzip."),
+        "kmeans": Entry("compresskit.recover.kmeans:KMeans", "arXiv 2409.11378", "Diversity: alike from every cluster."),
     },
 }
 

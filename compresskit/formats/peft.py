@@ -102,9 +102,13 @@ class Adapter:
         """Stored numbers."""
         return self.store.parameters
 
+    def rank(self, name: str) -> int:
+        """Rank of one linear's pair."""
+        return self.store.spec(factor_names(name)[0]).shape[0]
+
     def scaling(self, name: str) -> float:
         """lora_alpha / rank of one linear, patterns included."""
-        rank = self.store.spec(factor_names(name)[0]).shape[0]
+        rank = self.rank(name)
         alpha = _pattern_value(self.config.get("alpha_pattern") or {}, name, self.config.get("lora_alpha", rank))
         return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
 

@@ -1,0 +1,1 @@
+"""Recovery: choose the instruction data that repairs a compressed model, and fine-tune on it."""
