@@ -103,8 +103,8 @@ class Adapter:
         return self.store.parameters
 
     def rank(self, name: str) -> int:
-        """Rank of one linear's pair."""
-        return self.store.spec(factor_names(name)[0]).shape[0]
+        """Rank of one linear's pair, 0 where there is none."""
+        return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
 
     def scaling(self, name: str) -> float:
         """lora_alpha / rank of one linear, patterns included."""
@@ -121,10 +121,6 @@ class Adapter:
         """The update of one linear, (out, in) float32."""
         first, second = self.factors(name)
         return second @ first
-
-    def rank(self, name: str) -> int:
-        """Rank of the update of one linear, 0 where there is none."""
-        return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
 
 
 def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
