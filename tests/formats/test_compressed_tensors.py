@@ -19,14 +19,14 @@ from compresskit.scheme import Scheme
 def test_columns_that_activation_order_has_grouped_are_unpacked(symmetric: bool, tmp_path: Path) -> None:
     """The tensor weight_g_idx says for every column which group's scale it has."""
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(-8, 8, (6, 32), generator=generator).to(torch.int8)
-    scale = torch.rand(6, 4, generator=generator) + 0.1
-    zero_point = torch.randint(-4, 4, (6, 4), generator=generator).to(torch.int8)
+    codes = torch.randint(-8, 8, (48, 32), generator=generator).to(torch.int8)
+    scale = torch.rand(48, 4, generator=generator) + 0.1
+    zero_point = torch.randint(-4, 4, (48, 4), generator=generator).to(torch.int8)
     group_of = torch.arange(32)[torch.randperm(32, generator=generator)].div(8, rounding_mode="floor").int()
     tensors = {
         "a.weight_packed": pack_to_int32(codes, 4),
         "a.weight_scale": scale,
-        "a.weight_shape": torch.tensor([6, 32]),
+        "a.weight_shape": torch.tensor([48, 32]),
         "a.weight_g_idx": group_of,
     }
     if not symmetric:
