@@ -20,6 +20,9 @@ from compresskit.pipeline.device import parse_bytes
 from compresskit.progress import ProgressBars
 from compresskit.task_vectors import TernaryVector, check_base, facts_of, open_task_vector, restored, stored_bytes
 
+WHOLE_NUMBERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+"""torch's names of the dtypes of buffers, which lie dense beside a vector."""
+
 
 class ExpandOptions(BaseModel):
     """How to expand."""
@@ -119,8 +122,7 @@ def _expand_checkpoint(
                 writer.put(spec.name, restored(vector, spec.name, base))
             else:
                 data = torch.frombuffer(bytearray(vector.dense_bytes(spec.name)), dtype=torch.uint8)
-                dtype = TORCH_DTYPES.get(spec.dtype) or {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
-                                                         "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}[spec.dtype]  # fmt: skip
+                dtype = TORCH_DTYPES.get(spec.dtype) or getattr(torch, WHOLE_NUMBERS[spec.dtype])
                 writer.put(spec.name, data.view(dtype).reshape(spec.shape))
         writer.commit(manifest("expand", how[1], _as_source(vector), writer.hashes(), facts_of(vector)))
         return sum(shard.size for shard in writer.shards)
