@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from compresskit import source
 from compresskit.checkpoint import writer as writing
+from compresskit.checkpoint.folder import FILE_MODE, copy_files, whole_folder, write_json
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, sha256
-from compresskit.checkpoint.whole_folder import copy_files, whole_folder, write_json
 from compresskit.errors import RequestError
 from compresskit.formats.peft import CONFIG, WEIGHTS
 from compresskit.manifest import NAME, manifest
@@ -84,7 +84,7 @@ def write_adapter(path: Path, specs: list[TensorSpec], read: Any) -> None:
         for spec in specs:
             file.seek(shard.offsets[spec.name])
             file.write(read(spec.name))
-    path.chmod(writing.FILE_MODE)
+    path.chmod(FILE_MODE)
 
 
 def _expand_adapter(
