@@ -12,7 +12,6 @@ output feeds the next one. Memory: one block, the hidden states of all tokens, o
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -250,14 +249,16 @@ class Walk:
         """After the walk: (tokens, last hidden states, what makes logits of hidden states) of every micro-batch."""
         skeleton.fill(self.model, self.network, "", self.device, self.dtype)
         for batch, hidden in zip(self.batches, self.hidden, strict=True):
-            yield batch, hidden, functools.partial(self._head, batch)
+            yield batch, hidden, self._head
         skeleton.empty(self.model, self.network, "")
 
-    def _head(self, batch: Tensor, hidden: Tensor) -> Tensor:
+    def _head(self, hidden: Tensor) -> Tensor:
+        # The blocks are replaced: of the tokens only the shape matters.
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):
                 stack.enter_context(_forward_replaced(module, (lambda *args, **kwargs: hidden) if index == 0 else _identity))
-            logits: Tensor = self.network(input_ids=batch.to(self.device), use_cache=False).logits
+            logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
         return logits
 
 

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-NEIGHBOURS_BYTES = 1 << 27
-"""Bound on the block of distances that exists at a time (128 MiB)."""
+NEIGHBOURS_BYTES = 1 << 26
+"""Bound on the block of distances that exists at a time (64 MiB)."""
 FLOAT32_BYTES = 4
 STARTS = 4
 """Runs of k-means, of which the best counts."""
@@ -42,7 +42,7 @@ def nearest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
     indices, distances = [], []
     for start in range(0, total, step):
         block = points[start : start + step]
-        squared = squares[start : start + step, None] + squares - 2 * block @ points.T
+        squared = torch.addmm(squares[None], block, points.T, alpha=-2).add_(squares[start : start + step, None])
         squared[torch.arange(len(block)), torch.arange(start, start + len(block))] = torch.inf
         closest = squared.topk(count, dim=1, largest=False)
         indices.append(closest.indices)

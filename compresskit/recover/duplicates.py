@@ -41,7 +41,7 @@ def drop_duplicates(texts: Sequence[str]) -> tuple[list[int], dict[str, int]]:
     """(positions that stay, the first of each group; how many were dropped by reason)."""
     factors = np.random.default_rng(0).integers(1, 1 << 63, size=(2, HASHES), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     seen: set[bytes] = set()
-    bands: dict[tuple[int, bytes], list[int]] = {}
+    bands: dict[int, list[int]] = {}
     signatures: list[NDArray[np.uint32]] = []
     kept: list[int] = []
     dropped = {"duplicate": 0, "near duplicate": 0}
@@ -53,7 +53,8 @@ def drop_duplicates(texts: Sequence[str]) -> tuple[list[int], dict[str, int]]:
             continue
         seen.add(digest)
         minima = signature(words, factors)
-        keys = [(start, minima[start : start + BAND].tobytes()) for start in range(0, HASHES, BAND)]
+        # A checksum for the band itself: those that meet by accident only cost a comparison.
+        keys = [start << 32 | zlib.crc32(minima[start : start + BAND].tobytes()) for start in range(0, HASHES, BAND)]
         rivals = {rival for key in keys for rival in bands.get(key, ())}
         if any(float((signatures[rival] == minima).mean()) >= SIMILAR for rival in rivals):
             dropped["near duplicate"] += 1

@@ -105,7 +105,8 @@ def predictions(walks: Sequence[Walk], samples: Sequence[Sample], whole: bool = 
         for start in range(0, len(owners), step):
             part = slice(start, start + step)
             where = owners[part], positions[part]
-            logits = tuple(head(hidden[where[0], where[1]][None])[0].float() for _, hidden, head in outputs)
+            # As texts of one token each: families with learned positions have no more of them than their context.
+            logits = tuple(head(hidden[where[0], where[1]][:, None])[:, 0].float() for _, hidden, head in outputs)
             yield Rows(where[0] + first, where[1], batch[where[0], where[1] + 1], logits)
         first += len(batch)
 
