@@ -32,6 +32,10 @@ class Stage:
     options: str
     """Class of the settings besides the method's."""
     summary: str
+    takes: str = "any"
+    """dense: no low-bit model; any."""
+    gives: str = "any"
+    """dense, low-bit, any; report: no model, and run is function(source, options, quiet)."""
 
 
 STAGES: dict[str, Stage] = {
@@ -39,16 +43,26 @@ STAGES: dict[str, Stage] = {
         "compresskit.pipeline.pruning:prune",
         "compresskit.stages:Options",
         "Remove FFN channels: a smaller, faster dense model.",
+        takes="dense",
+        gives="dense",
     ),
     "quantize": Stage(
         "compresskit.pipeline.quantization:quantize",
         "compresskit.stages:Options",
         "Store the weights in few bits.",
+        takes="dense",
+        gives="low-bit",
     ),
     "compensate": Stage(
         "compresskit.pipeline.compensation:compensate",
         "compresskit.compensate.contract:CompensateOptions",
         "Repair a compressed model by a low-rank adapter, without training.",
+    ),
+    "evaluate": Stage(
+        "compresskit.pipeline.evaluation:evaluate",
+        "compresskit.pipeline.evaluation:EvaluateOptions",
+        "Measure a model: perplexity, size, speed and tasks, alone or against the one it was made from.",
+        gives="report",
     ),
 }
 """A method whose work is not its stage's has a line of its own, under "stage method"."""
