@@ -21,6 +21,7 @@ import typer
 import compresskit
 from compresskit.errors import CompresskitError, GateError, Interrupted, RequestError
 from compresskit.methods import METHODS, STAGES, method_class, options_class, runner
+from compresskit.recipe_commands import add_recipe_commands
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -169,9 +170,6 @@ def summary(result: dict[str, Any]) -> str:
     return line
 
 
-EVALUATE_HELP = "Measure a model: perplexity, size and speed, alone or against the one it was made from."
-
-
 def add_stages(app: typer.Typer, wanted: str) -> None:
     """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
     for stage, methods in METHODS.items():
@@ -181,8 +179,9 @@ def add_stages(app: typer.Typer, wanted: str) -> None:
             for name, entry in methods.items():
                 group.command(name, help=f"{entry.summary} {entry.paper}".strip())(stage_command(stage, name))
         app.add_typer(group, name=stage)
-    app.command("evaluate", help=EVALUATE_HELP)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
+    app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
     app.command("inspect")(inspect_source)
+    add_recipe_commands(app)
 
 
 def evaluate_command() -> Callable[..., None]:

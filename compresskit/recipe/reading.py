@@ -20,7 +20,6 @@ from typing import Any
 
 from compresskit.errors import RequestError, near_miss
 from compresskit.evaluate.gates import parse_gate
-from compresskit.methods import method_class, options_class
 from compresskit.recipe.located import Place, Value, read
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Context, Step, build, kind_of
 
@@ -130,10 +129,10 @@ def _matrix(given: Value | None, values: Mapping[str, Value]) -> dict[str, list[
     for name, value in given.mapping("matrix").items():
         if name in values:
             raise given.keys[name].error(f"matrix: {name} is a variable already; give one of them another name")
-        value = _substituted(value, values)
-        options = _matching_folders(value) if isinstance(value.content, str) else value.list(f"matrix: {name}")
+        filled = _substituted(value, values)
+        options = _matching_folders(filled) if isinstance(filled.content, str) else filled.list(f"matrix: {name}")
         if not options:
-            raise value.place.error(f"matrix: {name} has no values; give at least one")
+            raise filled.place.error(f"matrix: {name} has no values; give at least one")
         found[name] = options
     return found
 
@@ -275,8 +274,3 @@ def _gate(value: Value) -> str:
         return str(parse_gate(text))
     except RequestError as error:
         raise value.place.error(str(error)) from error
-
-
-def classes_of(stage: str, method: str | None) -> list[type[Any]]:
-    """The classes whose fields are the settings of a step."""
-    return ([method_class(stage, method)] if method else []) + [options_class(stage, method or "")]

@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "quantizing twice": (HEAD + "  - quantize: rtn\n  - quantize: gptq\n", 4, "a low-bit model"),
     "a matrix that nothing uses": ("source: m\nmatrix:\n  bits: [2, 3]\nsteps:\n  - quantize: rtn\n", 3, "no step uses ${bits}"),
     "an empty matrix": ("source: m\nmatrix:\n  bits: []\nsteps:\n  - quantize: rtn\n    bits: ${bits}\n", 3, "no values"),
-    "a pattern that nothing matches": ("source: m\nmatrix:\n  a: none/*\nsteps:\n  - prune: cfsp\n    source: ${a}\n", 3, "none/*"),
+    "a pattern that nothing matches": ("source: m\nmatrix:\n  a: no/*\nsteps:\n  - prune: cfsp\n    source: ${a}\n", 3, "no/*"),
     "a file to include that is missing": ("include: base.yaml\n", 1, "does not exist"),
     "a file that includes itself": ("include: recipe.yaml\n", 1, "includes this file again"),
     "a default that no step knows": ("source: m\ndefaults:\n  sampels: 8\nsteps:\n  - prune: cfsp\n", 3, "'samples'?"),
@@ -98,6 +98,6 @@ def test_a_missing_file_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
 def test_a_variable_that_the_recipe_lacks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("source: m\nvariables: {text: self}\nsteps:\n  - prune: cfsp\n    calibration: ${text}\n")
-    with pytest.raises(RequestError, match="--set txt: .* Did you mean 'text'"):
+    with pytest.raises(RequestError, match=r"--set txt: .* Did you mean 'text'"):
         load(path, {"txt": "builtin"})
     assert load(path, {"text": "builtin"}).steps[0].options.model_dump()["calibration"] == "builtin"
