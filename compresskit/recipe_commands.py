@@ -146,4 +146,4 @@ def schema() -> None:
     """Print the JSON Schema of the recipe."""
     from compresskit.recipe.schema import schema as made
 
-    typer.echo(json.dumps(made(), indent=1))
+    typer.echo(json.dumps(made()))

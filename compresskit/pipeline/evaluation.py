@@ -18,6 +18,8 @@ from compresskit.pipeline.device import choose_device
 from compresskit.pipeline.inspection import bits_per_weight
 from compresskit.progress import ProgressBars
 
+BYTES_16BIT = 2
+
 
 class EvaluateOptions(BaseModel):
     """What to measure, on which text."""
@@ -114,10 +116,11 @@ def _speed(model: Model, reference: Model | None, options: EvaluateOptions) -> d
 
 
 def _report(model: Model, reference: Model | None, scores: Scores, text: str) -> dict[str, Any]:
-    sizes: dict[str, Any] = {"size_ratio": None, "reference_bytes": None, "reference_parameters": None}
+    sizes: dict[str, Any] = {"size_ratio": None, "size_ratio_16bit": None, "reference_bytes": None, "reference_parameters": None}
     if reference is not None:
         sizes = {
             "size_ratio": model.bytes / reference.bytes,
+            "size_ratio_16bit": model.bytes / (BYTES_16BIT * reference.parameters),
             "reference_bytes": reference.bytes,
             "reference_parameters": reference.parameters,
         }

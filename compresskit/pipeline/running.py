@@ -16,7 +16,7 @@ from compresskit.errors import Interrupted, RequestError
 from compresskit.evaluate.gates import GateResult, check_gates, parse_gate
 from compresskit.manifest import NAME as MANIFEST
 from compresskit.memory import restart_peak
-from compresskit.methods import runner
+from compresskit.methods import runner, stage_of
 from compresskit.pipeline.state import LOCK, State, open_state, write_whole
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step, resolved
@@ -144,7 +144,8 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
     options = resolved(step.options, folders)
     method = resolved(step.method, folders) if step.method else None
     sources: str | list[str] = [folders(each) for each in step.sources]
-    sources = sources[0] if len(sources) == 1 else sources
+    if len(sources) == 1 and not getattr(stage_of(step.stage, step.method_name or ""), "several", False):
+        sources = sources[0]
     work = runner(step.stage, step.method_name or "")
     restart_peak()
     if not step.writes_model:

@@ -49,8 +49,8 @@ def sentence(result: dict[str, Any]) -> str:
     """The verdict in one sentence."""
     report = last_report(result)
     parts = []
-    if report and report.get("size_ratio"):
-        parts.append(f"{report['size_ratio']:.1%} of the original's bytes ({report['bytes'] / 1e6:.1f} MB)")
+    if report and report.get("size_ratio_16bit"):
+        parts.append(f"{report['size_ratio_16bit']:.1%} of the original's 16-bit bytes ({report['bytes'] / 1e6:.1f} MB)")
     elif report:
         parts.append(f"{report['bytes'] / 1e6:.1f} MB")
     if report and report.get("perplexity_ratio"):

@@ -18,8 +18,7 @@ def schema() -> dict[str, Any]:
     steps = []
     for stage in (name for name in STAGES if " " not in name):
         for method in METHODS.get(stage, {None: None}):
-            found = _step(stage, method, definitions)
-            steps += [found]
+            steps.append(_step(stage, method, definitions))
     text, anything = {"type": "string"}, {"type": "object"}
     return {
         "$schema": DRAFT,
@@ -63,13 +62,12 @@ def _step(stage: str, method: str | None, definitions: dict[str, Any]) -> dict[s
         **settings,
     }
     named = {"const": method} if method else {"type": "null"}
-    short = {
+    long = {"stage": {"const": stage}, **({"method": {"const": method}} if method else {})}
+    return {
         "type": "object",
         "title": f"{stage} {method or ''}".strip(),
         "additionalProperties": False,
-        "properties": {stage: {**named, "description": STAGES[stage].summary}, **own},
-        "required": [stage, *required],
+        "properties": {stage: {**named, "description": STAGES[stage].summary}, **long, **own},
+        "required": required,
+        "oneOf": [{"required": [stage]}, {"required": list(long)}],
     }
-    both = {"stage": {"const": stage}, **({"method": {"const": method}} if method else {})}
-    long = {**short, "properties": {**both, **own}, "required": [*both, *required]}
-    return {"anyOf": [short, long]}

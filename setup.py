@@ -1,0 +1,5 @@
+"""The packages: those of the source tree, and the folder of recipes beside it, which becomes `compresskit/recipes`."""
+
+from setuptools import find_packages, setup
+
+setup(packages=[*find_packages(include=["compresskit*"]), "compresskit.recipes"], package_dir={"compresskit.recipes": "recipes"})
