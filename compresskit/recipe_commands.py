@@ -136,7 +136,8 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Write report.html and the model card of a run anew."""
-    from compresskit.report.writing import read_result, write_reports
+    from compresskit.report.collecting import read_result
+    from compresskit.report.writing import write_reports
 
     page = write_reports(out, read_result(out))
     typer.echo(json.dumps({"stage": "report", "output": str(page)}) if json_output else str(page))

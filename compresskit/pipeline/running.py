@@ -149,15 +149,16 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
     work = runner(step.stage, step.method_name or "")
     restart_peak()
     if not step.writes_model:
-        report: dict[str, Any] = work(sources, options, quiet=quiet)
+        report = work(sources, options, quiet=quiet)
         folder = state.folder(step.name)
         folder.mkdir(parents=True)
         write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
         return report
     if goes_on and "resume" in type(options).model_fields:
         options = options.model_copy(update={"resume": True})
-    arguments = (sources, state.folder(step.name), options)
-    return work(*((method,) if method is not None else ()), *arguments, quiet=quiet)
+    given = (*((method,) if method is not None else ()), sources, state.folder(step.name), options)
+    result: dict[str, Any] = work(*given, quiet=quiet)
+    return result
 
 
 def recovered_result(step: Step, folder: Path) -> dict[str, Any]:
