@@ -167,8 +167,14 @@ def recovered_result(step: Step, folder: Path) -> dict[str, Any]:
         return read_json(folder / REPORT)
     made = read_json(folder / MANIFEST)
     after = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    result = {"stage": step.stage, "method": step.method_name, "output": str(folder), "settings": made["settings"]}
-    return result | {"bytes_after": after, "seconds": None, "peak_memory_bytes": None} | made.get("facts", {})
+    result: dict[str, Any] = {
+        "stage": step.stage,
+        "method": step.method_name,
+        "output": str(folder),
+        "settings": made["settings"],
+    }
+    facts: dict[str, Any] = made.get("facts", {})
+    return result | {"bytes_after": after, "seconds": None, "peak_memory_bytes": None} | facts
 
 
 def _say_plan(recipe: Recipe, todo: dict[str, str], say: Say) -> None:

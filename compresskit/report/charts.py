@@ -11,7 +11,7 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 74, 14, 14, 44
 TICKS = 5
 MOST_LABELS = 12
 """Category labels that fit under a chart."""
@@ -36,7 +36,8 @@ class Point(NamedTuple):
 
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers that cover low to high."""
-    span = (high - low) or abs(high) or 1.0
+    high = high if high > low else low + (abs(low) or 1.0)
+    span = high - low
     step = 10 ** math.floor(math.log10(span / TICKS))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= TICKS)
     first = math.floor(low / step)
