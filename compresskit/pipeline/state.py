@@ -23,8 +23,8 @@ FILE = "run.json"
 LOCK = ".lock"
 NEW = ".new"
 FORMAT_VERSION = 1
-READ_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py", ".bin", ".ckt")
-"""Files of a model's folder that a stage may read."""
+READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model", ".jinja", ".py")
+"""Files of a model's or a data folder that a stage may read."""
 NOT_IN_KEY = (*RUN_DECIDES, "gate")
 """A limit that changes is held against the report that is there already."""
 

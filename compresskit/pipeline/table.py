@@ -31,6 +31,7 @@ def table(report: dict[str, Any]) -> str:
     if report["kl"] is not None:
         rows.append(("KL to the original, nats a token", "", f"{report['kl']:.4f}", ""))
         rows.append(("same most likely token", "", f"{report['top1_agreement']:.1%}", ""))
+    rows += [(f"task {name}", "", f"{score:.1%}", "") for name, score in (report.get("tasks") or {}).items()]
     return aligned(rows) + f"\nmeasured on: {report['text']}"
 
 
