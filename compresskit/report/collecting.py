@@ -61,11 +61,11 @@ def measured(result: Mapping[str, Any]) -> list[Measured]:
 def per_block(facts: Mapping[str, Any]) -> dict[str, dict[str, list[float | None]]]:
     """Numbers by block: {"widths": {"": [...]}, "bits": ..., "rank": ..., "error": {"before": [...], "after": [...]}}."""
     found: dict[str, dict[str, list[float | None]]] = {}
-    if "widths" in facts:
+    if facts.get("widths"):
         found["widths"] = {"": [float(sum(widths)) for widths in facts["widths"]]}
-    if isinstance(facts.get("bits"), list):
+    if isinstance(facts.get("bits"), list) and facts["bits"]:
         found["bits"] = {"": [float(bits) for bits in facts["bits"]]}
-    if isinstance(facts.get("importances"), list):
+    if isinstance(facts.get("importances"), list) and facts["importances"]:
         found["importance"] = {"": [float(value) for value in facts["importances"]]}
     blocks = [block for block in facts.get("blocks", []) if isinstance(block, Mapping)]
     for key, name in ERRORS.items():

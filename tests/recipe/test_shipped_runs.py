@@ -33,7 +33,7 @@ def tiny_step(step: dict[str, Any], text_file: Path) -> dict[str, Any]:
     sizes = [
         name for name in ("samples", "sequence_length", "windows") if name in options_class(stage, method or "").model_fields
     ]
-    changed = {key: TINY[key] if key in TINY else value for key, value in step.items()} | {name: TINY[name] for name in sizes}
+    changed = {key: TINY.get(key, value) for key, value in step.items()} | {name: TINY[name] for name in sizes}
     if stage == "prune":
         changed["round_to"] = TINY["round_to"]
     if stage == "evaluate":
