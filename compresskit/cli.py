@@ -20,7 +20,7 @@ import typer
 
 import compresskit
 from compresskit.errors import CompresskitError, GateError, Interrupted, RequestError
-from compresskit.methods import METHODS, STAGES, method_class, options_class, runner
+from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
 from compresskit.recipe_commands import add_recipe_commands
 
 if TYPE_CHECKING:
@@ -115,9 +115,10 @@ def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
 def stage_command(stage: str, name: str) -> Callable[..., None]:
     """A command function whose signature is SOURCE, OUT, the method's fields and the stage's options."""
     method_type, options_type = method_class(stage, name), options_class(stage, name)
+    several = stage_of(stage, name).several
 
-    def command(source: str, out: Path, **values: Any) -> None:
-        quiet: bool = values["quiet"]
+    def command(out: Path, **values: Any) -> None:
+        source, quiet = values["sources" if several else "source"], values["quiet"]
         method, options = build(method_type, values), build(options_type, values)
         try:
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
@@ -130,17 +131,19 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         if result.get("warning"):
             raise GateError(result["warning"])
 
+    return with_parameters(command, [*places(several), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
+
+
+def places(several: bool = False) -> list[inspect.Parameter]:
+    """SOURCE, or SOURCES, and OUT."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source_help = typer.Argument(help="A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input.")
     out_help = typer.Argument(help="A folder that does not exist yet.")
-    parameters = [
-        inspect.Parameter("source", positional, annotation=Annotated[str, source_help]),
+    name, kind = ("sources", list[str]) if several else ("source", str)
+    return [
+        inspect.Parameter(name, positional, annotation=Annotated[kind, source_help]),
         inspect.Parameter("out", positional, annotation=Annotated[Path, out_help]),
-        *options_of(method_type),
-        *options_of(options_type),
-        *OUTPUT_PARAMETERS,
     ]
-    return with_parameters(command, parameters)
 
 
 def with_parameters(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
@@ -167,20 +170,29 @@ def summary(result: dict[str, Any]) -> str:
         line += (
             f"; rank {result['rank_total']} in all, on held-back text KL {result['kl_before']:.4f} -> {result['kl_after']:.4f}"
         )
+    if result.get("held_back_after"):
+        before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
+        line += f"; training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}"
     return line
 
 
 def add_stages(app: typer.Typer, wanted: str) -> None:
     """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
+    from compresskit import vector_commands  # which builds on this module
+
     for stage, methods in METHODS.items():
         group = typer.Typer(help=STAGES[stage].summary, no_args_is_help=True, rich_markup_mode=None)
         group.callback()(lambda: None)
         if wanted in (stage, ""):
             for name, entry in methods.items():
                 group.command(name, help=f"{entry.summary} {entry.paper}".strip())(stage_command(stage, name))
+        if stage == "merge":
+            group.command("similarity")(vector_commands.similarity)
         app.add_typer(group, name=stage)
     app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
     app.command("inspect")(inspect_source)
+    expand = vector_commands.expand_command() if wanted in ("expand", "") else lambda: None
+    app.command("expand", help=vector_commands.EXPAND_HELP)(expand)
     add_recipe_commands(app)
 
 

@@ -58,10 +58,10 @@ class Metric:
         return root
 
 
-def low_rank_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
-    """(A (rank, in), B (out, rank)) float32: equation 4. residual (out, in)."""
+def low_rank_factors(residual: Tensor, metric: Metric, rank: int, smallest: bool = False) -> tuple[Tensor, Tensor]:
+    """(A (rank, in), B (out, rank)) float32: equation 4. residual (out, in). `smallest`: the directions that matter least."""
     exact = _exact(residual)
-    squares, directions = _directions(exact, metric, rank)
+    squares, directions = _directions(exact, metric, rank, smallest)
     scale = squares.sqrt().sqrt()
     scale = torch.where(scale > SMALLEST * scale.max(), scale, 1.0)
     first, second = (directions.T @ exact) / scale[:, None], directions * scale
@@ -123,9 +123,35 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values.flip(0)[:count].clamp_min(0), basis @ vectors.flip(1)[:, :count]
 
 
-def _directions(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+def balanced_factors(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the same product B A whose parts weigh alike: B' = U S^1/2, A' = S^1/2 V^T with B A = U S V^T.
+
+    first A (r, in), second B (out, r), in float32 or float64; so are the results. A pair and any invertible mixing of its
+    rank are one and the same update; of all, this one has the smallest sum of squares. Signs: the largest entry of each
+    row of A' is positive, so that the pair does not depend on the solver.
+    """
+    left, left_part = torch.linalg.qr(second)
+    right, right_part = torch.linalg.qr(first.T)
+    u, values, vh = torch.linalg.svd(left_part @ right_part.T, full_matrices=False)
+    half = values.sqrt()
+    new_first, new_second = half[:, None] * (vh @ right.T), (left @ u) * half
+    if new_first.shape[0] < first.shape[0]:  # more ranks than rows or columns: the rest is zero
+        missing = first.shape[0] - new_first.shape[0]
+        new_first = torch.nn.functional.pad(new_first, (0, 0, 0, missing))
+        new_second = torch.nn.functional.pad(new_second, (0, missing))
+    largest = new_first.gather(1, new_first.abs().argmax(dim=1, keepdim=True))
+    flip = torch.where(largest < 0, -1.0, 1.0).to(first.dtype)
+    return (flip * new_first).contiguous(), (new_second * flip.T).contiguous()
+
+
+def _directions(residual: Tensor, metric: Metric, rank: int, smallest: bool) -> tuple[Tensor, Tensor]:
     """(squared singular values, left singular vectors) of D P, from the smaller of its two Gram matrices."""
-    squares, vectors = leading_eigenvectors(_smaller_gram(residual, metric), rank)
+    gram = _smaller_gram(residual, metric)
+    if smallest:
+        values, every = torch.linalg.eigh(gram)
+        squares, vectors = values[:rank].clamp_min(0), every[:, :rank]
+    else:
+        squares, vectors = leading_eigenvectors(gram, rank)
     if residual.shape[0] <= residual.shape[1]:
         return squares, vectors
     # D P V = U S: orthogonal columns, which QR makes unit ones, those of singular value 0 too.

@@ -36,6 +36,8 @@ class Stage:
     """dense: no low-bit model; any."""
     gives: str = "any"
     """dense, low-bit, any; report: no model, and run is function(source, options, quiet)."""
+    several: bool = False
+    """Whether it takes several sources."""
 
 
 STAGES: dict[str, Stage] = {
@@ -58,14 +60,35 @@ STAGES: dict[str, Stage] = {
         "compresskit.compensate.contract:CompensateOptions",
         "Repair a compressed model by a low-rank adapter, without training.",
     ),
+    "quantize compeft": Stage(
+        "compresskit.pipeline.ternary:compress",
+        "compresskit.pipeline.ternary:TernaryOptions",
+        "Store what fine-tuning added as signs and one scale.",
+    ),
+    "merge": Stage(
+        "compresskit.pipeline.merging:merge",
+        "compresskit.pipeline.merging:MergeOptions",
+        "Make several task vectors one.",
+        several=True,
+    ),
+    "recover": Stage(
+        "compresskit.pipeline.recovery:recover",
+        "compresskit.recover.contract:RecoverOptions",
+        "Fine-tune a compressed model on the data that repairs it.",
+    ),
     "evaluate": Stage(
         "compresskit.pipeline.evaluation:evaluate",
         "compresskit.pipeline.evaluation:EvaluateOptions",
         "Measure a model: perplexity, size, speed and tasks, alone or against the one it was made from.",
         gives="report",
     ),
+    "expand": Stage(
+        "compresskit.pipeline.expansion:expand",
+        "compresskit.pipeline.expansion:ExpandOptions",
+        "Make a normal adapter or checkpoint of a ternary task vector.",
+    ),
 }
-"""A method whose work is not its stage's has a line of its own, under "stage method"."""
+"""A method whose work is not its stage's has a line of its own, under "stage method"; evaluate and expand have no methods."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {
@@ -83,12 +106,40 @@ METHODS: dict[str, dict[str, Entry]] = {
         ),
         "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
         "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
+        "compeft": Entry(
+            "compresskit.quantize.compeft:ComPEFT",
+            "arXiv 2311.13171",
+            "Task vectors (adapters, or checkpoints with --base) as signs and one scale.",
+        ),
         "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
     },
     "compensate": {
         "eora": Entry("compresskit.compensate.eora:EoRA", "arXiv 2410.21271", "The least output error (recommended)."),
         "act": Entry("compresskit.compensate.act:Act", "arXiv 2410.21271", "Weight error scaled by the inputs' mean sizes."),
+        "corda": Entry(
+            "compresskit.compensate.corda:CorDA", "arXiv 2406.05223", "Splits weights: a pair to fine-tune, and a rest."
+        ),
         "svd": Entry("compresskit.compensate.svd:SVD", "arXiv 2303.08302", "Weight error as it is; needs no text."),
+    },
+    "merge": {
+        "ties": Entry(
+            "compresskit.merge.ties:Ties", "arXiv 2306.01708", "Trim, elect a sign, average what agrees (recommended)."
+        ),
+        "average": Entry("compresskit.merge.average:Average", "arXiv 2203.05482", "The mean of the vectors."),
+        "task-arithmetic": Entry("compresskit.merge.task_arithmetic:TaskArithmetic", "arXiv 2212.04089", "Their sum, scaled."),
+        "pcb": Entry("compresskit.merge.pcb:PCB", "arXiv 2410.02396", "Parameters compete in their task and between tasks."),
+    },
+    "recover": {
+        "paser": Entry(
+            "compresskit.recover.paser:Paser",
+            "arXiv 2502.12594",
+            "What the compressed model lost, per cost (recommended).",
+        ),
+        "random": Entry("compresskit.recover.random:Random", "", "Samples drawn by chance: the floor to compare with."),
+        "full": Entry("compresskit.recover.full:Full", "", "All samples."),
+        "dsir": Entry("compresskit.recover.dsir:DSIR", "arXiv 2302.03169", "Importance resampling of hashed n-grams."),
+        "zip-fit": Entry("compresskit.recover.zip_fit:ZipFit", "arXiv 2410.18194", "Alignment under gzip."),
+        "kmeans": Entry("compresskit.recover.kmeans:KMeans", "arXiv 2409.11378", "Diversity: alike from every cluster."),
     },
 }
 

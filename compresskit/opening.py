@@ -16,7 +16,7 @@ from compresskit.errors import CheckpointError, RequestError, UnsupportedArchite
 from compresskit.formats import open_format
 from compresskit.formats.peft import CONFIG as ADAPTER_CONFIG
 from compresskit.formats.peft import FOLDER as ADAPTER_FOLDER
-from compresskit.formats.peft import factor_names, open_adapter
+from compresskit.formats.peft import Adapter, factor_names, open_adapter
 from compresskit.model import Model
 
 
@@ -57,7 +57,11 @@ def with_adapter(model: Model, folder: Path | None) -> Model:
     own = model.checkpoint.folder / ADAPTER_FOLDER
     if folder is None and not own.is_dir():
         return model
-    adapter = open_adapter(folder or own)
+    return attached(model, open_adapter(folder or own))
+
+
+def attached(model: Model, adapter: Adapter) -> Model:
+    """The model with an opened adapter; RequestError where that was made for another model."""
     linears = set(model.linears)
     for name in adapter.names:
         if name not in linears:

@@ -85,6 +85,19 @@ def pair(compressed: Model, original: Model) -> Pair:
     return Pair(compressed, original, kept)
 
 
+def same_weights(both: Pair) -> bool:
+    """Whether every linear of the two models is the same, bit for bit; stops at the first that is not."""
+    compressed, original = both.compressed, both.original
+    if both.kept or compressed.quantized or compressed.adapter or original.quantized:
+        return False
+    import torch
+
+    from compresskit.skeleton import read_plain
+
+    names = [f"{name}.weight" for name in compressed.linears]
+    return all(torch.equal(read_plain(compressed, name), read_plain(original, name)) for name in names)
+
+
 def different_tokenizers(first: Path, second: Path) -> bool:
     """Whether both folders hold a tokenizer.json, with different vocabularies or merges."""
     files = [folder / TOKENIZER for folder in (first, second)]
@@ -98,11 +111,13 @@ def different_tokenizers(first: Path, second: Path) -> bool:
 
 
 def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
-    """Kept channels of the linears that are narrower here; nothing where all are alike."""
-    last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
-    if all(compressed.linear_shape(name) == original.linear_shape(name) for name in last):
-        return {}
+    """Kept channels of the linears that lost any; nothing where all are alike."""
     prunings = [link for link in chain(compressed.checkpoint.manifest) if link.get("stage") == "prune"]
+    last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
+    alike = all(compressed.linear_shape(name) == original.linear_shape(name) for name in last)
+    # Alike: padded to the original's width, or the original is what came out of the pruning; the hashes tell.
+    if alike and not any(link["inputs"]["sha256"] == original.checkpoint.hashes for link in prunings):
+        return {}
     if len(prunings) != 1:
         raise RequestError(
             f"{compressed.checkpoint.folder}: its FFN widths are not those of {original.checkpoint.folder}, and its manifest "

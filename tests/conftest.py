@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from tiny_models import make_model
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Test processes run side by side: spinning threads of the one would slow the other, and its children.
+    torch.set_num_threads(1)
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 settings.register_profile("noisy", deadline=None)
 settings.load_profile("noisy")

@@ -120,3 +120,16 @@ def test_subspace_iteration_finds_the_energy_of_the_exact_eigenvectors() -> None
     captured = (vectors.T @ matrix @ vectors).diagonal().sum()
     assert abs(captured - spectrum[:32].sum()) < 1e-6 * spectrum[:32].sum()
     assert torch.allclose(values, spectrum[:32], rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("smallest", [False, True])
+def test_corda_s_pair_is_its_paper_s_definition(shape: tuple[int, int], smallest: bool) -> None:
+    """W C = U S V^T; the pair of r components is U_r S_r V_r^T C^-1, the largest or the smallest (arXiv 2406.05223)."""
+    weight, x = problem(200, shape[0])
+    moments = x.T @ x / len(x)
+    left, values, right = torch.linalg.svd(weight @ moments, full_matrices=False)
+    chosen = slice(-3, None) if smallest else slice(0, 3)
+    wanted = left[:, chosen] * values[chosen] @ right[chosen] @ torch.linalg.inv(moments)
+    first, second = low_rank_factors(weight, Metric(moments @ moments), 3, smallest)
+    assert torch.allclose((second @ first).double(), wanted, atol=1e-3 * float(wanted.norm()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -51,6 +53,8 @@ class CompensateMethod(Method):
 
     needs_activations: ClassVar[bool] = True
     """Whether the measure needs calibration text."""
+    splits: ClassVar[bool] = False
+    """Whether the pair is taken out of the weight, as a start for fine-tuning, instead of added to it."""
 
     @model_validator(mode="after")
     def _one_size(self) -> CompensateMethod:
@@ -61,6 +65,29 @@ class CompensateMethod(Method):
     def uniform_rank(self, model: Model) -> int:
         """The asked rank, or the share of the hidden size."""
         return self.rank or max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
+
+    def budget(self, model: Model, names: Sequence[str]) -> int:
+        """Parameters of all pairs together under a budget."""
+        assert self.rank_budget is not None
+        return int(self.rank_budget * sum(math.prod(model.linear_shape(name)) for name in names))
+
+    def check_ranks(self, model: Model, names: Sequence[str]) -> None:
+        """RequestError where the rank exceeds a linear, or the budget is less than one pair."""
+        smallest = min(names, key=lambda name: min(model.linear_shape(name)))
+        limit, rank = min(model.linear_shape(smallest)), self.uniform_rank(model)
+        if self.rank_budget is None and rank > limit:
+            raise RequestError(
+                f"--rank {rank}: exceeds {limit}, the smaller side of {smallest}; lower it, or --ignore that linear"
+            )
+        cheapest = min(sum(model.linear_shape(name)) for name in names) * self.round_rank
+        if self.rank_budget is not None and self.budget(model, names) < cheapest:
+            found = f"{self.budget(model, names)} parameters are less than one pair of {cheapest}"
+            raise RequestError(f"--rank-budget {self.rank_budget:g}: {found}; raise it")
+
+    @property
+    def smallest(self) -> bool:
+        """Whether the pair takes the directions that matter least."""
+        return False
 
     def statistic(self, features: int, device: torch.device) -> Statistic:
         """An empty statistic of the inputs of a linear."""

@@ -49,7 +49,7 @@ class Repair:
     dtype: torch.dtype = torch.float16
     """Of the factors; float8 e4m3 for 8 bits."""
     merged: torch.dtype | None = None
-    """Of the weights with the repair added; None where the factors are written."""
+    """Of the weights where a dense checkpoint is written; None for an adapter alone."""
     seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "decompositions": 0.0})
 
 
@@ -175,7 +175,9 @@ def _tasks(
 
 
 def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
-    """Equation 1 of residuals.py; 0 where the linear lost inputs, which the dense weight knows nothing about."""
+    """Equation 1 of residuals.py, the weight itself for a split; 0 where the linear lost inputs."""
+    if request.method.splits:
+        return weight.float()
     if request.pair.lost_inputs(name):
         return torch.zeros_like(weight, dtype=torch.float32)
     return request.pair.original_weight(name).to(weight.device) - weight.float()
@@ -191,16 +193,19 @@ def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) ->
     elif dtype == EIGHT_BITS:
         first, second, scale = eight_bit_factors(task.residual, task.metric, rank)
     else:
-        first, second = (factor.to(dtype) for factor in low_rank_factors(task.residual, task.metric, rank))
+        found = low_rank_factors(task.residual, task.metric, rank, request.method.smallest)
+        first, second = (factor.to(dtype) for factor in found)
     update = scale * second.float() @ first.float()
-    weight = linear.weight.float() + update
+    sign = -1 if request.method.splits else 1
+    weight = linear.weight.float() + sign * update
     if request.merged is not None:
         compressed, name = request.pair.compressed, f"{task.name}.weight"
         weight = weight.to(request.merged)
         writer.put(compressed.stored_name(name), to_stored(compressed, name, weight))
-    else:
+    if request.merged is None or request.method.splits:
         _write_factors(request, task.name, (first, second), writer)
-    replace_weight(linear, weight)
+    if not request.method.splits:
+        replace_weight(linear, weight)
     return update, scale
 
 
@@ -208,7 +213,7 @@ def _write_factors(request: Repair, name: str, factors: tuple[Tensor, Tensor], w
     """The pair of one linear, after the one that the compressed model brings, if any."""
     adapter = request.pair.compressed.adapter
     first, second = factors
-    if adapter is not None and adapter.holds(name):
+    if adapter is not None and adapter.holds(name) and request.merged is None:
         before = adapter.factors(name)
         first, second = torch.cat([before[0].to(first), first]), torch.cat([before[1].to(second), second], dim=1)
     if len(first):

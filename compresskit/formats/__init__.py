@@ -39,15 +39,15 @@ def open_format(checkpoint: Checkpoint) -> Format | None:
     found = checkpoint.config.get("quantization_config")
     if found is None:
         return None
-    from compresskit.formats.bitsandbytes import Nf4
+    from compresskit.formats import bitsandbytes
     from compresskit.formats.compressed_tensors import PackQuantized
 
     method = found.get("quant_method") if isinstance(found, dict) else None
     if method == "compressed-tensors":
         return PackQuantized.of(checkpoint)
     if method == "bitsandbytes":
-        return Nf4.of(checkpoint)
+        return bitsandbytes.opened(checkpoint)
     raise CheckpointError(
         f"{checkpoint.folder / 'config.json'}: quantized by {method!r}; "
-        "known are compressed-tensors (pack-quantized) and bitsandbytes (nf4)"
+        "known are compressed-tensors (pack-quantized) and bitsandbytes (nf4, int8)"
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 STATE = "quant_state.bitsandbytes__nf4"
 STATE_BYTES = 256
 CODEBOOK = 16
+INT8_STEPS = 127
 NESTED_BLOCK = 256
 """Block maxima that share a second-level maximum; fixed by the library."""
 LEAVES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
@@ -84,14 +85,6 @@ class Nf4:
 
     checkpoint: Checkpoint
 
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Nf4:
-        """CheckpointError for 8-bit files and other codebooks."""
-        config = checkpoint.config["quantization_config"]
-        if not config.get("load_in_4bit") or config.get("bnb_4bit_quant_type") != "nf4":
-            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: of bitsandbytes' formats only 4-bit nf4 can be read")
-        return cls(checkpoint)
-
     def holds(self, name: str) -> bool:
         """Whether this linear is stored in 4 bits."""
         return f"{name}.weight.{STATE}" in self.checkpoint.tensors
@@ -123,3 +116,47 @@ class Nf4:
         codes = stored.pop(f"{name}.weight")
         weight: Tensor = dequantize_4bit(codes, QuantState.from_dict(stored, device=torch.device("cpu")))
         return weight
+
+
+@dataclass(frozen=True)
+class Int8:
+    """The 8-bit linears of a checkpoint: NAME.weight I8 (out, in), with NAME.SCB F32 (out,), the largest magnitude of a row.
+
+    Readers also round the inputs to 8 bits when they compute; here the weights alone are.
+    """
+
+    checkpoint: Checkpoint
+
+    def holds(self, name: str) -> bool:
+        """Whether this linear is stored in 8 bits."""
+        return f"{name}.SCB" in self.checkpoint.tensors
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.checkpoint.spec(f"{name}.weight").shape
+        return rows, columns
+
+    def bits(self, name: str) -> int:
+        """Bits of a code."""
+        return 8
+
+    def stored_tensors(self, name: str) -> list[str]:
+        """The stored tensors that make up its weight."""
+        names = (f"{name}.weight", f"{name}.SCB", f"{name}.weight_format")
+        return [each for each in names if each in self.checkpoint.tensors]
+
+    def read(self, name: str) -> Tensor:
+        """Its weight, (out, in) float32."""
+        codes, largest = self.checkpoint.read(f"{name}.weight"), self.checkpoint.read(f"{name}.SCB")
+        weight: Tensor = codes.float() * (largest.float()[:, None] / INT8_STEPS)
+        return weight
+
+
+def opened(checkpoint: Checkpoint) -> Nf4 | Int8:
+    """The reader of a checkpoint's low-bit linears; CheckpointError for other codebooks."""
+    config = checkpoint.config["quantization_config"]
+    if config.get("load_in_4bit") and config.get("bnb_4bit_quant_type") == "nf4":
+        return Nf4(checkpoint)
+    if config.get("load_in_8bit"):
+        return Int8(checkpoint)
+    raise CheckpointError(f"{checkpoint.folder / 'config.json'}: of bitsandbytes' formats nf4 and int8 can be read")

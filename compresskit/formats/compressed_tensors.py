@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compresskit.grid import Grid
 
 FORMAT = "pack-quantized"
-LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
 
 def plan(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype: str) -> list[TensorSpec]:
@@ -164,10 +164,15 @@ class PackQuantized:
             scale = scale.to(getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32")))
         codes = unpack_from_int32(self.checkpoint.read(f"{name}.weight_packed"), scheme.bits, shape)
         groups = torch.Size((shape[0], scale.shape[1]))
-        steps: Tensor = codes.to(scale.dtype).reshape(*groups, -1)
+        zero_point = torch.zeros(groups, dtype=scale.dtype)
         if not scheme.symmetric:
             packed = self.checkpoint.read(f"{name}.weight_zero_point")
-            steps = steps - unpack_from_int32(packed, scheme.bits, groups, packed_dim=0).to(scale.dtype).unsqueeze(-1)
+            zero_point = unpack_from_int32(packed, scheme.bits, groups, packed_dim=0).to(scale.dtype)
+        if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # groups of columns that activation order has put together
+            group_of = self.checkpoint.read(f"{name}.weight_g_idx").long()
+            found: Tensor = (codes.to(scale.dtype) - zero_point[:, group_of]) * scale[:, group_of]
+            return found
+        steps: Tensor = codes.to(scale.dtype).reshape(*groups, -1) - zero_point.unsqueeze(-1)
         return (steps * scale.unsqueeze(-1)).flatten(1)
 
 

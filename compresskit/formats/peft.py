@@ -102,9 +102,13 @@ class Adapter:
         """Stored numbers."""
         return self.store.parameters
 
+    def rank(self, name: str) -> int:
+        """Rank of one linear's pair, 0 where there is none."""
+        return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
+
     def scaling(self, name: str) -> float:
         """lora_alpha / rank of one linear, patterns included."""
-        rank = self.store.spec(factor_names(name)[0]).shape[0]
+        rank = self.rank(name)
         alpha = _pattern_value(self.config.get("alpha_pattern") or {}, name, self.config.get("lora_alpha", rank))
         return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
 
@@ -117,10 +121,6 @@ class Adapter:
         """The update of one linear, (out, in) float32."""
         first, second = self.factors(name)
         return second @ first
-
-    def rank(self, name: str) -> int:
-        """Rank of the update of one linear, 0 where there is none."""
-        return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
 
 
 def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

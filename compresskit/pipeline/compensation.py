@@ -20,7 +20,7 @@ from compresskit.memory import peak_memory_bytes
 from compresskit.methods import name_of
 from compresskit.model import Model
 from compresskit.opening import open_model, with_adapter
-from compresskit.pairing import Pair, pair
+from compresskit.pairing import Pair, pair, same_weights
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.progress import ProgressBars
 
@@ -49,8 +49,22 @@ class Job:
     shard_bytes: int
 
     @property
+    def dense(self) -> bool:
+        """Whether a dense checkpoint comes out."""
+        return self.options.merge or self.method.splits
+
+    @property
+    def adapter_folder(self) -> str:
+        """Where in OUT the adapter lies, with a slash."""
+        return f"{peft.FOLDER}/" if self.method.splits else ""
+
+    @property
     def aim_output(self) -> bool:
         """Whether the original's outputs are aimed at, not its weights."""
+        return not self.method.splits and self._aims_at_outputs
+
+    @property
+    def _aims_at_outputs(self) -> bool:
         return self.method.aim == "output" or (self.method.aim == "auto" and bool(self.pair.kept))
 
     @property
@@ -60,13 +74,6 @@ class Job:
         if self.method.needs_activations or self.aim_output or self.method.rank_budget:
             return spec, self.options.samples + HELD_BACK
         return "builtin" if spec == "self" else spec, HELD_BACK
-
-    @property
-    def budget(self) -> int:
-        """Parameters of all pairs together under a budget."""
-        assert self.method.rank_budget is not None
-        weights = sum(math.prod(self.pair.compressed.linear_shape(name)) for name in self.names)
-        return int(self.method.rank_budget * weights)
 
 
 def compensate(
@@ -79,7 +86,7 @@ def compensate(
     """
     started = time.monotonic()
     job = _checked(method, source_name, out, options)
-    if same_weights(job.pair):
+    if not method.splits and same_weights(job.pair):
         compressed = job.pair.compressed
         result = _result(job, {"method": name_of("compensate", method)}, 0, compressed.bytes) | {
             "output": str(compressed.checkpoint.folder),
@@ -107,7 +114,7 @@ def _checked(method: CompensateMethod, source_name: str, out: Path, options: Com
     _check_method(job)
     calibration.check(*job.text, options.sequence_length)
     weights = sum(math.prod(compressed.linear_shape(name)) for name in names)
-    writing.check_out(out, folder, 4 * weights if options.merge else 0, options.overwrite)
+    writing.check_out(out, folder, 4 * weights if job.dense else 0, options.overwrite)
     return job
 
 
@@ -115,41 +122,21 @@ def _check_method(job: Job) -> None:
     method, compressed = job.method, job.pair.compressed
     if not job.names:
         raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to repair; ignore less")
-    if compressed.architecture.experts and not job.options.merge:
+    if method.splits and job.options.merge:
+        raise RequestError("--merge: would put back what this method takes out; drop it")
+    if compressed.architecture.experts and (method.splits or not job.options.merge):
         raise UnsupportedArchitecture(f"{compressed.family}: adapters cannot reach its experts; pass --merge")
-    if compressed.architecture.transposed and not job.options.merge:
+    if compressed.architecture.transposed and (method.splits or not job.options.merge):
         raise UnsupportedArchitecture(f"{compressed.family}: its linears are stored transposed; pass --merge")
     if compressed.architecture.experts and job.aim_output:
         raise UnsupportedArchitecture(
             f"{compressed.family}: its experts see other tokens than the original's; only --aim weight of unpruned ones is built"
         )
-    if compressed.adapter is not None and method.adapter_bits == 8 and not job.options.merge:
+    if compressed.adapter is not None and method.adapter_bits == 8 and not job.dense:
         raise RequestError(
             f"{compressed.adapter.folder}: this 16-bit adapter joins the new one; pass --adapter-bits 16, or --merge"
         )
-    smallest = min(job.names, key=lambda name: min(compressed.linear_shape(name)))
-    limit = min(compressed.linear_shape(smallest))
-    rank = method.uniform_rank(compressed)
-    if method.rank_budget is None and rank > limit:
-        raise RequestError(f"--rank {rank}: exceeds {limit}, the smaller side of {smallest}; lower it, or --ignore that linear")
-    cheapest = min(sum(compressed.linear_shape(name)) for name in job.names) * method.round_rank
-    if method.rank_budget is not None and job.budget < cheapest:
-        raise RequestError(
-            f"--rank-budget {method.rank_budget:g}: {job.budget} parameters are less than one pair of {cheapest}; raise it"
-        )
-
-
-def same_weights(both: Pair) -> bool:
-    """Whether every linear of the two models is the same, bit for bit; stops at the first that is not."""
-    compressed, original = both.compressed, both.original
-    if both.kept or compressed.quantized or compressed.adapter or original.quantized:
-        return False
-    import torch
-
-    from compresskit.skeleton import read_plain
-
-    names = [f"{name}.weight" for name in compressed.linears]
-    return all(torch.equal(read_plain(compressed, name), read_plain(original, name)) for name in names)
+    method.check_ranks(compressed, job.names)
 
 
 def _compensate(job: Job, bars: ProgressBars) -> dict[str, Any]:
@@ -177,7 +164,7 @@ def _compensate(job: Job, bars: ProgressBars) -> dict[str, Any]:
             writer.resume(progress)
             finished |= dict.fromkeys(writer.done, _written(job, request, writer))
         else:
-            writer.start(_configuration(job) if options.merge else None, compressed.checkpoint.folder, _side_files(job))
+            writer.start(_configuration(job) if job.dense else None, compressed.checkpoint.folder, _side_files(job))
             writer.facts |= {"blocks": [], "ranks": request.ranks}
         repair_blocks(request, _walks(job, tokens, where, finished), writer, bars)
         writer.copy([name for name in writer.specs if name in writer.missing], compressed.checkpoint)
@@ -185,18 +172,20 @@ def _compensate(job: Job, bars: ProgressBars) -> dict[str, Any]:
         writer.commit(manifest("compensate", settings, compressed.checkpoint, writer.hashes(), writer.facts | facts | text))
     written = sum(shard.size for shard in writer.shards)
     added = 0 if options.merge else sum(rank * sum(compressed.linear_shape(name)) for name, rank in request.ranks.items())
-    result = _result(job, settings, added, written if options.merge else compressed.checkpoint.bytes + written)
+    result = _result(job, settings, added, written if job.dense else compressed.checkpoint.bytes + written)
     seconds = {what: round(value, 2) for what, value in request.seconds.items()}
     return result | facts | {"ranks": request.ranks, "time_shares": seconds}
 
 
 def _plans(job: Job, request: Repair) -> tuple[list[TensorSpec], dict[str, list[TensorSpec]]]:
-    """The tensors of the merged checkpoint, or of the adapter's file."""
+    """The tensors of the dense checkpoint, and of the adapter's file."""
     compressed = job.pair.compressed
+    plan = merged_plan(compressed, dense_dtype(compressed)) if job.dense else []
     if job.options.merge:
-        return merged_plan(compressed, dense_dtype(compressed)), {}
+        return plan, {}
+    ranks = request.ranks if job.method.splits else adapter_ranks(compressed, request.ranks)
     dtype = factor_dtype(compressed, job.method.adapter_bits)
-    return [], {peft.WEIGHTS: adapter_plan(compressed, adapter_ranks(compressed, request.ranks), dtype)}
+    return plan, {job.adapter_folder + peft.WEIGHTS: adapter_plan(compressed, ranks, dtype)}
 
 
 def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, Any] | None, bars: ProgressBars) -> Repair:
@@ -206,8 +195,8 @@ def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, A
     from compresskit.compensate.repair import Repair, measured_gains
 
     method, compressed = job.method, job.pair.compressed
-    names = compressed.linears if job.options.merge else job.names
-    merged = TORCH_DTYPES[dense_dtype(compressed)] if job.options.merge else None
+    names = compressed.linears if job.dense else job.names
+    merged = TORCH_DTYPES[dense_dtype(compressed)] if job.dense else None
     factors = TORCH_DTYPES[factor_dtype(compressed, method.adapter_bits)]
     request = Repair(method, job.pair, names, job.aim_output, {}, factors, merged)
     if progress:
@@ -217,7 +206,7 @@ def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, A
     else:
         found = measured_gains(replace(request, names=job.names), _walks(job, tokens, where, {}), bars)
         costs = {name: sum(compressed.linear_shape(name)) for name in job.names}
-        request.ranks = deal_ranks(found, costs, job.budget, method.round_rank)
+        request.ranks = deal_ranks(found, costs, method.budget(compressed, job.names), method.round_rank)
     return request
 
 
@@ -237,7 +226,9 @@ def _written(job: Job, request: Repair, writer: writing.Writer) -> Model:
     """The source with what is in the partial folder."""
     if job.options.merge:
         return open_model(writer.partial)
-    writer.write_text(peft.CONFIG, _adapter_config(job, request, writer))
+    writer.write_text(job.adapter_folder + peft.CONFIG, _adapter_config(job, request, writer))
+    if job.method.splits:
+        return with_adapter(open_model(writer.partial), None)
     return with_adapter(replace(job.pair.compressed, adapter=None), writer.partial)
 
 
@@ -247,6 +238,8 @@ def _adapter_config(job: Job, request: Repair, writer: writing.Writer) -> str:
     for index, facts in enumerate(writer.facts["blocks"]):
         block = job.pair.compressed.block_name(index)
         scales |= {f"{block}.{short}": scale for short, scale in facts["scale"].items()}
+    if job.method.splits:
+        return peft.config_text(str(job.out.resolve()), {name: rank for name, rank in request.ranks.items() if rank}, scales)
     return peft.config_text(job.base, adapter_ranks(job.pair.compressed, request.ranks), scales)
 
 
@@ -260,7 +253,7 @@ def _configuration(job: Job) -> dict[str, Any]:
 def _side_files(job: Job) -> dict[str, str]:
     """Generated files of a ragged source, which its merged checkpoint needs too, by path."""
     compressed = job.pair.compressed
-    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.options.merge and compressed.ragged else ()
+    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.dense and compressed.ragged else ()
     return {name: (compressed.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
 
 

@@ -16,6 +16,8 @@ from compresskit.formats import open_format
 from compresskit.manifest import chain, changed_files
 from compresskit.model import Model
 from compresskit.opening import bind, with_adapter
+from compresskit.task_vectors import TernaryVector, facts_of, is_ternary, open_task_vector
+from compresskit.ternary.golomb import entropy
 
 BITS_PER_BYTE = 8
 
@@ -34,6 +36,8 @@ def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]
     Raises CheckpointError where the folder is neither a checkpoint nor an adapter.
     """
     folder = source.resolve(source_name)
+    if is_ternary(folder):
+        return _inspect_ternary(folder)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return _inspect_adapter(folder)
     checkpoint = open_checkpoint(folder)
@@ -57,7 +61,7 @@ def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]
         result |= weights | {"low_bit": _low_bit(model)} | _blocks(model)
         if model.adapter:
             result["adapter"] = _inspect_adapter(model.adapter.folder)
-    return result | {"chain": _chain(checkpoint), "changed_files": changed_files(folder, checkpoint.manifest or {})}
+    return result | {"chain": _links(checkpoint.manifest), "changed_files": changed_files(folder, checkpoint.manifest or {})}
 
 
 def readable(checkpoint: Checkpoint) -> bool:
@@ -99,9 +103,33 @@ def _blocks(model: Model) -> dict[str, Any]:
     }
 
 
-def _chain(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def _links(manifest: dict[str, Any] | None) -> list[dict[str, Any]]:
     kept = ("stage", "method", "version", "settings", "inputs", "outputs")
-    return [{key: link.get(key) for key in kept} for link in chain(checkpoint.manifest)]
+    return [{key: link.get(key) for key in kept} for link in chain(manifest)]
+
+
+def _inspect_ternary(folder: Path) -> dict[str, Any]:
+    """Density, scale, bits per entry beside the entropy bound, and non-zeros by tensor."""
+    vector = open_task_vector(folder, None)
+    assert isinstance(vector, TernaryVector)
+    tensors = vector.container.tensors
+    facts = facts_of(vector)
+    manifest = folder / "compresskit.json"
+    return {
+        "kind": "ternary adapter" if vector.is_adapter else "ternary checkpoint",
+        "folder": str(folder),
+        "bytes": vector.container.path.stat().st_size,
+        **facts,
+        "entropy_bits": entropy(facts["density_achieved"]),
+        "scales": sorted({entry.scale for entry in tensors.values()}),
+        "codings": dict(Counter(section.coding for entry in tensors.values() for section in entry.sections)),
+        "base": vector.container.facts.base,
+        "balanced": vector.container.facts.balanced,
+        "dense_tensors": len(vector.dense),
+        "nonzeros_by_tensor": {name: entry.nonzeros for name, entry in tensors.items()},
+        "chain": _links(read_json(manifest) if manifest.is_file() else None),
+        "changed_files": changed_files(folder, read_json(manifest) if manifest.is_file() else {}),
+    }
 
 
 def _inspect_adapter(folder: Path) -> dict[str, Any]:

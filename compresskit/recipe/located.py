@@ -13,7 +13,7 @@ from compresskit.errors import RequestError, near_miss
 
 LARGEST_FILE_BYTES = 1 << 20
 """A recipe is written by hand; a file above 1 MiB is another one."""
-MOST_NODES = 20_000
+MOST_NODES = 5_000
 """Aliases of aliases can unfold to billions of values."""
 
 

@@ -64,10 +64,10 @@ def test_a_mistake_is_refused_by_file_line_and_remedy(mistake: str, tmp_path: Pa
     text, line, words = MISTAKES[mistake]
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecipeError) as caught:
         load(path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     said = str(caught.value)
     assert said.startswith(f"{path}:{line}: "), said
     assert words in said
@@ -79,10 +79,10 @@ def test_a_billion_laughs_are_not_unfolded(tmp_path: Path) -> None:
     levels = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 10))
     path = tmp_path / "recipe.yaml"
     path.write_text(f"l0: &l0 [a, a]\n{levels}\n")
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecipeError, match="aliases"):
         load(path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_missing_file_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:

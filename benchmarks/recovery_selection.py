@@ -1,0 +1,104 @@
+"""Selections compared at equal budgets and steps: held-back response loss, wikitext, LAMBADA; one JSON line a run.
+
+    python benchmarks/recovery_selection.py --data DATA --compressed PRUNED --work FOLDER --out results.jsonl
+
+Runs that `results.jsonl` holds already are skipped, so that it can be stopped and started. `--ablation` switches each part
+of paser off alone instead of comparing methods. Fine-tuned checkpoints are deleted once measured. `--pool 0` takes all of
+the 32,711 samples, which is what a table needs; less shows whether everything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from recovery_share import losses, texts
+
+from compresskit import source
+from compresskit.methods import method_class
+from compresskit.pipeline.recovery import recover
+from compresskit.recover.contract import RecoverOptions
+
+METHODS = ("paser", "random", "kmeans", "dsir", "zip-fit", "full")
+ABLATION: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "no clusters": {"cluster_by": "none"},
+    "k-means for the diffusion map": {"cluster_by": "kmeans"},
+    "budget by size": {"share_by": "size"},
+    "divergence alone": {"pick_by": "divergence"},
+    "random within clusters": {"pick_by": "random"},
+    "no consistency": {"consistency": False},
+}
+
+
+def runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every run: its method, its settings, its seed."""
+    found = []
+    for seed in arguments.seeds:
+        for budget in arguments.budgets:
+            if arguments.ablation:
+                found += [{"name": n, "method": "paser", "seed": seed, "budget": budget, **more} for n, more in ABLATION.items()]
+            else:
+                found += [{"name": name, "method": name, "seed": seed, "budget": budget} for name in METHODS]
+    return found
+
+
+def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    settings = {key: value for key, value in run.items() if key not in ("name", "method", "seed")}
+    if run["method"] == "full":
+        del settings["budget"]
+    method = method_class("recover", run["method"])(**settings)
+    out = arguments.work / "out"
+    options = RecoverOptions(
+        original=arguments.dense, data=tuple(str(path) for path in sorted(arguments.data.glob("instructions-*.jsonl"))),
+        pool=arguments.pool, seed=run["seed"], loss=arguments.loss, steps=arguments.steps, batch_size=arguments.batch_size,
+        sequence_length=arguments.sequence_length, self_samples=arguments.self_samples, overwrite=True,
+        calibration=arguments.calibration, samples=16,
+    )  # fmt: skip
+    started, processor = time.monotonic(), time.process_time()
+    result = recover(method, arguments.compressed, out, options)
+    took = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - processor, 1)}
+    chosen = SimpleNamespace(**{**vars(arguments), "seed": run["seed"], "responses": 0})
+    found = texts(arguments.data, source.resolve(arguments.dense), chosen)
+    after = losses(out, {name: samples for name, samples in found.items() if samples})
+    shutil.rmtree(out)
+    held = {f"held_back_{when}": result[f"held_back_{when}"]["loss"] for when in ("before", "after")}
+    return run | {"steps": result["steps"], "selected": result["selected"], **held, **after, **took}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--compressed", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dense", default="demo:smollm2-135m")
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--loss", choices=("response", "distill"), default="response")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--self-samples", type=int, default=0)
+    parser.add_argument("--pool", type=int, default=0)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--passages", type=int, default=500)
+    parser.add_argument("--calibration", default="self")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    for run in runs(arguments):
+        if any(all(line.get(key) == value for key, value in run.items()) for line in done):
+            continue
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(one(run, arguments)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Several task vectors become one."""

@@ -1,0 +1,143 @@
+"""What recover writes: a merged checkpoint, a low-bit checkpoint with its adapter, an adapter alone, or a selection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit import layouts
+from compresskit.checkpoint import folder as folders
+from compresskit.checkpoint.reader import sha256
+from compresskit.checkpoint.writer import Writer
+from compresskit.formats import peft
+from compresskit.manifest import NAME, fingerprint, manifest
+from compresskit.model import Model
+from compresskit.opening import open_model, with_adapter
+from compresskit.recover.contract import Selection
+from compresskit.recover.selection import FILE, selection_lines
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compresskit.pipeline.recovery import Job
+    from compresskit.pipeline.training import Training
+
+REPORT = "recover.json"
+ADAPTER_DTYPE = "F32"
+Account = tuple[dict[str, Any], dict[str, Any], str]
+"""(settings, facts, the selection's lines)."""
+Measure = Callable[[Model], dict[str, Any] | None]
+
+
+def write_selection_only(job: Job, selection: Selection, settings: dict[str, Any]) -> dict[str, Any]:
+    """A folder with the selection, its report and the manifest."""
+    facts = {**job.reading, "selected": len(selection.choices), **selection.facts}
+    partial = folders.start_folder(job.out)
+    _write_reports(partial, facts, selection_lines(selection, job.pool))
+    made = manifest("recover", settings, job.model.checkpoint, {}, facts)
+    (partial / NAME).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    folders.commit_folder(partial, job.out)
+    return _result(job, settings, facts, (job.model.parameters, job.model.bytes))
+
+
+def write_adapter(job: Job, account: Account, training: Training, measure: Measure) -> dict[str, Any]:
+    """A PEFT adapter for the source as it is; it takes the place of an adapter that the source has."""
+    from safetensors.torch import save_file
+
+    settings, facts, lines = account
+    partial = folders.start_folder(job.out)
+    tensors: dict[str, Tensor] = {}
+    for name, pair in training.factors.items():
+        tensors |= {key: part.contiguous() for key, part in zip(peft.factor_names(name), pair, strict=True)}
+    save_file(tensors, partial / peft.WEIGHTS, metadata={"format": "pt"})
+    (partial / peft.WEIGHTS).chmod(0o644)
+    base = str(job.model.checkpoint.folder.resolve())
+    (partial / peft.CONFIG).write_text(peft.config_text(base, _ranks(training)), encoding="utf-8")
+    found = with_adapter(job.model, partial)
+    facts = facts | {"held_back_after": measure(found)}
+    _write_reports(partial, facts, lines)
+    hashes = {peft.WEIGHTS: sha256(partial / peft.WEIGHTS)}
+    made = manifest("recover", settings, job.model.checkpoint, hashes, facts)
+    (partial / NAME).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    folders.commit_folder(partial, job.out)
+    numbers = sum(part.numel() for pair in training.factors.values() for part in pair)
+    return _result(job, settings, facts, (numbers, (job.out / peft.WEIGHTS).stat().st_size))
+
+
+def write_checkpoint(job: Job, account: Account, training: Training, measure: Measure) -> dict[str, Any]:
+    """The checkpoint with the update merged in, or, where the weights are low-bit, with the adapter beside them."""
+    settings, facts, lines = account
+    model = job.model
+    plan = list(model.checkpoint.tensors.values())
+    beside = model.quantized
+    shapes = {name: model.linear_shape(name) for name in training.factors}
+    ranks = _ranks(training)
+    adapter = [spec for name in ranks for spec in peft.plan(name, shapes[name], ranks[name], ADAPTER_DTYPE)]
+    extra = {f"{peft.FOLDER}/{peft.WEIGHTS}": adapter} if beside else {}
+    with Writer(job.out, plan, job.shard_bytes, fingerprint("recover", settings), extra) as writer:
+        writer.start(dict(model.checkpoint.config), model.checkpoint.folder, _side_files(job, ranks if beside else {}))
+        if beside:
+            writer.copy(list(model.checkpoint.tensors), model.checkpoint)
+            for name, pair in training.factors.items():
+                for key, part in zip(peft.factor_names(name), pair, strict=True):
+                    writer.put(key, part)
+        else:
+            _merge(model, training, writer)
+        found = with_adapter(open_model(writer.partial, job.options.trust_remote_code), None)
+        facts = facts | {"held_back_after": measure(found)}
+        _write_reports(writer.partial, facts, lines)
+        writer.commit(manifest("recover", settings, model.checkpoint, writer.hashes(), facts))
+    found = with_adapter(open_model(job.out, job.options.trust_remote_code), None)
+    return _result(job, settings, facts, (found.parameters, found.bytes))
+
+
+def _merge(model: Model, training: Training, writer: Writer) -> None:
+    """W + B A of every trained linear, in the dtype in which W is stored; all else bit for bit."""
+    from compresskit import skeleton
+    from compresskit.checkpoint.dtypes import TORCH_DTYPES
+
+    stored = replace(model, adapter=None)
+    names = {model.stored_name(f"{name}.weight"): name for name in training.factors}
+    writer.copy([name for name in model.checkpoint.tensors if name not in names], model.checkpoint)
+    for key, name in names.items():
+        first, second = training.factors[name]
+        weight = skeleton.read_plain(stored, f"{name}.weight").float() + second @ first
+        dtype = TORCH_DTYPES[model.checkpoint.spec(key).dtype]
+        writer.put(key, skeleton.to_stored(stored, f"{name}.weight", weight.to(dtype)))
+
+
+def _side_files(job: Job, ranks: dict[str, int]) -> dict[str, str]:
+    """Generated files of a ragged source, and the configuration of the adapter."""
+    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.model.ragged else ()
+    files = {name: (job.model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+    if ranks:
+        files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(job.out), ranks)
+    return files
+
+
+def _ranks(training: Training) -> dict[str, int]:
+    return {name: first.shape[0] for name, (first, _) in training.factors.items()}
+
+
+def _write_reports(folder: Path, facts: dict[str, Any], lines: str) -> None:
+    (folder / FILE).write_text(lines, encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _result(job: Job, settings: dict[str, Any], facts: dict[str, Any], after: tuple[int, int]) -> dict[str, Any]:
+    """`after`: (parameters, bytes) of what was written."""
+    left_out = ("losses", "ranks")
+    return {
+        "stage": "recover",
+        "method": settings["method"],
+        "output": str(job.out),
+        "source": str(job.model.checkpoint.folder),
+        "parameters_before": job.model.parameters,
+        "parameters_after": after[0],
+        "bytes_before": job.model.bytes,
+        "bytes_after": after[1],
+        "settings": settings,
+    } | {key: value for key, value in facts.items() if key not in left_out}

@@ -1,0 +1,125 @@
+"""From a selection to trained factors: the training set, the original's predictions, the ranks, the course."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from compresskit.calibration.sampling import Sampling, self_tokens
+from compresskit.model import Model
+from compresskit.progress import ProgressBars
+from compresskit.recover import ranks as ranking
+from compresskit.recover.contract import Selection
+from compresskit.recover.encoding import Sample
+from compresskit.recover.held_back import mean_losses
+from compresskit.recover.instructions import Instruction
+from compresskit.recover.passes import open_walk
+from compresskit.recover.schedule import loss_curve, steps_of
+from compresskit.recover.selection import read_selection
+from compresskit.recover.teacher import Teacher, ask, width_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from compresskit.pipeline.recovery import Job
+
+    Where = tuple[torch.device, torch.dtype]
+
+
+VECTORS = "vectors.safetensors"
+"""The vectors of the pool and of what is held back, in the workspace."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came of the fine-tuning."""
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    """(A, B) by linear, float32."""
+    facts: dict[str, Any]
+
+
+def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) -> Training:
+    """Train low-rank pairs for all linears of the blocks on the selection and on texts of the original itself."""
+    from compresskit.recover.finetune import Course, add_factors, factors, train, whole_network
+
+    options, model = job.options, job.model
+    samples = [job.pool[choice.sample] for choice in selection.choices]
+    own = _own_samples(job, where, bars)
+    distilled = options.loss == "distill"
+    # The original's predictions say at the prompt's tokens as much as at the response's.
+    whole = [distilled] * len(samples) + [True] * len(own)
+    samples += own
+    teacher = _teacher(job, samples, where, bars) if distilled else None
+    steps = steps_of([len(s.tokens) for s in samples], options.batch_size, options.epochs, options.steps, options.seed)
+    ranks = linear_ranks(model, options.rank)
+    network = whole_network(replace(model, adapter=None), *where, options.trust_remote_code)
+    trained = add_factors(network, ranks, model.adapter, options.seed)
+    course = Course(
+        samples, whole, steps, teacher, width_of(int(model.checkpoint.config["vocab_size"])), options.learning_rate,
+        options.seed, options.checkpoint_steps, options.gradient_checkpointing,
+    )  # fmt: skip
+    history = train(trained, course, where[0], job.workspace / "trainer", lambda done, total, _: bars("training", done, total))
+    facts = {
+        "self_samples": len(own),
+        "steps": len(steps),
+        "losses": [entry["loss"] for entry in history],
+        "loss_curve": loss_curve([entry["loss"] for entry in history]),
+        "tokens_learned": int(sum(entry["tokens"] for entry in history)),
+        "rank_total": sum(ranks.values()),
+        "ranks": _block_ranks(model, ranks),
+    }
+    return Training(factors(trained, list(ranks)), facts)
+
+
+def linear_ranks(model: Model, rank: int) -> dict[str, int]:
+    """Rank of every linear's pair: the adapter's own where there is one, else by the blocks' importances."""
+    if model.adapter is not None:
+        return {name: model.adapter.rank(name) for name in model.adapter.names}
+    known = ranking.known_importances(model.checkpoint.manifest, model.block_count)
+    by_block = ranking.block_ranks(rank, known or [1.0] * model.block_count)
+    return {name: min(by_block[model.block_of(name)], *model.linear_shape(name)) for name in model.linears}
+
+
+def _block_ranks(model: Model, ranks: dict[str, int]) -> list[int]:
+    """The largest rank in every block."""
+    found = [0] * model.block_count
+    for name, rank in ranks.items():
+        found[model.block_of(name)] = max(found[model.block_of(name)], rank)
+    return found
+
+
+def _own_samples(job: Job, where: Where, bars: ProgressBars) -> list[Sample]:
+    """Fresh texts of the original: another seed than calibration text has."""
+    options = job.options
+    if not options.self_samples:
+        return []
+    how = Sampling(options.seed + 1, *where, options.trust_remote_code, lambda done, total: bars("sampling text", done, total))
+    tokens, _ = self_tokens(job.original, (options.self_samples, options.sequence_length), how)
+    rows: list[list[int]] = tokens.tolist()
+    return [Sample(Instruction(i, "self", [], "", "self"), row, 1) for i, row in enumerate(rows)]
+
+
+def _teacher(job: Job, samples: list[Sample], where: Where, bars: ProgressBars) -> Teacher:
+    walk = open_walk(job.original, *where, job.options.trust_remote_code)
+    return ask(walk, samples, job.workspace / "teacher", lambda done, total: bars("asking the original", done, total))
+
+
+def held_back_losses(job: Job, model: Model, where: Where) -> dict[str, Any] | None:
+    """Mean response losses of a model on what is never trained on; None where nothing is held back."""
+    if not job.held_back:
+        return None
+    return mean_losses(open_walk(model, *where, job.options.trust_remote_code), job.held_back, held_back_clusters(job))
+
+
+def held_back_clusters(job: Job) -> list[int] | None:
+    """The cluster of the most similar sample of the pool, for every sample held back; None where there are no clusters."""
+    selection, file = read_selection(job.workspace), job.workspace / VECTORS
+    if selection is None or not selection.labels or not file.is_file():
+        return None
+    vectors: Tensor = load_file(file)["vectors"]
+    pool, held = vectors.split([len(job.pool), len(job.held_back)])  # type: ignore[no-untyped-call]
+    return [selection.labels[i] for i in (held @ pool.T).argmax(dim=1).tolist()]

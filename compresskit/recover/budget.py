@@ -1,0 +1,43 @@
+"""Deal a budget to clusters: exact, in proportion to their weights, never more than a cluster has. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from compresskit.errors import RequestError
+
+
+def split_budget(weights: Sequence[float], sizes: Sequence[int], budget: int) -> list[int]:
+    """n_k: floor(budget * w_k / sum w) and the remainders to the largest fractions; the sum is the budget exactly.
+
+    What a cluster cannot take flows to the others in proportion to their weights; clusters of weight 0 take only what
+    all others cannot. Weights are at least 0. Raises RequestError where the budget exceeds all samples.
+    """
+    if budget > sum(sizes):
+        raise RequestError(f"--budget: {budget} samples are asked for, {sum(sizes)} are there; ask for less")
+    counts = [0] * len(sizes)
+    exact = [Fraction(weight) for weight in weights]
+    left = budget
+    open_ = [k for k, size in enumerate(sizes) if size]
+    while left:
+        total = sum(exact[k] for k in open_)
+        shares = {k: left * (exact[k] / total if total else Fraction(sizes[k], sum(sizes[j] for j in open_))) for k in open_}
+        full = [k for k in open_ if shares[k] >= sizes[k]]
+        if not full:
+            return _rounded(counts, shares, left)
+        for k in full:
+            counts[k] = sizes[k]
+            left -= sizes[k]
+        open_ = [k for k in open_ if k not in full]
+    return counts
+
+
+def _rounded(counts: list[int], shares: dict[int, Fraction], left: int) -> list[int]:
+    """Largest remainders; every share lies below its cluster's size, so one more always fits."""
+    for k, share in shares.items():
+        counts[k] = int(share)
+    largest = sorted(shares, key=lambda k: (int(shares[k]) - shares[k], k))
+    for k in largest[: left - sum(int(share) for share in shares.values())]:
+        counts[k] += 1
+    return counts

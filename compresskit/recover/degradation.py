@@ -1,0 +1,50 @@
+"""What a compressed model lost on a sample: PASER's degradation (arXiv 2502.12594), teacher-forced.
+
+    JSD(P, Q) = KL(P || M) / 2 + KL(Q || M) / 2,   M = (P + Q) / 2                        in nats, 0 to ln 2
+    degradation(sample) = mean over response tokens of JSD(P_original(. | x, y_<t), P_compressed(. | x, y_<t))
+
+The released code scores the prompt too and sums over tokens, which rewards length; this follows the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from compresskit.errors import NumericalError
+from compresskit.recover.encoding import Sample
+from compresskit.recover.passes import chunks, predictions
+from compresskit.walk import Walk
+
+
+def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
+    """Divergence in nats of two sets of logits (rows, vocabulary) -> (rows,)."""
+    log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
+    # Written so that equal inputs give exactly 0: log1p(exp(-0)) is log 2 to the last bit.
+    log_m = torch.maximum(log_p, log_q) + ((-(log_p - log_q).abs()).exp().log1p() - math.log(2))
+    divergence = 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(dim=-1)
+    # The sum over a large vocabulary leaves the bounds by its rounding alone.
+    return divergence.clamp(0, math.log(2))
+
+
+def divergences(
+    original: Walk, compressed: Walk, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
+) -> list[float]:
+    """The degradation of every sample; neither model is ever whole in memory."""
+    found = [0.0] * len(samples)
+    done = 0
+    for chunk in chunks(samples, original.model.hidden_size):
+        sums = torch.zeros(len(chunk), dtype=torch.float64)
+        for rows in predictions([original, compressed], [samples[i] for i in chunk]):
+            sums.index_add_(0, rows.owners, jensen_shannon(*rows.logits).double().cpu())
+        if not bool(sums.isfinite().all()):
+            raise NumericalError(f"{compressed.model.checkpoint.folder}: its predictions hold NaN; use --dtype float32")
+        for index, total in zip(chunk, sums.tolist(), strict=True):
+            found[index] = total / max(1, samples[index].response_tokens)
+        done += len(chunk)
+        if progress:
+            progress(done, len(samples))
+    return found

@@ -1,0 +1,173 @@
+"""Instruction data out of JSONL, JSON or parquet files, in the four shapes that are in use.
+
+    Alpaca           instruction, input, output (or response)
+    Dolly            instruction, context, response
+    messages         messages or conversations: [{role, content}] or ShareGPT's [{from, value}]; the last answer is the response
+    prompt-response  prompt (or question) and response (completion, answer, output)
+
+The shape is found once a file, from its first row, and reported. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import RequestError
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+ROLES = {
+    "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bot": "assistant", "system": "system",
+}  # fmt: skip
+"""Whose turn it is, by the names that data sets give to speakers."""
+CONVERSATIONS = ("messages", "conversations")
+PROMPTS = ("prompt", "question", "query")
+RESPONSES = ("response", "completion", "answer", "output")
+CONTEXTS = ("input", "context")
+SHOWN_KEYS = 8
+
+Turns = list[dict[str, str]]
+"""[{"role": ..., "content": ...}], without the response."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One sample as read: everything before the response, and the response."""
+
+    row: int
+    """Number of the row in its file, from 0."""
+    file: str
+    turns: Turns
+    response: str
+    source: str
+    """The row's own `source`, else the file's name: what is held back is drawn from each."""
+
+    @property
+    def text(self) -> str:
+        """Everything that was said."""
+        return "\n".join([*(turn["content"] for turn in self.turns), self.response])
+
+
+@dataclass
+class Reading:
+    """What was read, and what was left out."""
+
+    samples: list[Instruction]
+    shapes: dict[str, str]
+    """The shape of each file, by name."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows left out, by reason."""
+
+
+def read_instructions(paths: Sequence[Path]) -> Reading:
+    """All samples of the files; empty ones are dropped and counted.
+
+    Raises RequestError where a file is missing, is not what its ending says, or holds no instruction data.
+    """
+    reading = Reading([], {}, {"empty": 0})
+    for path in paths:
+        rows = _rows(path)
+        if not rows:
+            raise RequestError(f"{path}: holds no rows; give instruction data")
+        shape, convert = _shape_of(rows[0], path)
+        reading.shapes[path.name] = shape
+        for number, row in enumerate(rows):
+            turns, response = _converted(convert, row, path, number)
+            if response.strip() and any(turn["content"].strip() for turn in turns if turn["role"] == "user"):
+                source = str(row.get("source") or path.stem)
+                reading.samples.append(Instruction(number, path.name, turns, response.strip(), source))
+            else:
+                reading.dropped["empty"] += 1
+    return reading
+
+
+def _rows(path: Path) -> list[Row]:
+    if path.suffix.lower() not in SUFFIXES:
+        raise RequestError(f"{path}: instruction data is read from {', '.join(SUFFIXES)} files; convert it")
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file; give instruction data as --data FILE.jsonl")
+    if path.suffix.lower() == ".parquet":
+        return _parquet_rows(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read as UTF-8 text ({error}); convert it") from error
+    if path.suffix.lower() == ".json":
+        return _checked_rows(_parsed(text, path, 1), path)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return _checked_rows([_parsed(line, path, number) for number, line in lines], path)
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}: line {line + error.lineno - 1} is not JSON ({error.msg}); mend or remove it") from error
+
+
+def _checked_rows(value: Any, path: Path) -> list[Row]:
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise RequestError(f"{path}: expected JSON objects, one a sample; give a list of objects, or one object a line")
+    return value
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise RequestError(f"{path}: reading parquet takes pyarrow; pip install 'compresskit[data]'")
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise RequestError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); write it again") from error
+    return rows
+
+
+Converter = Callable[[Row], tuple[Turns, str]]
+
+
+def _shape_of(row: Row, path: Path) -> tuple[str, Converter]:
+    """(name, what takes a row apart); RequestError names the keys where none fits."""
+    turns = next((key for key in CONVERSATIONS if isinstance(row.get(key), list)), None)
+    if turns is not None:
+        return "messages", lambda row: _from_messages(row[turns])
+    response = next((key for key in RESPONSES if key in row), None)
+    keys = ", ".join(list(row)[:SHOWN_KEYS])
+    if response is None:
+        raise RequestError(f"{path}: its rows have no response field (keys: {keys}); rename one to output or response")
+    if "instruction" in row:
+        context = next((key for key in CONTEXTS if key in row), "input")
+        return "dolly" if context == "context" else "alpaca", lambda row: _from_fields(row, ("instruction", context), response)
+    prompt = next((key for key in PROMPTS if key in row), None)
+    if prompt is None:
+        raise RequestError(f"{path}: its rows have no instruction or prompt field (keys: {keys}); rename one to instruction")
+    return "prompt-response", lambda row: _from_fields(row, (prompt,), response)
+
+
+def _from_fields(row: Row, prompts: tuple[str, ...], response: str) -> tuple[Turns, str]:
+    asked = "\n\n".join(part for part in (str(row.get(key) or "").strip() for key in prompts) if part)
+    return [{"role": "user", "content": asked}], str(row[response] or "")
+
+
+def _from_messages(messages: list[dict[str, Any]]) -> tuple[Turns, str]:
+    turns = []
+    for message in messages:
+        speaker = str(message["role"] if "role" in message else message["from"]).lower()
+        content = message["content"] if "content" in message else message["value"]
+        turns.append({"role": ROLES[speaker], "content": str(content or "")})
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
+    return (turns[:last], turns[last]["content"]) if last >= 0 else (turns, "")
+
+
+def _converted(convert: Converter, row: Row, path: Path, number: int) -> tuple[Turns, str]:
+    try:
+        return convert(row)
+    except (KeyError, TypeError) as error:
+        raise RequestError(f"{path}: row {number} is not like the first one ({error} is missing or unknown); mend it") from error

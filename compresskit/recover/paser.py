@@ -1,0 +1,149 @@
+"""PASER: spend the budget on the capabilities that the compressed model lost, on the samples that repair most per cost.
+
+PASER, arXiv 2502.12594, section 3. For clusters k of the pool and a budget of b samples:
+
+    CDS_k = mean over the cluster's samples of their degradation                     (degradation.py)
+    n_k   = b CDS_k / sum CDS, whole numbers, at most the cluster's size             (budget.py)
+    IES(i) = JSD_i / log(cost_i),  cost_i = (tokens of sample i)^2
+    taken: the n_k of largest IES that do not contradict the concept graph           (concepts.py)
+
+symbol  meaning                           shape        name here
+JSD_i   degradation of a sample, nats     (samples,)   divergences
+CDS_k   degradation of a cluster          (clusters,)  degradations
+n_k     samples of a cluster              (clusters,)  counts
+IES     efficiency score                  (samples,)   scores
+
+Differs from the paper: clusters by a sparse neighbour graph (clustering.py); a cluster whose consistent samples run out
+is filled up with the skipped ones of fewest conflicts, so that n_k stays exact. Each of the five parts can be switched
+off alone by its setting.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compresskit.recover.budget import split_budget
+from compresskit.recover.concepts import ConceptGraph, concepts_of
+from compresskit.recover.contract import BudgetMethod, Choice, Pool, Selection
+
+
+def cost(tokens: int) -> int:
+    """Cost of a sample: quadratic in its length."""
+    return tokens**2
+
+
+def efficiency(divergence: float, tokens: int) -> float:
+    """IES; the logarithm is taken of at least 2 tokens' cost, so that it is positive."""
+    return divergence / math.log(cost(max(2, tokens)))
+
+
+class Paser(BudgetMethod):
+    """Clusters, their degradation, an exact budget, efficiency, consistency."""
+
+    clusters: Annotated[int, Field(ge=0)] = 0
+    """Number of clusters; 0 finds it by the eigengap."""
+    most_clusters: Annotated[int, Field(ge=2)] = 20
+    """The most clusters that the eigengap may find."""
+    neighbours: Annotated[int, Field(ge=1)] = 15
+    """Neighbours of a sample in the graph."""
+    embedder: str = ""
+    """Folder of an encoder; left out, the compressed model's own hidden states."""
+    cluster_by: Literal["diffusion", "kmeans", "none"] = "diffusion"
+    """How samples are grouped; none makes one cluster."""
+    share_by: Literal["degradation", "size"] = "degradation"
+    """What deals the budget to clusters."""
+    pick_by: Literal["efficiency", "divergence", "random"] = "efficiency"
+    """Which samples of a cluster come first."""
+    consistency: bool = True
+    """Skip samples that pair known concepts never seen together."""
+
+    def select(self, pool: Pool) -> Selection:
+        """The five parts in order."""
+        members = self._clusters(pool)
+        divergences = pool.divergences()
+        sizes = [len(each) for each in members]
+        degradations = [statistics.fmean(divergences[i] for i in each) for each in members]
+        weights = degradations if self.share_by == "degradation" else [float(size) for size in sizes]
+        counts = split_budget(weights, sizes, self.count(pool))
+        order = self._order(pool, divergences)
+        concepts = concepts_of([sample.instruction.text for sample in pool.samples]) if self.consistency else None
+        graph = ConceptGraph()
+        choices: list[Choice] = []
+        skipped = 0
+        # The most degraded first: what they teach sets the concepts that later clusters may not contradict.
+        for k in sorted(range(len(members)), key=lambda k: -degradations[k]):
+            taken, passed = _take(sorted(members[k], key=lambda i: -order[i]), counts[k], graph, concepts)
+            skipped += passed
+            for i, reason in taken:
+                tokens = len(pool.samples[i].tokens)
+                choices.append(Choice(i, reason, k, divergences[i], cost(tokens), efficiency(divergences[i], tokens)))
+        clusters = [
+            {"size": size, "degradation": degradation, "budget": count, "sources": _sources(pool, each)}
+            for size, degradation, count, each in zip(sizes, degradations, counts, members, strict=True)
+        ]
+        labels = [0] * len(pool.samples)
+        for k, each in enumerate(members):
+            for i in each:
+                labels[i] = k
+        return Selection(choices, {"clusters": clusters, "conflicting": skipped}, labels if self.cluster_by != "none" else [])
+
+    def _clusters(self, pool: Pool) -> list[list[int]]:
+        """Positions of the samples of every cluster."""
+        if self.cluster_by == "none":
+            return [list(range(len(pool.samples)))]
+        from compresskit.recover import clustering
+
+        points = pool.embeddings(self.embedder)
+        if self.cluster_by == "kmeans":
+            labels = clustering.kmeans(points, self.clusters or self.most_clusters, pool.seed)
+        else:
+            labels = clustering.diffusion_clusters(points, self.clusters, self.neighbours, self.most_clusters, pool.seed)
+        return [[int(i) for i in (labels == k).nonzero()[0]] for k in range(int(labels.max()) + 1)]
+
+    def _order(self, pool: Pool, divergences: Sequence[float]) -> list[float]:
+        """What samples of a cluster are sorted by, the largest first."""
+        if self.pick_by == "efficiency":
+            lengths = (len(sample.tokens) for sample in pool.samples)
+            return [efficiency(divergence, tokens) for divergence, tokens in zip(divergences, lengths, strict=True)]
+        if self.pick_by == "divergence":
+            return list(divergences)
+        generator = random.Random(pool.seed)  # noqa: S311
+        return [generator.random() for _ in divergences]
+
+
+def _take(
+    ordered: Sequence[int], count: int, graph: ConceptGraph, concepts: Sequence[frozenset[str]] | None
+) -> tuple[list[tuple[int, str]], int]:
+    """(`count` samples with the reason of each, how many were skipped): consistent ones, then those of fewest conflicts."""
+    if concepts is None:
+        return [(i, "best score of its cluster") for i in ordered[:count]], 0
+    taken: list[tuple[int, str]] = []
+    skipped: list[int] = []
+    for i in ordered:
+        if len(taken) == count:
+            break
+        if graph.conflicts(concepts[i]):
+            skipped.append(i)
+        else:
+            graph.accept(concepts[i])
+            taken.append((i, "best score of its cluster, consistent"))
+    missing = count - len(taken)
+    place = {i: position for position, i in enumerate(skipped)}
+    for i in sorted(skipped, key=lambda i: (graph.conflicts(concepts[i]), place[i]))[:missing]:
+        taken.append((i, f"fills the budget, {graph.conflicts(concepts[i])} conflicts"))
+    return taken, len(skipped) - missing
+
+
+def _sources(pool: Pool, members: Sequence[int]) -> dict[str, int]:
+    """How many of a cluster's samples come from which data source, the largest first."""
+    counts: dict[str, int] = {}
+    for i in members:
+        name = pool.samples[i].instruction.source
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,0 +1,55 @@
+"""Which samples an optimiser step sees, and which of them are computed together. Loads no torch.
+
+The order is decided before training starts, so that a resumed run sees what the interrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+
+MICRO_BATCH_TOKENS = 1024
+"""Bound on the padded tokens of one forward and backward pass; the logits of 1,024 tokens take 200 MB at 49,152 words."""
+
+CURVE_POINTS = 40
+MARKS = "▁▂▃▄▅▆▇█"
+
+Step = list[list[int]]
+"""Micro-batches of one optimiser step, as positions of samples."""
+
+
+def steps_of(lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int) -> list[Step]:
+    """Every optimiser step in order: each epoch a new shuffle; the samples of a step grouped by length."""
+    wanted = steps or max(1, math.ceil(epochs * len(lengths) / batch_size))
+    generator = random.Random(seed)  # noqa: S311
+    queue: list[int] = []
+    found: list[Step] = []
+    while len(found) < wanted:
+        if len(queue) < min(batch_size, len(lengths)):
+            order = list(range(len(lengths)))
+            generator.shuffle(order)
+            queue += order
+        chosen, queue = queue[:batch_size], queue[batch_size:]
+        found.append(_micro_batches(chosen, lengths))
+    return found
+
+
+def _micro_batches(chosen: Sequence[int], lengths: Sequence[int]) -> Step:
+    """By length, the longest first, as many as stay below the bound."""
+    step: Step = []
+    for index in sorted(chosen, key=lambda i: (-lengths[i], i)):
+        if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > MICRO_BATCH_TOKENS:
+            step.append([])
+        step[-1].append(index)
+    return step
+
+
+def loss_curve(losses: Sequence[float]) -> str:
+    """The losses of all steps as one line of at most `CURVE_POINTS` marks, each a mean, the lowest to the highest."""
+    points = min(CURVE_POINTS, len(losses))
+    bounds = [len(losses) * i // points for i in range(points + 1)] if points else []
+    means = [sum(losses[first:last]) / (last - first) for first, last in itertools.pairwise(bounds)]
+    low, width = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+    return "".join(MARKS[round((mean - low) / width * (len(MARKS) - 1)) if width else 0] for mean in means)

@@ -1,0 +1,93 @@
+"""The original's predictions for training samples, computed once by the walk and kept on the disk.
+
+Of every position the `TOP` most likely tokens and their log-probabilities are kept; the mass of all others is one more
+outcome, known because all must sum to 1. At 49,152 tokens of vocabulary that is 0.2% of the whole distribution.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compresskit.checkpoint.writer import sync
+from compresskit.recover.encoding import Sample
+from compresskit.recover.passes import chunks, predictions
+from compresskit.walk import Walk
+
+TOP = 64
+"""Tokens kept of a position."""
+READY = "teacher.json"
+SMALLEST_REST = 1e-6
+"""Mass of all other tokens that is counted at least; the rounding of float16 log-probabilities is larger."""
+
+
+class Teacher:
+    """Top tokens by sample: memory-mapped, so that they take no memory."""
+
+    def __init__(self, folder: Path, lengths: Sequence[int]):
+        """`lengths`: tokens of every sample; position t predicts token t + 1."""
+        self.offsets = np.concatenate([[0], np.cumsum([length - 1 for length in lengths])])
+        self.folder = folder
+
+    def open(self, width: int, mode: Literal["r", "w+"] = "r") -> tuple[np.memmap, np.memmap]:
+        """(token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
+        shape = (int(self.offsets[-1]), width)
+        tokens = np.memmap(self.folder / "tokens.i32", np.int32, mode, shape=shape)
+        return tokens, np.memmap(self.folder / "log_probabilities.f16", np.float16, mode, shape=shape)
+
+    def read(self, sample: int, width: int) -> tuple[Tensor, Tensor]:
+        """(token numbers (length - 1, width) int64, log-probabilities float32) of one sample."""
+        tokens, values = self.open(width)
+        part = slice(int(self.offsets[sample]), int(self.offsets[sample + 1]))
+        return torch.from_numpy(tokens[part].astype(np.int64)), torch.from_numpy(values[part].astype(np.float32))
+
+
+def width_of(vocabulary: int) -> int:
+    """Tokens kept of a position: `TOP`, fewer where the vocabulary is smaller."""
+    return min(TOP, vocabulary - 1)
+
+
+def ask(walk: Walk, samples: Sequence[Sample], folder: Path, progress: Callable[[int, int], None] | None = None) -> Teacher:
+    """The teacher of these samples, from the folder where an earlier run left it whole."""
+    teacher = Teacher(folder, [len(sample.tokens) for sample in samples])
+    if (folder / READY).is_file():
+        return teacher
+    folder.mkdir(parents=True, exist_ok=True)
+    width = width_of(int(walk.model.checkpoint.config["vocab_size"]))
+    tokens, values = teacher.open(width, "w+")
+    done = 0
+    for chunk in chunks(samples, walk.model.hidden_size):
+        offsets = torch.from_numpy(teacher.offsets[chunk])
+        for rows in predictions([walk], [samples[i] for i in chunk], whole=True):
+            top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
+            places = (offsets[rows.owners] + rows.positions).numpy()
+            tokens[places] = top.indices.int().cpu().numpy()
+            values[places] = top.values.half().cpu().numpy()
+        done += len(chunk)
+        if progress:
+            progress(done, len(samples))
+    tokens.flush()
+    values.flush()
+    (folder / READY).write_text(json.dumps({"width": width, "positions": int(teacher.offsets[-1])}), encoding="utf-8")
+    sync(folder / READY)
+    return teacher
+
+
+def distillation_losses(logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:
+    """KL(teacher || student) over the kept tokens and the rest as one outcome, in nats.
+
+    logits (rows, vocabulary), tokens and log_probabilities (rows, width) -> (rows,).
+    """
+    log_student = logits.log_softmax(dim=-1)
+    kept = log_student.gather(-1, tokens)
+    rest = log_student.scatter(-1, tokens, -torch.inf).logsumexp(dim=-1)
+    probabilities = log_probabilities.exp()
+    teacher_rest = (1 - probabilities.sum(dim=-1)).clamp(min=SMALLEST_REST)
+    inside = (probabilities * (log_probabilities - kept)).sum(dim=-1)
+    return inside + teacher_rest * (teacher_rest.log() - rest)

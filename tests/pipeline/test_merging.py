@@ -1,0 +1,167 @@
+"""`merge` from the command line: ternary and dense sources, other ranks, checkpoints, similarity, refusals. End to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_damage import edit_tensors
+from safetensors.torch import load_file, save_file
+
+from compresskit.cli import main
+from compresskit.formats import peft
+from compresskit.formats.peft import open_adapter
+from compresskit.opening import open_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return int(caught.value.code or 0), output.out, output.err
+
+    return call
+
+
+def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, skip: int = 0) -> Path:
+    """A random LoRA adapter of a tiny checkpoint's linears, but for the first `skip`."""
+    model = open_model(base)
+    names = model.linears[skip:]
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name in names:
+        rows, columns = model.linear_shape(name)
+        for factor, shape in zip(peft.factor_names(name), ((rank, columns), (rows, rank)), strict=True):
+            tensors[factor] = torch.randn(shape, generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / peft.WEIGHTS)
+    (folder / peft.CONFIG).write_text(peft.config_text(str(base), dict.fromkeys(names, rank)))
+    return folder
+
+
+@pytest.fixture
+def adapters(tiny: dict[str, Path], tmp_path: Path) -> list[Path]:
+    return [make_adapter(tiny["llama"], tmp_path / f"a{seed}", seed) for seed in range(3)]
+
+
+def compressed(run: Run, adapters: list[Path], *more: str) -> tuple[list[Path], list[Path]]:
+    """(ternary folders, the same expanded)."""
+    ternary, expanded = [], []
+    for adapter in adapters:
+        ternary.append(adapter.with_name(adapter.name + ".c"))
+        expanded.append(adapter.with_name(adapter.name + ".e"))
+        assert run("quantize", "compeft", adapter, ternary[-1], "--no-balance", *more)[0] == 0
+        assert run("expand", ternary[-1], expanded[-1])[0] == 0
+    return ternary, expanded
+
+
+WEIGHTED = ("average", "--weights", "1", "--weights", "2", "--weights", "0.5")
+
+
+@pytest.mark.parametrize("arguments", [("average",), ("task-arithmetic",), ("ties", "--density", "1"), ("pcb",), WEIGHTED])
+def test_merging_ternary_sources_gives_exactly_what_their_expansions_give(
+    arguments: tuple[str, ...], run: Run, adapters: list[Path], tmp_path: Path
+) -> None:
+    ternary, expanded = compressed(run, adapters)
+    method, *flags = arguments
+    for sources, out in ((ternary, "t"), (expanded, "f")):
+        code, text, err = run("merge", method, *sources, tmp_path / out, *flags, "--json")
+        assert code == 0, err
+        assert json.loads(text)["stage"] == "merge"
+    first, second = (load_file(tmp_path / out / peft.WEIGHTS) for out in ("t", "f"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_ties_trims_dense_sources_over_the_whole_vector(run: Run, adapters: list[Path], tmp_path: Path) -> None:
+    assert run("merge", "ties", *adapters[:2], tmp_path / "m", "--density", "0.1")[0] == 0
+    flat = []
+    for adapter in adapters[:2]:
+        tensors = load_file(adapter / peft.WEIGHTS)
+        values = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+        kept = values.abs() >= values.abs().sort(descending=True).values[round(0.1 * len(values)) - 1]
+        flat.append(values * kept)
+    elected = (flat[0] + flat[1]).sign()
+    agree = [v * ((v * elected) > 0) for v in flat]
+    expected = sum(agree) / sum((v != 0).float() for v in agree).clamp_min(1)
+    merged = load_file(tmp_path / "m" / peft.WEIGHTS)
+    torch.testing.assert_close(torch.cat([merged[name].flatten() for name in sorted(merged)]), expected)
+
+
+def test_adapters_of_other_ranks_and_linears_merge_as_updates(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
+    first = make_adapter(tiny["llama"], tmp_path / "a", 1, rank=2)
+    second = make_adapter(tiny["llama"], tmp_path / "b", 2, rank=3, skip=4)
+    code, _, err = run("merge", "average", first, second, tmp_path / "x")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--rank" in err
+    code, _, err = run("merge", "average", first, second, tmp_path / "m", "--rank", 5)
+    assert code == 0, err
+    sources, merged = [open_adapter(each) for each in (first, second)], open_adapter(tmp_path / "m")
+    for name in merged.names:
+        expected = sum(a.update(name) if a.holds(name) else torch.tensor(0.0) for a in sources) / 2
+        torch.testing.assert_close(merged.update(name), expected, atol=1e-4, rtol=1e-4)
+    code, _, err = run("evaluate", tiny["llama"], "--adapter", tmp_path / "m", "--windows", 1, "--sequence-length", 32)
+    assert code == 0, err
+
+
+def test_balanced_sources_merge_as_updates_only(run: Run, adapters: list[Path], tmp_path: Path) -> None:
+    for adapter in adapters[:2]:
+        assert run("quantize", "compeft", adapter, f"{adapter}.c")[0] == 0
+    sources = [f"{adapter}.c" for adapter in adapters[:2]]
+    code, _, err = run("merge", "ties", *sources, tmp_path / "m")
+    assert code == 2
+    assert "balanced" in err
+    assert run("merge", "ties", *sources, tmp_path / "m", "--rank", 4)[0] == 0
+
+
+def test_differences_of_checkpoints_merge_into_a_checkpoint(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
+    base, tuned = tiny["llama"], []
+    for seed in range(2):
+        tuned.append(Path(shutil.copytree(base, tmp_path / f"t{seed}")))
+        generator = torch.Generator().manual_seed(seed)
+        edit_tensors(
+            tuned[-1], lambda tensors, g=generator: [t.add_(torch.randn(t.shape, generator=g)) for t in tensors.values()]
+        )  # type: ignore[misc]
+    assert run("merge", "average", *tuned, tmp_path / "m", "--base", base)[0] == 0
+    found, first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "m", *tuned))
+    for name in found:
+        torch.testing.assert_close(found[name], (first[name] + second[name]) / 2)
+    assert run("quantize", "compeft", tuned[0], tmp_path / "c", "--base", base)[0] == 0
+    assert run("merge", "average", tmp_path / "c", tuned[1], tmp_path / "n", "--base", base)[0] == 0
+
+
+def test_similarity_is_the_cosine_of_the_vectors(run: Run, adapters: list[Path]) -> None:
+    ternary, expanded = compressed(run, adapters)
+    flat = [np.concatenate([t.flatten().numpy() for _, t in sorted(load_file(f / peft.WEIGHTS).items())]) for f in expanded]
+    expected = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in flat] for a in flat])
+    for sources in (ternary, expanded):
+        code, text, _ = run("merge", "similarity", *sources, "--json")
+        assert code == 0
+        np.testing.assert_allclose(json.loads(text)["similarity"], expected, atol=1e-5)
+
+
+def test_unusable_requests_are_refused_with_one_line(
+    run: Run, adapters: list[Path], tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((adapters[0], tmp_path / "out"), "at least two"),
+        ((*adapters, tmp_path / "out", "--weights", "1"), "--weights"),
+        ((*adapters[:2], tmp_path / "out", "--rank", "1000"), "--rank 1000"),
+        ((adapters[0], tiny["llama"], tmp_path / "out", "--base", tiny["llama"]), "cannot be merged"),
+        ((*adapters[:2], tmp_path / "out", "--scaling", "0"), "--scaling"),
+    ]
+    for arguments, said in cases:
+        code, text, err = run("merge", "average", *arguments)
+        assert (code, text, err.count("\n")) == (2, "", 1), err
+        assert said in err
+    assert not (tmp_path / "out").exists()

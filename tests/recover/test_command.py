@@ -1,0 +1,218 @@
+"""`compresskit recover` end to end: what it writes, what loads it, a kill and its resumption, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXT
+from stock_tools import tokens, walked_logits
+from tiny_models import make_model
+from transformers import AutoModelForCausalLM
+
+from compresskit.checkpoint.reader import sha256
+from compresskit.errors import CompresskitError, RequestError
+from compresskit.opening import open_model, with_adapter
+from compresskit.pipeline.recovery import recover
+from compresskit.recover.contract import RecoverOptions, SelectionMethod
+from compresskit.recover.full import Full
+from compresskit.recover.paser import Paser
+from compresskit.recover.random import Random
+
+pytest.importorskip("scipy")
+SMALL: dict[str, Any] = {"sequence_length": 256, "batch_size": 4, "held_back": 0.1, "rank": 4}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty samples of two sources."""
+    path = tmp_path_factory.mktemp("data") / "instructions.jsonl"
+    generator, words = random.Random(0), TEXT.split()
+    rows = [
+        {"instruction": " ".join(generator.choices(words, k=4)), "input": "", "output": " ".join(generator.choices(words, k=5))}
+        for _ in range(40)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def damaged(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny llama with noise on its weights."""
+    from checkpoint_damage import edit_tensors
+
+    folder = make_model(tmp_path_factory.mktemp("damaged") / "llama", "llama")
+    generator = torch.Generator().manual_seed(3)
+
+    def noisy(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if "mlp" in name:
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+
+    edit_tensors(folder, noisy)
+    return folder
+
+
+def options(original: Path, data: Path, **changes: Any) -> RecoverOptions:
+    return RecoverOptions(**{"original": str(original), "data": (str(data),), **SMALL, **changes})
+
+
+def test_the_merged_checkpoint_loads_in_stock_tools_and_has_lost_less(
+    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = options(tiny["llama"], data, loss="distill", epochs=4, self_samples=2, learning_rate=5e-3)
+    result = recover(Paser(budget=0.5), str(damaged), out, asked)
+    assert result["selected"] == 18
+    report = json.loads((out / "recover.json").read_text())
+    assert report["held_back_after"]["by_cluster"].keys() == report["held_back_before"]["by_cluster"].keys() != set()
+    assert report["losses"][-1] < 0.7 * report["losses"][0]
+    assert len(report["losses"]) == report["steps"] == 20
+    assert len((out / "selection.jsonl").read_text().splitlines()) == 18
+    assert result["parameters_after"] == result["parameters_before"]
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.allclose(stock(tokens()).logits, walked_logits(out), atol=1e-4)
+    assert not out.with_name("out.training").exists()
+
+
+@pytest.mark.parametrize("method", [Random(budget=0.5), Full()])
+def test_the_responses_of_the_data_are_learned(
+    method: SelectionMethod, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    result = recover(method, str(damaged), tmp_path / "out", options(tiny["llama"], data, steps=20, learning_rate=2e-2))
+    assert result["held_back_after"]["loss"] < result["held_back_before"]["loss"]
+
+
+def test_an_adapter_alone_is_one_that_peft_adds_to_the_source(
+    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    asked = options(tiny["llama"], data, steps=4, learning_rate=1e-2)
+    for name, alone in (("adapter", True), ("merged", False)):
+        recover(Random(budget=0.5), str(damaged), tmp_path / name, asked.model_copy(update={"adapter_only": alone}))
+    base = AutoModelForCausalLM.from_pretrained(damaged, dtype=torch.float32)
+    with torch.no_grad():
+        found = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()(tokens()).logits
+    assert torch.allclose(found, walked_logits(tmp_path / "merged"), atol=1e-4)
+    assert (tmp_path / "adapter" / "compresskit.json").is_file()
+
+
+def test_the_adapter_of_a_low_bit_checkpoint_is_trained_on_from_where_it_was(
+    tiny: dict[str, Path], data: Path, text_file: Path, tmp_path: Path
+) -> None:
+    from compresskit.pipeline.quantization import quantize
+    from compresskit.quantize.apiq import ApiQ
+    from compresskit.stages import Options
+
+    low = tmp_path / "low"
+    calibrated = Options(calibration=str(text_file), samples=4, sequence_length=64)
+    quantize(ApiQ(bits=2, epochs=1, saliency="none"), str(tiny["llama"]), low, calibrated)
+    asked = options(tiny["llama"], data, steps=12, loss="distill", learning_rate=2e-3)
+    out = tmp_path / "out"
+    recover(Random(budget=0.5), str(low), out, asked)
+    assert sha256(out / "model.safetensors") == sha256(low / "model.safetensors")
+    first, last = (with_adapter(open_model(folder), None).adapter for folder in (low, out))
+    assert first is not None and last is not None and set(first.names) == set(last.names)
+    name = first.names[0]
+    assert 0 < float((first.update(name) - last.update(name)).norm()) < float(first.update(name).norm())
+    assert first.rank(name) == last.rank(name)
+
+
+def test_a_selection_alone_can_be_read_again_as_data(tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path) -> None:
+    from compresskit.recover.instructions import read_instructions
+
+    recover(Paser(budget=0.25), str(damaged), tmp_path / "out", options(tiny["llama"], data, select_only=True))
+    reading = read_instructions([tmp_path / "out" / "selection.jsonl"])
+    assert len(reading.samples) == 9
+    row = json.loads((tmp_path / "out" / "selection.jsonl").read_text().splitlines()[0])
+    assert row.keys() >= {"cluster", "jsd", "cost", "score", "reason"}
+
+
+def test_the_same_command_gives_the_same_bytes(tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        recover(Random(budget=0.5), str(damaged), tmp_path / name, options(tiny["llama"], data, steps=3))
+    assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
+
+
+def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
+    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    settings: dict[str, Any] = {"steps": 40, "loss": "distill", "checkpoint_steps": 4}
+    recover(Random(budget=0.5), str(damaged), whole, options(tiny["llama"], data, **settings))
+    flags = [
+        "--sequence-length", "256", "--batch-size", "4", "--held-back", "0.1", "--rank", "4", "--steps", "40",
+        "--loss", "distill",
+             "--checkpoint-steps", "4", "--budget", "0.5", "--original", str(tiny["llama"]), "--data", str(data),
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-m", "compresskit", "recover", "random", str(damaged), str(out), *flags, "--quiet"]
+    )
+    trainer = tmp_path / "out.training" / "trainer"
+    while child.poll() is None and not any(trainer.glob("checkpoint-*/complete")):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not out.exists()
+    recover(Random(budget=0.5), str(damaged), out, options(tiny["llama"], data, resume=True, **settings))
+    assert sha256(out / "model.safetensors") == sha256(whole / "model.safetensors")
+    losses = [json.loads((folder / "recover.json").read_text())["losses"] for folder in (whole, out)]
+    assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_earlier_ones_stay(
+    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = options(tiny["llama"], data, steps=8, checkpoint_steps=4)
+    out = tmp_path / "out"
+    saved = torch.save
+
+    def full(value: object, file: Any, *rest: Any, **named: Any) -> None:
+        if "checkpoint-8" in str(file):
+            raise OSError(28, "No space left on device")
+        saved(value, file, *rest, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(CompresskitError, match="No space left"):
+            recover(Random(budget=0.5), str(damaged), out, asked)
+    assert (tmp_path / "out.training" / "trainer" / "checkpoint-4" / "complete").is_file()
+    recover(Random(budget=0.5), str(damaged), out, asked.model_copy(update={"resume": True}))
+    assert out.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": ()}, "--data"),
+        ({"data": ("/nowhere.jsonl",)}, "no such file"),
+        ({"sequence_length": 16}, "longer than 16 tokens"),
+        ({"sequence_length": 4096}, "--sequence-length"),
+    ],
+)
+def test_unusable_requests_are_refused_before_any_work(
+    changes: dict[str, Any], said: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        recover(Random(), str(damaged), tmp_path / "out", options(tiny["llama"], data, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("budget", ["0", "1.5"])
+def test_a_budget_outside_0_to_1_is_wrong_usage(budget: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from compresskit.cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["recover", "paser", "a", str(tmp_path / "b"), "--original", "c", "--data", "d.jsonl", "--budget", budget])
+    assert caught.value.code == 2
+    assert f"--budget {budget}" in capsys.readouterr().err

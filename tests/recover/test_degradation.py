@@ -1,0 +1,111 @@
+"""Divergence, embeddings, losses and the teacher: against scipy, and against whole stock models run sample by sample."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import FAMILIES, make_model
+from transformers import AutoModelForCausalLM
+
+from compresskit.opening import open_model
+from compresskit.recover.degradation import divergences, jensen_shannon
+from compresskit.recover.embeddings import centred, own_embeddings
+from compresskit.recover.encoding import Sample
+from compresskit.recover.instructions import Instruction
+from compresskit.recover.passes import chunks, mean_hidden, open_walk, response_losses
+from compresskit.recover.teacher import ask, distillation_losses, width_of
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def stock_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Of the whole model, as transformers loads it."""
+    logits: torch.Tensor = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(tokens).logits
+    return logits
+
+
+def samples_of(lengths: tuple[int, ...] = (9, 30, 17, 24)) -> list[Sample]:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 250, (length,), generator=generator).tolist() for length in lengths]
+    return [Sample(Instruction(i, "f", [], "", "s"), row, 4) for i, row in enumerate(rows)]
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 30))
+def test_divergence_is_scipys_and_lies_between_0_and_log_2(seed: int, scale: float) -> None:
+    scipy = pytest.importorskip("scipy.spatial.distance")
+    generator = torch.Generator().manual_seed(seed)
+    first, second = scale * torch.randn(2, 5, 11, generator=generator, dtype=torch.float64)
+    found = jensen_shannon(first, second)
+    for row, p, q in zip(found, first.softmax(-1), second.softmax(-1), strict=True):
+        assert float(row) == pytest.approx(float(scipy.jensenshannon(p, q)) ** 2, abs=1e-9)
+        assert 0 <= float(row) <= math.log(2)
+    assert torch.equal(jensen_shannon(first, first), torch.zeros(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_of_padded_samples_are_those_of_each_sample_alone(family: str, tiny: dict[str, Path]) -> None:
+    """Right padding changes nothing to its left, in any family."""
+    samples = samples_of()
+    losses = dict(response_losses(open_walk(open_model(tiny[family]), CPU, torch.float32), samples))
+    for index, sample in enumerate(samples):
+        tokens = torch.tensor([sample.tokens])
+        logits = stock_logits(tiny[family], tokens)[0, sample.response_start - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits, tokens[0, sample.response_start :])
+        assert losses[index] == pytest.approx(float(expected), abs=2e-4)
+
+
+def test_degradation_is_the_mean_over_response_tokens_and_0_for_equal_models(tiny: dict[str, Path], tmp_path: Path) -> None:
+    samples = samples_of()
+    other = make_model(tmp_path / "other", "llama", seed=1)
+    walks = [open_walk(open_model(folder), CPU, torch.float32) for folder in (tiny["llama"], other)]
+    found = divergences(walks[0], walks[1], samples)
+    for value, sample in zip(found, samples, strict=True):
+        first, second = (stock_logits(each, torch.tensor([sample.tokens]))[0] for each in (tiny["llama"], other))
+        part = slice(sample.response_start - 1, -1)
+        assert value == pytest.approx(float(jensen_shannon(first[part], second[part]).mean()), abs=1e-5)
+    assert divergences(walks[0], walks[0], samples) == pytest.approx([0] * len(samples), abs=1e-7)
+
+
+def test_embeddings_are_means_over_each_samples_own_tokens(tiny: dict[str, Path]) -> None:
+    samples = samples_of()
+    walk = open_walk(open_model(tiny["llama"]), CPU, torch.float32)
+    together = own_embeddings(walk, samples)
+    assert torch.allclose(together.norm(dim=1), torch.ones(len(samples)))
+    alone = torch.cat([mean_hidden(walk, [sample]) for sample in samples])
+    assert torch.allclose(together, centred(alone), atol=1e-4)
+
+
+def test_chunks_hold_every_sample_once_longest_first() -> None:
+    samples = samples_of((5, 9, 7, 9, 3))
+    found = chunks(samples, hidden_size=1 << 22)
+    assert sorted(i for chunk in found for i in chunk) == list(range(5))
+    assert [len(samples[i].tokens) for chunk in found for i in chunk] == [9, 9, 7, 5, 3]
+    assert len(found) > 1
+
+
+def test_the_teacher_keeps_the_originals_top_tokens_of_every_position(tiny: dict[str, Path], tmp_path: Path) -> None:
+    samples = samples_of()
+    width = width_of(259)
+    teacher = ask(open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples, tmp_path / "teacher")
+    for index, sample in enumerate(samples):
+        tokens, values = teacher.read(index, width)
+        expected = stock_logits(tiny["llama"], torch.tensor([sample.tokens]))[0, :-1].log_softmax(-1)
+        assert torch.allclose(values, expected.gather(-1, tokens), atol=5e-3)
+        assert torch.allclose(values, expected.topk(width).values, atol=5e-3)
+
+
+def test_distillation_is_the_divergence_of_the_merged_distributions_and_0_at_the_teacher() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 6, 20, generator=generator, dtype=torch.float64)
+    top = teacher.log_softmax(-1).topk(5)
+    p, q = (logits.softmax(-1).gather(-1, top.indices) for logits in (teacher, student))
+    p, q = (torch.cat([each, 1 - each.sum(-1, keepdim=True)], dim=-1) for each in (p, q))
+    found = distillation_losses(student, top.indices, top.values)
+    assert torch.allclose(found, (p * (p / q).log()).sum(-1))
+    assert torch.allclose(distillation_losses(teacher, top.indices, top.values), torch.zeros(6, dtype=torch.float64), atol=1e-9)

@@ -1,0 +1,180 @@
+"""The file: what is read is what was written; damage is named and never taken as right (property, by mutation)."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from compresskit.checkpoint.reader import TensorSpec
+from compresskit.errors import CheckpointError
+from compresskit.ternary.container import INDEX, Facts, Part, Ternary, write_container
+from compresskit.ternary.reading import Container, open_container
+from compresskit.ternary.sections import SECTION, Coding
+
+DENSE = TensorSpec("magnitude", "F32", (3,))
+
+
+def random_signs(entries: int, density: float, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    kept = generator.random(entries) < density
+    return (kept * (1 - 2 * generator.integers(0, 2, entries))).astype(np.int8)
+
+
+def write(path: Path, vectors: dict[str, np.ndarray], coding: Coding = "auto", values: bool = False) -> None:
+    def parts(signs: np.ndarray) -> Iterator[Part]:
+        for start in range(0, len(signs), SECTION):
+            part = signs[start : start + SECTION]
+            yield Part(part, b"ab" * int(np.count_nonzero(part)) if values else b"")
+
+    tensors = (Ternary(TensorSpec(n, "BF16", (len(s),)), 0.5, 0.0, parts(s)) for n, s in vectors.items())
+    write_container(path, Facts("compeft", 0.2, 1.0, coding, ""), [DENSE], lambda name: bytes(range(12)), tensors)
+
+
+def read(path: Path) -> dict[str, list[object]]:
+    """Everything in a file, in a form that can be compared."""
+    found = open_container(path)
+    everything: dict[str, list[object]] = {"facts": [found.facts]}
+    for name, entry in found.tensors.items():
+        parts = list(found.parts(name))
+        everything[name] = [entry.spec, entry.scale, entry.offset, *((p.signs.tobytes(), p.values) for p in parts)]
+    return everything | {name: [spec, found.dense_bytes(name)] for name, spec in found.dense.items()}
+
+
+@pytest.mark.parametrize("coding", ["auto", "golomb", "bitmask"])
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.05, 0.5, 0.9, 1.0])
+def test_what_is_read_is_what_was_written(coding: Coding, density: float, tmp_path: Path) -> None:
+    vectors = {f"t{n}": random_signs(n, density, n) for n in (0, 1, 8191, 8192, 8193, 1_000_000)}
+    write(tmp_path / "file.safetensors", vectors, coding)
+    found = open_container(tmp_path / "file.safetensors")
+    for name, signs in vectors.items():
+        assert np.array_equal(np.concatenate([p.signs for p in found.parts(name)] or [np.zeros(0, np.int8)]), signs)
+
+
+def test_tensors_longer_than_a_section_keep_their_order(tmp_path: Path) -> None:
+    signs = np.concatenate([random_signs(SECTION, 0.01), random_signs(9000, 0.7)])
+    write(tmp_path / "file", {"long": signs}, values=True)
+    parts = list(open_container(tmp_path / "file").parts("long"))
+    assert [len(part.signs) for part in parts] == [SECTION, 9000]
+    assert np.array_equal(np.concatenate([part.signs for part in parts]), signs)
+    assert parts[1].values == b"ab" * np.count_nonzero(signs[SECTION:])
+
+
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.3, 0.5])
+def test_auto_takes_the_smaller_coding_and_stays_within_5_percent_of_the_entropy(density: float, tmp_path: Path) -> None:
+    from compresskit.ternary.golomb import entropy
+
+    signs, sizes = {"t": random_signs(1 << 20, density)}, {}
+    for coding in ("auto", "golomb", "bitmask"):
+        write(tmp_path / coding, signs, coding)  # type: ignore[arg-type]
+        sizes[coding] = open_container(tmp_path / coding).tensors["t"].bytes
+    assert sizes["auto"] == min(sizes.values())
+    bits = 8 * sizes["auto"] / (1 << 20)
+    assert bits < 1.05 * entropy(density)
+    assert density > 0.05 or 16 / bits > 45
+
+
+def test_stock_safetensors_opens_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "file", {"t": random_signs(100, 0.2)})
+    with safe_open(tmp_path / "file", framework="np") as file:
+        assert file.metadata()["format"] == "compresskit-ternary"
+        assert file.get_tensor("magnitude").shape == (3,)
+
+
+def small_file(folder: Path) -> bytes:
+    path = folder / "original"
+    write(path, {"first": random_signs(20_000, 0.1, 1), "second": random_signs(9000, 0.5, 2)})
+    return path.read_bytes()
+
+
+def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
+    """A damaged copy: a flipped bit, a cut, two pieces that change places, a forged number in the header."""
+    changed = bytearray(data)
+    place, other = a % len(data), b % len(data)
+    if kind == "flip":
+        changed[place] ^= 1 << b % 8
+    elif kind == "cut":
+        del changed[place:]
+    elif kind == "swap":
+        length = min(300, len(data) - max(place, other))
+        changed[place : place + length], changed[other : other + length] = (
+            data[other : other + length],
+            data[place : place + length],
+        )
+    elif kind == "header":
+        size = struct.unpack("<Q", data[:8])[0]
+        digits = [i for i in range(8, 8 + size) if chr(data[i]).isdigit()]
+        changed[digits[a % len(digits)]] = ord("0") + b % 10
+    else:
+        changed[:8] = struct.pack("<Q", a)
+    return bytes(changed)
+
+
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["flip", "cut", "swap", "header", "length"]), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
+def test_a_damaged_file_gives_the_original_or_a_clean_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, a: int, b: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damage"
+    folder.mkdir(exist_ok=True)
+    original = small_file(folder)
+    wanted = read(folder / "original")
+    (folder / "damaged").write_bytes(mutated(original, kind, a, b))
+    try:
+        assert read(folder / "damaged") == wanted
+    except CheckpointError as error:
+        assert str(folder / "damaged") in str(error)
+        assert "\n" not in str(error)
+
+
+def payload_start(found: Container) -> int:
+    return found.tensors["first"].start
+
+
+def test_the_damaged_block_is_named(tmp_path: Path) -> None:
+    data = bytearray(small_file(tmp_path))
+    data[payload_start(open_container(tmp_path / "original")) + 3 * 8 + 900] ^= 4
+    (tmp_path / "damaged").write_bytes(data)
+    with pytest.raises(CheckpointError, match="first: block 1 is damaged"):
+        list(open_container(tmp_path / "damaged").parts("first"))
+
+
+def test_whole_sections_that_change_places_are_found(tmp_path: Path) -> None:
+    """Two tensors of one size, whose blocks are intact where they are not wanted."""
+    write(tmp_path / "file", {"a": random_signs(8192, 0.5, 1), "b": random_signs(8192, 0.5, 1) * np.int8(-1)}, "bitmask")
+    found = open_container(tmp_path / "file")
+    data = bytearray((tmp_path / "file").read_bytes())
+    first, second = (data[e.start : e.start + e.bytes] for e in found.tensors.values())
+    assert len(first) == len(second)
+    data[found.tensors["a"].start : found.tensors["b"].start + len(second)] = second + first
+    (tmp_path / "swapped").write_bytes(data)
+    with pytest.raises(CheckpointError, match="a: block 0 is damaged"):
+        list(open_container(tmp_path / "swapped").parts("a"))
+
+
+def test_an_index_that_inflates_beyond_its_stated_size_is_refused(tmp_path: Path) -> None:
+    from compresskit.ternary.container import metadata_checksum
+
+    data = small_file(tmp_path)
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    start, end = header[INDEX]["data_offsets"]
+    bomb = zlib.compress(b"[" * 300_000_000, 9)
+    header[INDEX] |= {"shape": [len(bomb)], "data_offsets": [start, start + len(bomb)]}
+    for stated in (1000, 1 << 27, 1 << 40):
+        metadata = header["__metadata__"] | {"index_crc32": f"{zlib.crc32(bomb):08x}", "index_bytes": str(stated)}
+        metadata["crc32"] = metadata_checksum(metadata)
+        text = json.dumps(header | {"__metadata__": metadata}).encode()
+        text += b" " * (-len(text) % 8)
+        (tmp_path / "bomb").write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size : 8 + size + start] + bomb)
+        with pytest.raises(CheckpointError, match=r"the index|states an index"):
+            open_container(tmp_path / "bomb")
+    assert end > start
