@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["compresskit*"]), "compresskit.recipes"],
     package_dir={"compresskit.recipes": "recipes"},
-    package_data={"compresskit.recipes": ["*.yaml", "*.json"], "compresskit.report": ["*.css"]},
+    package_data={"compresskit.recipes": ["*.yaml", "*.json", "*.jsonl"], "compresskit.report": ["*.css"]},
 )

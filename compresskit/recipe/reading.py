@@ -26,7 +26,8 @@ from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Context,
 KEYS = ("description", "source", "variables", "defaults", "matrix", "steps", "gates", "include")
 MOST_STEPS = 500
 """A larger grid is a mistake, or a campaign of several recipes."""
-RESERVED = ("source",)
+RESERVED = ("source", "here")
+"""Names with a meaning of their own; `${here}` is the folder of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ def _included(path: Path, above: tuple[Path, ...]) -> Value:
 
 
 def _variables(content: Mapping[str, Value], given: dict[str, str], path: Path) -> dict[str, Value]:
-    values: dict[str, Value] = {}
+    values: dict[str, Value] = {"here": Value(str(path.parent), Place(str(path), 1), {})}
     if "variables" in content:
         for name, value in content["variables"].mapping("variables").items():
             if name in RESERVED:
-                raise content["variables"].keys[name].error(f"variables: {name} is a key of the recipe itself")
+                raise content["variables"].keys[name].error(f"variables: {name} has a meaning of its own; choose another name")
             values[name] = value
     if "source" in content:
         content["source"].text("source")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compresskit.checkpoint.reader import read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TRANSFORMERS = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,8 +40,8 @@ def places(folder: Path) -> tuple[str, str | None] | None:
     if (folder / "config.json").is_file():
         inside = folder / "adapter"
         return str(folder), str(inside) if inside.is_dir() else None
-    if (folder / ADAPTER_CONFIG).is_file():
-        return str(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]), str(folder)
+    if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+        return str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"), str(folder)
     return None
 
 
