@@ -162,7 +162,8 @@ def _compensate(step: Step, given: Planned) -> Planned | None:
 def _recover(step: Step, given: Planned) -> Planned | None:
     """A merged recovery has its source's shapes; an adapter shares its rank among the linears."""
     options = step.options.model_dump()
-    if options.get("select_only") or given.adapter:
+    low_bit = given.specs != list(given.model.checkpoint.tensors.values())
+    if options.get("select_only") or given.adapter or low_bit:
         return None
     if not options.get("adapter_only"):
         return replace(given, writes_checkpoint=True)

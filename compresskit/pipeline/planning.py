@@ -27,6 +27,8 @@ FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 LOGITS_BYTES = 1 << 28
 """Logits of one micro-batch, as evaluation bounds them."""
 PROBE_SECONDS = 0.3
+HELD_BACK = 4
+"""Calibration windows on which a stage measures its result."""
 PASSES_PRUNE, PASSES_PRUNE_UNIFORM = 2.5, 1.9
 """Measured (docs/prune.md)."""
 PASSES_SAMPLING = 2.0
@@ -40,6 +42,8 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
 
     Raises RequestError where a step cannot work, or where disk or memory do not suffice.
     """
+    import transformers.modeling_utils  # noqa: F401 - so that the process is as large as a stage's
+
     models: dict[str, Planned | None] = {}
     sources: dict[str, Planned] = {}
     speed = None
@@ -48,7 +52,7 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
         given = _given(step, models, sources)
         if given is not None and probe and speed is None:
             speed = _probe(given.model, _length(step))
-        rows.append(_row(step, given, models, speed))
+        rows.append(_row(step, given, (models, sources), speed))
     disk = sum(row["disk_bytes"] or 0 for row in rows)
     free = shutil.disk_usage(Path.cwd()).free
     if disk > free:
@@ -79,7 +83,21 @@ def _given(step: Step, models: dict[str, Planned | None], sources: dict[str, Pla
     return sources[name]
 
 
-def _row(step: Step, given: Planned | None, models: dict[str, Planned | None], speed: float | None) -> dict[str, Any]:
+def _read(step: Step, given: Planned | None, models: dict[str, Planned | None], sources: dict[str, Planned]) -> list[Planned]:
+    """The models whose files the step maps into memory: its source, and what it compares with."""
+    found = [given] if given else []
+    for field in ("original", "against"):
+        name = getattr(step.options, field, None)
+        inner = REFERENCE.fullmatch(name) if name else None
+        other = models.get(inner[1]) if inner else sources.get(name or "")
+        found += [other] if other else []
+    return found
+
+
+def _row(
+    step: Step, given: Planned | None, known: tuple[dict[str, Planned | None], dict[str, Planned]], speed: float | None
+) -> dict[str, Any]:
+    models, sources = known
     shard_bytes = parse_bytes(str(getattr(step.options, "max_shard_size", "5GB")))
     row: dict[str, Any] = {"step": step.name, "title": step.title}
     if not step.writes_model:
@@ -94,7 +112,8 @@ def _row(step: Step, given: Planned | None, models: dict[str, Planned | None], s
             "parameters": made.parameters if made else None,
             "disk_bytes": made.disk_bytes(shard_bytes) if made else None,
         }
-    row["peak_memory_bytes"] = _memory(step, given.model) if given else None
+    mapped = sum(each.bytes(shard_bytes) for each in _read(step, given, models, sources))
+    row["peak_memory_bytes"] = _memory(step, given.model) + mapped if given else None
     row["seconds"] = round(_passes(step, given.model) * speed, 1) if given and speed is not None else None
     return row
 
@@ -130,14 +149,16 @@ def _head_share(model: Model) -> float:
 
 
 def _memory(step: Step, model: Model) -> int:
-    """Bytes: the process as it is, one or two blocks in float32, the hidden states, second moments, logits."""
+    """Bytes: the process as it is, one or two blocks in float32, the hidden states, second moments, logits; files come on top."""
     block = max(sum(math.prod(model.linear_shape(n)) for n in _linears(model, i)) for i in range(model.block_count))
     widest = max(model.linear_shape(name)[1] for name in model.linears)
     streams = 2 if isinstance(step.method, BlockMethod) or not step.writes_model else 1
     hidden = 2 * streams * _windows(step) * _length(step) * model.hidden_size * FLOAT32_BYTES
     moments = widest**2 * (FLOAT32_BYTES + FLOAT64_BYTES) if step.writes_model else 0
     vocabulary = int(model.checkpoint.config["vocab_size"])
-    logits = 0 if isinstance(step.method, PruneMethod) else 2 * max(LOGITS_BYTES, _length(step) * vocabulary * FLOAT32_BYTES)
+    scored = 0 if isinstance(step.method, PruneMethod) else HELD_BACK if step.writes_model else _windows(step)
+    window = _length(step) * vocabulary * FLOAT32_BYTES
+    logits = 2 * min(scored * window, max(LOGITS_BYTES, window))
     embedding = vocabulary * model.hidden_size * FLOAT32_BYTES
     return peak_memory_bytes() + (1 + streams) * block * FLOAT32_BYTES + hidden + moments + logits + embedding
 

@@ -84,7 +84,7 @@ class State:
         return not manifest.changed_files(folder, recorded)
 
     def begin(self, step: Step, key: str) -> bool:
-        """Make room for the step and note that it runs; True where a partial folder of the same request can be continued."""
+        """Make room for the step and note that it runs; True where the same request was interrupted and may have left a part."""
         found = self.steps.get(step.name)
         folder = self.folder(step.name)
         if found is None and folder.exists():
@@ -93,7 +93,7 @@ class State:
             )
         shutil.rmtree(folder, ignore_errors=True)
         partial = partial_folder(folder)
-        goes_on = found is not None and found["key"] == key and found["status"] == "running" and partial.is_dir()
+        goes_on = found is not None and found["key"] == key and found["status"] == "running"
         if not goes_on:
             shutil.rmtree(partial, ignore_errors=True)
         self.steps[step.name] = {"key": key, "status": "running", "result": None}
