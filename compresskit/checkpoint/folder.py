@@ -1,11 +1,30 @@
-"""Give a finished folder its final name, whole or not at all: for outputs that are no checkpoint. Loads no torch."""
+"""A folder that appears under its final name whole or not at all; what is unfinished lies in `OUT.partial/`. Loads no torch."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from compresskit.checkpoint.writer import partial_folder, sync
+FILE_MODE = 0o644
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the output is written until it is whole."""
+    return out.with_name(out.name + ".partial")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def start_folder(out: Path) -> Path:
@@ -16,11 +35,11 @@ def start_folder(out: Path) -> Path:
     return partial
 
 
-def commit_folder(partial: Path, out: Path) -> None:
-    """Sync what is in the folder and rename it, replacing an older one."""
+def commit_folder(out: Path) -> None:
+    """Sync the partial folder and give it its final name, replacing an older one."""
+    partial, replaced = partial_folder(out), out.with_name(out.name + ".replaced")
     for path in (*partial.rglob("*"), partial):
         sync(path)
-    replaced = out.with_name(out.name + ".replaced")
     if out.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
@@ -29,9 +48,35 @@ def commit_folder(partial: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield the folder to write into; it gets its final name at the end, and goes where anything was raised."""
+    partial = start_folder(out)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    commit_folder(out)
+
+
 def write_whole(path: Path, text: str) -> None:
     """A text file that is either as it was or as it shall be."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     temporary.replace(path)
+
+
+def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:
+    """Copy those of the files that there are, byte for byte."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+            (target / name).chmod(FILE_MODE)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a manifest."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path.chmod(FILE_MODE)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from compresskit.checkpoint.folder import FILE_MODE, commit_folder, partial_folder, start_folder, sync
 from compresskit.checkpoint.reader import INDEX, Checkpoint, TensorSpec, read_json, sha256
 from compresskit.errors import CheckpointError, CompresskitError, RequestError
 
@@ -31,7 +32,6 @@ SIDE_FILES = (
 )  # fmt: skip
 """Files that stock tools read besides the weights; copied byte for byte."""
 PROGRESS = "progress.json"
-FILE_MODE = 0o644
 SAFETENSORS_ALIGNMENT = 8
 SPARE_BYTES = 1 << 24
 """Room on the disk for the small files, beyond the weights (16 MiB)."""
@@ -142,8 +142,7 @@ class Writer:
 
         Without a configuration (an adapter's folder) the source's side files stay where they are.
         """
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        start_folder(self.out)
         if config is not None:
             self.write_text("config.json", json.dumps(config, indent=2) + "\n")
             for name in SIDE_FILES:
@@ -224,26 +223,13 @@ class Writer:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
         self.write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
         (self.partial / PROGRESS).unlink(missing_ok=True)
-        for path in (*self.partial.rglob("*"), self.partial):
-            sync(path)
-        replaced = self.out.with_name(self.out.name + ".replaced")
-        if self.out.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            self.out.rename(replaced)
-        self.partial.rename(self.out)
-        sync(self.out.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        commit_folder(self.out)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of the folder."""
         (self.partial / name).parent.mkdir(exist_ok=True)
         (self.partial / name).write_text(text, encoding="utf-8")
         (self.partial / name).chmod(FILE_MODE)
-
-
-def partial_folder(out: Path) -> Path:
-    """Where the output is written until it is whole."""
-    return out.with_name(out.name + ".partial")
 
 
 def read_progress(out: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -258,12 +244,3 @@ def read_progress(out: Path, fingerprint: str) -> dict[str, Any] | None:
     if progress.get("fingerprint") != fingerprint:
         raise RequestError(f"{path.parent}: left by a run with other inputs or settings; repeat those, or drop --resume")
     return progress
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""How weights are stored: dense, packed by compressed-tensors, 4-bit by bitsandbytes; and PEFT adapters beside them.
+"""How weights are stored: dense, by compressed-tensors, bitsandbytes, GPTQ or AWQ; and PEFT adapters beside them.
 
 A `Format` answers for the linears of one checkpoint: is this one stored in low-bit form, in which shape, with which
 weight. Opening one loads no torch; only `read` does.
@@ -41,13 +41,16 @@ def open_format(checkpoint: Checkpoint) -> Format | None:
         return None
     from compresskit.formats import bitsandbytes
     from compresskit.formats.compressed_tensors import PackQuantized
+    from compresskit.formats.gptq import GPTQFile
 
     method = found.get("quant_method") if isinstance(found, dict) else None
     if method == "compressed-tensors":
         return PackQuantized.of(checkpoint)
     if method == "bitsandbytes":
         return bitsandbytes.opened(checkpoint)
+    if method in ("gptq", "awq"):
+        return GPTQFile.of(checkpoint)
     raise CheckpointError(
         f"{checkpoint.folder / 'config.json'}: quantized by {method!r}; "
-        "known are compressed-tensors (pack-quantized) and bitsandbytes (nf4, int8)"
+        "known are compressed-tensors (pack-quantized), bitsandbytes (nf4, int8), gptq and awq"
     )

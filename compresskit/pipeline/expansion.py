@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from compresskit import source
 from compresskit.checkpoint import writer as writing
+from compresskit.checkpoint.folder import FILE_MODE, copy_files, whole_folder, write_json
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, sha256
-from compresskit.checkpoint.whole_folder import copy_files, whole_folder, write_json
 from compresskit.errors import RequestError
 from compresskit.formats.peft import CONFIG, WEIGHTS
 from compresskit.manifest import NAME, manifest
@@ -19,6 +19,9 @@ from compresskit.memory import peak_memory_bytes
 from compresskit.pipeline.device import parse_bytes
 from compresskit.progress import ProgressBars
 from compresskit.task_vectors import TernaryVector, check_base, facts_of, open_task_vector, restored, stored_bytes
+
+WHOLE_NUMBERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+"""torch's names of the dtypes of buffers, which lie dense beside a vector."""
 
 
 class ExpandOptions(BaseModel):
@@ -81,7 +84,7 @@ def write_adapter(path: Path, specs: list[TensorSpec], read: Any) -> None:
         for spec in specs:
             file.seek(shard.offsets[spec.name])
             file.write(read(spec.name))
-    path.chmod(writing.FILE_MODE)
+    path.chmod(FILE_MODE)
 
 
 def _expand_adapter(
@@ -119,8 +122,7 @@ def _expand_checkpoint(
                 writer.put(spec.name, restored(vector, spec.name, base))
             else:
                 data = torch.frombuffer(bytearray(vector.dense_bytes(spec.name)), dtype=torch.uint8)
-                dtype = TORCH_DTYPES.get(spec.dtype) or {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
-                                                         "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}[spec.dtype]  # fmt: skip
+                dtype = TORCH_DTYPES.get(spec.dtype) or getattr(torch, WHOLE_NUMBERS[spec.dtype])
                 writer.put(spec.name, data.view(dtype).reshape(spec.shape))
         writer.commit(manifest("expand", how[1], _as_source(vector), writer.hashes(), facts_of(vector)))
         return sum(shard.size for shard in writer.shards)

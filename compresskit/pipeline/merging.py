@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compresskit import source
 from compresskit.checkpoint import writer as writing
+from compresskit.checkpoint.folder import copy_files, whole_folder, write_json
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, sha256
-from compresskit.checkpoint.whole_folder import copy_files, whole_folder, write_json
 from compresskit.errors import RequestError
 from compresskit.formats.peft import CONFIG, WEIGHTS
 from compresskit.manifest import NAME, fingerprint

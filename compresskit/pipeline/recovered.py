@@ -39,7 +39,7 @@ def write_selection_only(job: Job, selection: Selection, settings: dict[str, Any
     _write_reports(partial, facts, selection_lines(selection, job.pool))
     made = manifest("recover", settings, job.model.checkpoint, {}, facts)
     (partial / NAME).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    folders.commit_folder(partial, job.out)
+    folders.commit_folder(job.out)
     return _result(job, settings, facts, (job.model.parameters, job.model.bytes))
 
 
@@ -62,7 +62,7 @@ def write_adapter(job: Job, account: Account, training: Training, measure: Measu
     hashes = {peft.WEIGHTS: sha256(partial / peft.WEIGHTS)}
     made = manifest("recover", settings, job.model.checkpoint, hashes, facts)
     (partial / NAME).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    folders.commit_folder(partial, job.out)
+    folders.commit_folder(job.out)
     numbers = sum(part.numel() for pair in training.factors.values() for part in pair)
     return _result(job, settings, facts, (numbers, (job.out / peft.WEIGHTS).stat().st_size))
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from compresskit import source
+from compresskit.checkpoint.folder import copy_files, whole_folder, write_json
 from compresskit.checkpoint.reader import Checkpoint, open_checkpoint, sha256
-from compresskit.checkpoint.whole_folder import copy_files, whole_folder, write_json
 from compresskit.checkpoint.writer import SIDE_FILES, check_out
 from compresskit.errors import RequestError
 from compresskit.formats.peft import CONFIG

@@ -17,9 +17,8 @@ alpha   factor of the scale                    ()        alpha
         std over all n entries, before (1)     ()        Spread.std
 
 Differs from the paper: each pair of LoRA factors is replaced, before (1), by the pair of the same product whose parts
-weigh alike (`balance`); without that, density 0.2 kept a tenth of the gain of an adapter of rank 16 whose lora_A had
-hardly left its random start, with it 98%. std divides by n instead of n - 1; of entries at the threshold the first ones are kept; IA3's
-vector is its parameters minus 1, which change nothing at 1.
+weigh alike (`balance`; what it is worth is in docs/compeft.md). std divides by n instead of n - 1; of entries at the
+threshold the first ones are kept; IA3's vector is its parameters minus 1, which change nothing at 1.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from compresskit import skeleton
+from compresskit.checkpoint.folder import sync
 from compresskit.checkpoint.stock import quiet
-from compresskit.checkpoint.writer import sync
 from compresskit.errors import CompresskitError, NumericalError
 from compresskit.formats.peft import Adapter, factor_names
 from compresskit.model import Model

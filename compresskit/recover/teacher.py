@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compresskit.checkpoint.writer import sync
+from compresskit.checkpoint.folder import sync
 from compresskit.recover.encoding import Sample
 from compresskit.recover.passes import chunks, predictions
 from compresskit.walk import Walk

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from compresskit.checkpoint.folder import FILE_MODE
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.ternary.golomb import Signs
 from compresskit.ternary.sections import BLOCK, SECTION, Coding, encode
@@ -34,7 +35,6 @@ INDEX = "compresskit.index"
 ALIGNMENT = 8
 WIDEST_NUMBER = 10**17
 """Stands for sizes that are not known yet when room for the header is set aside."""
-FILE_MODE = 0o644
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from compresskit.checkpoint import writer as writing
+from compresskit.checkpoint.folder import partial_folder
 from compresskit.checkpoint.reader import TensorSpec, open_checkpoint
-from compresskit.checkpoint.writer import Writer, check_out, layout_shards, partial_folder, read_progress
+from compresskit.checkpoint.writer import Writer, check_out, layout_shards, read_progress
 from compresskit.errors import CheckpointError, NumericalError, RequestError
 
 TENSORS = {

@@ -14,8 +14,8 @@ import torch
 from checkpoint_damage import edit_tensors
 from tiny_models import make_model
 
+from compresskit.checkpoint.folder import partial_folder
 from compresskit.checkpoint.reader import sha256
-from compresskit.checkpoint.writer import partial_folder
 from compresskit.cli import main
 
 SMALL = ("--samples", "8", "--sequence-length", "64")

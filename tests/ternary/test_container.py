@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,40 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from ternary_files import mutated, random_signs, read, small_file, write
 
-from compresskit.checkpoint.reader import TensorSpec
 from compresskit.errors import CheckpointError
-from compresskit.ternary.container import INDEX, Facts, Part, Ternary, write_container
+from compresskit.ternary.container import INDEX
 from compresskit.ternary.reading import Container, open_container
 from compresskit.ternary.sections import SECTION, Coding
-
-DENSE = TensorSpec("magnitude", "F32", (3,))
-
-
-def random_signs(entries: int, density: float, seed: int = 0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    kept = generator.random(entries) < density
-    return (kept * (1 - 2 * generator.integers(0, 2, entries))).astype(np.int8)
-
-
-def write(path: Path, vectors: dict[str, np.ndarray], coding: Coding = "auto", values: bool = False) -> None:
-    def parts(signs: np.ndarray) -> Iterator[Part]:
-        for start in range(0, len(signs), SECTION):
-            part = signs[start : start + SECTION]
-            yield Part(part, b"ab" * int(np.count_nonzero(part)) if values else b"")
-
-    tensors = (Ternary(TensorSpec(n, "BF16", (len(s),)), 0.5, 0.0, parts(s)) for n, s in vectors.items())
-    write_container(path, Facts("compeft", 0.2, 1.0, coding, ""), [DENSE], lambda name: bytes(range(12)), tensors)
-
-
-def read(path: Path) -> dict[str, list[object]]:
-    """Everything in a file, in a form that can be compared."""
-    found = open_container(path)
-    everything: dict[str, list[object]] = {"facts": [found.facts]}
-    for name, entry in found.tensors.items():
-        parts = list(found.parts(name))
-        everything[name] = [entry.spec, entry.scale, entry.offset, *((p.signs.tobytes(), p.values) for p in parts)]
-    return everything | {name: [spec, found.dense_bytes(name)] for name, spec in found.dense.items()}
 
 
 @pytest.mark.parametrize("coding", ["auto", "golomb", "bitmask"])
@@ -89,33 +61,11 @@ def test_stock_safetensors_opens_the_file(tmp_path: Path) -> None:
         assert file.get_tensor("magnitude").shape == (3,)
 
 
-def small_file(folder: Path) -> bytes:
-    path = folder / "original"
-    write(path, {"first": random_signs(20_000, 0.1, 1), "second": random_signs(9000, 0.5, 2)})
-    return path.read_bytes()
-
-
-def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
-    """A damaged copy: a flipped bit, a cut, two pieces that change places, a forged number in the header."""
-    changed = bytearray(data)
-    place, other = a % len(data), b % len(data)
-    if kind == "flip":
-        changed[place] ^= 1 << b % 8
-    elif kind == "cut":
-        del changed[place:]
-    elif kind == "swap":
-        length = min(300, len(data) - max(place, other))
-        changed[place : place + length], changed[other : other + length] = (
-            data[other : other + length],
-            data[place : place + length],
-        )
-    elif kind == "header":
-        size = struct.unpack("<Q", data[:8])[0]
-        digits = [i for i in range(8, 8 + size) if chr(data[i]).isdigit()]
-        changed[digits[a % len(digits)]] = ord("0") + b % 10
-    else:
-        changed[:8] = struct.pack("<Q", a)
-    return bytes(changed)
+@cache
+def undamaged(factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[str, list[object]]]:
+    """(a folder, a file in it, everything in that file)."""
+    folder = factory.mktemp("damage")
+    return folder, small_file(folder), read(folder / "original")
 
 
 @settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -123,10 +73,7 @@ def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
 def test_a_damaged_file_gives_the_original_or_a_clean_error(
     tmp_path_factory: pytest.TempPathFactory, kind: str, a: int, b: int
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / "damage"
-    folder.mkdir(exist_ok=True)
-    original = small_file(folder)
-    wanted = read(folder / "original")
+    folder, original, wanted = undamaged(tmp_path_factory)
     (folder / "damaged").write_bytes(mutated(original, kind, a, b))
     try:
         assert read(folder / "damaged") == wanted

@@ -1,0 +1,106 @@
+"""Checkpoints of the GPTQ and AWQ families, read only: what GPTQModel, AutoGPTQ and AutoAWQ write.
+
+GPTQ   NAME.qweight  I32 (in * bits / 32, out)      codes of a column, low bits first, one after the other
+       NAME.qzeros   I32 (groups, out * bits / 32)  zero points the same way along out; format "gptq" stores them less 1
+       NAME.scales   (groups, out)    NAME.g_idx  I32 (in,)  the group of every input
+AWQ    NAME.qweight  I32 (in, out / 8)              4-bit codes of 8 outputs in the order 0 2 4 6 1 3 5 7
+       NAME.qzeros   I32 (groups, out / 8)          the same way;   NAME.scales (groups, out)
+
+W[o, i] = scale[g, o] * (code[i, o] - zero_point[g, o]),  g the group of input i
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compresskit.checkpoint.reader import Checkpoint
+from compresskit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAVES = ("qweight", "qzeros", "scales", "g_idx")
+WORD_BITS = 32
+AWQ_BITS = 4
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Output of every 4-bit place of a word, low bits first."""
+KNOWN_BITS = (2, 3, 4, 8)
+
+
+def unpacked(words: Tensor, bits: int) -> Tensor:
+    """Codes (32 / bits * words, columns) int64 of a bit stream down the rows of `words` (words, columns) int32."""
+    import torch
+
+    each = torch.arange(WORD_BITS)
+    stream = ((words.long()[:, None, :] >> each[None, :, None]) & 1).flatten(0, 1)
+    weights = 2 ** torch.arange(bits)
+    return (stream.view(-1, bits, words.shape[1]) * weights[None, :, None]).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class GPTQFile:
+    """The low-bit linears of a checkpoint of either family."""
+
+    checkpoint: Checkpoint
+    width: int
+    """Bits of a code."""
+    group_size: int
+    awq: bool
+    zero_shift: int
+    """What is to be added to stored zero points."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> GPTQFile:
+        """Read the configuration; CheckpointError for layouts that are not known."""
+        config: dict[str, Any] = checkpoint.config["quantization_config"]
+        place = f"{checkpoint.folder / 'config.json'}: quantization_config"
+        awq, bits = config.get("quant_method") == "awq", int(config.get("bits") or config.get("w_bit") or 0)
+        layout = str(config.get("version") or "gemm").lower() if awq else config.get("checkpoint_format") or "gptq"
+        if bits not in ((AWQ_BITS,) if awq else KNOWN_BITS) or layout not in (("gemm",) if awq else ("gptq", "gptq_v2")):
+            raise CheckpointError(f"{place}: {bits} bits in the layout {layout!r} are not known; convert it with its own tool")
+        group = int(config.get("group_size") or config.get("q_group_size") or -1)
+        return cls(checkpoint, bits, group, awq, 1 if layout == "gptq" else 0)
+
+    def holds(self, name: str) -> bool:
+        """Whether this linear is packed."""
+        return f"{name}.qweight" in self.checkpoint.tensors
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.checkpoint.spec(f"{name}.qweight").shape
+        return (columns * WORD_BITS // AWQ_BITS, rows) if self.awq else (columns, rows * WORD_BITS // self.width)
+
+    def bits(self, name: str) -> int:
+        """Bits of a code."""
+        return self.width
+
+    def stored_tensors(self, name: str) -> list[str]:
+        """The stored tensors that make up its weight."""
+        return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]
+
+    def read(self, name: str) -> Tensor:
+        """Its weight, (out, in) float32."""
+        import torch
+
+        words, zeros, scales = (self.checkpoint.read(f"{name}.{leaf}") for leaf in LEAVES[:3])
+        if self.awq:
+            codes, zero_point = _awq_columns(words), _awq_columns(zeros)
+        else:
+            codes, zero_point = unpacked(words, self.width), unpacked(zeros.T, self.width).T + self.zero_shift
+        inputs = codes.shape[0]
+        if f"{name}.g_idx" in self.checkpoint.tensors:
+            group_of = self.checkpoint.read(f"{name}.g_idx").long()
+        else:
+            group_of = torch.arange(inputs) // (self.group_size if self.group_size > 0 else inputs)
+        weight: Tensor = (codes - zero_point[group_of]).float() * scales.float()[group_of]
+        return weight.T.contiguous()
+
+
+def _awq_columns(words: Tensor) -> Tensor:
+    """(rows, words) int32 -> (rows, 8 * words) int64."""
+    codes = unpacked(words.T, AWQ_BITS).T
+    found = codes.new_empty(codes.shape)
+    for place, output in enumerate(AWQ_ORDER):
+        found[:, output :: len(AWQ_ORDER)] = codes[:, place :: len(AWQ_ORDER)]
+    return found
