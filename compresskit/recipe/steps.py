@@ -88,7 +88,8 @@ class Context:
 def kind_of(step: Value) -> tuple[str, str | None]:
     """(stage, method) of a step, from `stage:` and `method:` or from `prune: cfsp`; RecipeError where there is none."""
     given = step.mapping("step")
-    short = [key for key in given if key in STAGES]
+    # `merge: true` is a setting of compensate, `merge: ties` a stage
+    short = [key for key in given if key in STAGES and (given[key].content is None or isinstance(given[key].content, str))]
     if "stage" in given:
         if short:
             raise step.keys[short[0]].error(f"the step says both stage and {short[0]}; keep one of them")
