@@ -21,6 +21,7 @@ import typer
 import compresskit
 from compresskit.errors import CompresskitError, GateError, Interrupted, RequestError
 from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
+from compresskit.recipe_commands import add_recipe_commands
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -175,9 +176,6 @@ def summary(result: dict[str, Any]) -> str:
     return line
 
 
-EVALUATE_HELP = "Measure a model: perplexity, size and speed, alone or against the one it was made from."
-
-
 def add_stages(app: typer.Typer, wanted: str) -> None:
     """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
     from compresskit import vector_commands  # which builds on this module
@@ -191,10 +189,11 @@ def add_stages(app: typer.Typer, wanted: str) -> None:
         if stage == "merge":
             group.command("similarity")(vector_commands.similarity)
         app.add_typer(group, name=stage)
-    app.command("evaluate", help=EVALUATE_HELP)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
+    app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
     app.command("inspect")(inspect_source)
     expand = vector_commands.expand_command() if wanted in ("expand", "") else lambda: None
     app.command("expand", help=vector_commands.EXPAND_HELP)(expand)
+    add_recipe_commands(app)
 
 
 def evaluate_command() -> Callable[..., None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import sys
+from pathlib import Path
 
 KIB = 1024
 
@@ -13,6 +15,13 @@ def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far (ru_maxrss: KiB on Linux, bytes on macOS)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * KIB
+
+
+def restart_peak() -> None:
+    """Let `peak_memory_bytes` count from now on, so that a step does not report an earlier one's; Linux alone can."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel or a container without it: the peak stays that of the process
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def release_freed_memory() -> None:

@@ -32,6 +32,10 @@ class Stage:
     options: str
     """Class of the settings besides the method's."""
     summary: str
+    takes: str = "any"
+    """dense: no low-bit model; any."""
+    gives: str = "any"
+    """dense, low-bit, any; report: no model, and run is function(source, options, quiet)."""
     several: bool = False
     """Whether it takes several sources."""
 
@@ -41,11 +45,15 @@ STAGES: dict[str, Stage] = {
         "compresskit.pipeline.pruning:prune",
         "compresskit.stages:Options",
         "Remove FFN channels: a smaller, faster dense model.",
+        takes="dense",
+        gives="dense",
     ),
     "quantize": Stage(
         "compresskit.pipeline.quantization:quantize",
         "compresskit.stages:Options",
         "Store the weights in few bits.",
+        takes="dense",
+        gives="low-bit",
     ),
     "compensate": Stage(
         "compresskit.pipeline.compensation:compensate",
@@ -68,8 +76,19 @@ STAGES: dict[str, Stage] = {
         "compresskit.recover.contract:RecoverOptions",
         "Fine-tune a compressed model on the data that repairs it.",
     ),
+    "evaluate": Stage(
+        "compresskit.pipeline.evaluation:evaluate",
+        "compresskit.pipeline.evaluation:EvaluateOptions",
+        "Measure a model: perplexity, size, speed and tasks, alone or against the one it was made from.",
+        gives="report",
+    ),
+    "expand": Stage(
+        "compresskit.pipeline.expansion:expand",
+        "compresskit.pipeline.expansion:ExpandOptions",
+        "Make a normal adapter or checkpoint of a ternary task vector.",
+    ),
 }
-"""A method whose work is not its stage's has a line of its own, under "stage method"."""
+"""A method whose work is not its stage's has a line of its own, under "stage method"; evaluate and expand have no methods."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {

@@ -32,6 +32,7 @@ METRICS: dict[str, str] = {
     "reference_perplexity": "--against",
     "reference_nuclear_norm": "--against",
     "size_ratio": "--against",
+    "size_ratio_16bit": "--against",
     "speed.prompt_tokens": "--speed",
     "speed.decoded_tokens": "--speed",
     "speed.rounds": "--speed",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,12 +13,15 @@ from compresskit import calibration, source
 from compresskit.errors import RequestError
 from compresskit.evaluate.gates import check_gates, parse_gate
 from compresskit.evaluate.scores import Scores, check_comparable, check_context, collapse_warning
+from compresskit.evaluate.task_files import Task, read_tasks
 from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
 from compresskit.opening import open_any, open_model
 from compresskit.pipeline.device import choose_device
 from compresskit.pipeline.inspection import bits_per_weight
 from compresskit.progress import ProgressBars
+
+BYTES_16BIT = 2
 
 
 class EvaluateOptions(BaseModel):
@@ -36,6 +41,14 @@ class EvaluateOptions(BaseModel):
     """Tokens in a window."""
     speed: bool = False
     """Measure prefill and decode tokens per second and peak memory; loads the models whole."""
+    tasks: str | None = None
+    """Tasks to score, such as arc_easy,lambada: files of --tasks-folder, else tasks of lm-eval."""
+    tasks_folder: str | None = None
+    """Folder of NAME.jsonl files: question, choices, answer; or text, whose last word is to be predicted."""
+    limit: Annotated[int | None, Field(ge=1)] = None
+    """Score only so many rows of each task."""
+    few_shot: Annotated[int, Field(ge=0)] = 0
+    """Solved rows of the same task before each question."""
     gate: tuple[str, ...] = ()
     """A limit such as 'perplexity_ratio<=1.2'; may be repeated. Exit code 3 where one is not met."""
     device: str = "auto"
@@ -58,10 +71,12 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
     model = open_any(source_name, options.trust_remote_code, options.adapter)
     reference = open_model(against, options.trust_remote_code) if against else None
     _check(model, reference, options)
+    tasks = _local_tasks(options)
     with ProgressBars(quiet) as bars:
         scores, text = _scores(model, reference, options, bars)
         speed = _speed(model, reference, options)
-    report = _report(model, reference, scores, text) | {"speed": speed, "tasks": None}
+        details = _task_scores(model, tasks, options, bars)
+    report = _report(model, reference, scores, text) | {"speed": speed, **_task_report(details)}
     results = check_gates(gates, report)
     report["gates"] = [result.model_dump() for result in results]
     return report | {
@@ -103,6 +118,52 @@ def _scores(model: Model, reference: Model | None, options: EvaluateOptions, bar
     return found, f"{description}, {windows.shape[0]} windows of {windows.shape[1]} tokens"
 
 
+def _task_names(options: EvaluateOptions) -> list[str]:
+    return [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+
+
+def _local_tasks(options: EvaluateOptions) -> list[Task]:
+    """The task files, read before any work; nothing where lm-eval brings the tasks."""
+    if not options.tasks_folder:
+        if _task_names(options) and importlib.util.find_spec("lm_eval") is None:
+            raise RequestError(
+                f"--tasks {options.tasks}: takes lm-eval, pip install 'compresskit[tasks]'; or --tasks-folder DIR of .jsonl files"
+            )
+        return []
+    folder = Path(options.tasks_folder).expanduser()
+    names = _task_names(options) or sorted(path.stem for path in folder.glob("*.jsonl"))
+    return read_tasks(folder, names, options.limit, options.few_shot, 0)
+
+
+def _task_scores(
+    model: Model, tasks: list[Task], options: EvaluateOptions, bars: ProgressBars
+) -> dict[str, dict[str, float]] | None:
+    if not tasks and not _task_names(options):
+        return None
+    from compresskit.evaluate.tasks import lm_eval_scores, score_tasks
+
+    device, dtype = choose_device(options.device, options.dtype, model)
+    if tasks:
+        return score_tasks(model, tasks, (device, dtype), lambda done, total: bars("tasks", done, total))
+    from transformers import AutoTokenizer
+
+    from compresskit.ragged import load_stock
+
+    folder = model.checkpoint.folder
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    network = load_stock(model, dtype, options.trust_remote_code).to(device)
+    return lm_eval_scores(network, tokenizer, _task_names(options), options.limit, options.few_shot)
+
+
+def _task_report(details: dict[str, dict[str, float]] | None) -> dict[str, Any]:
+    """ "tasks": one figure a task, for gates and tables; "task_details": all of them."""
+    if details is None:
+        return {"tasks": None, "task_details": None}
+    from compresskit.evaluate.tasks import main_score
+
+    return {"tasks": {name: main_score(scores) for name, scores in details.items()}, "task_details": details}
+
+
 def _speed(model: Model, reference: Model | None, options: EvaluateOptions) -> dict[str, Any] | None:
     if not options.speed:
         return None
@@ -114,10 +175,11 @@ def _speed(model: Model, reference: Model | None, options: EvaluateOptions) -> d
 
 
 def _report(model: Model, reference: Model | None, scores: Scores, text: str) -> dict[str, Any]:
-    sizes: dict[str, Any] = {"size_ratio": None, "reference_bytes": None, "reference_parameters": None}
+    sizes: dict[str, Any] = {"size_ratio": None, "size_ratio_16bit": None, "reference_bytes": None, "reference_parameters": None}
     if reference is not None:
         sizes = {
             "size_ratio": model.bytes / reference.bytes,
+            "size_ratio_16bit": model.bytes / (BYTES_16BIT * reference.parameters),
             "reference_bytes": reference.bytes,
             "reference_parameters": reference.parameters,
         }

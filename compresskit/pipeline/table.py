@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 Row = tuple[str, str, str, str]
@@ -30,10 +31,11 @@ def table(report: dict[str, Any]) -> str:
     if report["kl"] is not None:
         rows.append(("KL to the original, nats a token", "", f"{report['kl']:.4f}", ""))
         rows.append(("same most likely token", "", f"{report['top1_agreement']:.1%}", ""))
+    rows += [(f"task {name}", "", f"{score:.1%}", "") for name, score in (report.get("tasks") or {}).items()]
     return aligned(rows) + f"\nmeasured on: {report['text']}"
 
 
-def aligned(rows: list[Row]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """The first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [[row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))] for row in rows]

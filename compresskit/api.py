@@ -1,0 +1,99 @@
+"""The stages and recipes from Python: `from compresskit import prune, quantize, compensate, recover, evaluate, run`.
+
+The settings are the flags of the command line, as keyword arguments; so are the results, as the dictionaries that `--json`
+prints, and the errors, as the classes of `compresskit.errors`. A progress bar is drawn where there is a terminal, none
+with quiet=True. Importing loads no torch.
+
+    from compresskit import prune, evaluate
+    prune("demo:smollm2-135m", "small", "cfsp", sparsity=0.2)
+    evaluate("small", against="demo:smollm2-135m")["perplexity_ratio"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import RequestError, near_miss
+from compresskit.methods import METHODS, method_class, options_class, runner
+
+
+def prune(source: str | Path, out: str | Path, method: str = "cfsp", quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Remove FFN channels of SOURCE into the folder OUT; settings as `compresskit prune METHOD --help` lists them."""
+    return stage("prune", source, out, method, quiet, settings)
+
+
+def quantize(source: str | Path, out: str | Path, method: str = "apiq", quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Store the weights of SOURCE in few bits in the folder OUT; settings as `compresskit quantize METHOD --help` lists them."""
+    return stage("quantize", source, out, method, quiet, settings)
+
+
+def compensate(source: str | Path, out: str | Path, method: str = "eora", quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Repair the compressed SOURCE towards `original` by a low-rank adapter in OUT, or with merge=True into a checkpoint."""
+    return stage("compensate", source, out, method, quiet, settings)
+
+
+def recover(source: str | Path, out: str | Path, method: str = "paser", quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Fine-tune the compressed SOURCE towards `original` on selected `data`; settings as `compresskit recover METHOD --help`."""
+    return stage("recover", source, out, method, quiet, settings)
+
+
+def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Measure SOURCE, with against=... beside the original; settings as `compresskit evaluate --help` lists them."""
+    _check_settings("evaluate", settings, [options_class("evaluate", "")])
+    options = _built(options_class("evaluate", ""), settings)
+    return runner("evaluate", "")(str(source), options, quiet=quiet)
+
+
+def run(
+    recipe: str | Path,
+    out: str | Path,
+    variables: Mapping[str, str] | None = None,
+    first: str | None = None,
+    say: Callable[[str], None] | None = print,
+) -> dict[str, Any]:
+    """Run a recipe (a YAML file, or the name of a shipped one) into the folder OUT, and write report.html there.
+
+    `variables`: what `--set` and `--source` replace. `first`: redo this step and all after it. `say`: takes one line a
+    step. Gates that are not met are in the result ("passed", "gates"), not raised.
+    """
+    from compresskit.pipeline.running import Wanted
+    from compresskit.pipeline.running import run as run_recipe
+    from compresskit.recipe.reading import load
+    from compresskit.recipe.shipped import find
+    from compresskit.report.writing import write_reports
+
+    result = run_recipe(load(find(str(recipe)), variables), Path(out), Wanted(first=first), say or (lambda line: None))
+    write_reports(Path(out), result)
+    return result
+
+
+def stage(
+    name: str, source: str | Path, out: str | Path, method: str, quiet: bool, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Run one stage; RequestError where it has no such method or setting, before any work."""
+    if name not in METHODS:
+        raise RequestError(f"{name}: this installation has no such stage; there are {', '.join(METHODS)}")
+    method_type, options_type = method_class(name, method), options_class(name, method)
+    _check_settings(f"{name} {method}", settings, [method_type, options_type])
+    built = _built(method_type, settings), _built(options_type, settings)
+    return runner(name, method)(built[0], str(source), Path(out), built[1], quiet=quiet)
+
+
+def _check_settings(title: str, settings: Mapping[str, Any], types: list[type[Any]]) -> None:
+    known = [field for each in types for field in each.model_fields]
+    for name in settings:
+        if name not in known:
+            raise RequestError(f"{title}: no setting {name!r};{near_miss(name, known)} There are {', '.join(known)}")
+
+
+def _built(model: type[Any], settings: Mapping[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    try:
+        return model(**{name: plain[name] for name in model.model_fields if name in plain})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise RequestError(f"{fault['loc'][0]}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}") from error

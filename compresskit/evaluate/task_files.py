@@ -1,0 +1,91 @@
+"""Tasks as local files: FOLDER/NAME.jsonl, one row a line. Loads no torch.
+
+{"question": "...", "choices": ["...", "..."], "answer": 1}    which continuation of the question is likeliest
+{"text": "... word"}                                            predict the last word (LAMBADA)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from compresskit.errors import RequestError, near_miss
+
+SHOT_SEPARATOR = "\n\n"
+
+
+class Row(NamedTuple):
+    """One question: a prompt, its possible continuations, the right one's index."""
+
+    prompt: str
+    continuations: tuple[str, ...]
+    """With the space that parts them from the prompt."""
+    answer: int
+    lengths: tuple[int, ...]
+    """Characters of each continuation, without that space."""
+
+
+class Task(NamedTuple):
+    """The rows of one file."""
+
+    name: str
+    rows: list[Row]
+    choices: bool
+    """Multiple choice; else the last word is to be predicted."""
+
+
+def read_tasks(folder: Path, names: list[str], limit: int | None, shots: int, seed: int) -> list[Task]:
+    """The named tasks, the first `limit` rows of each, with `shots` solved rows before every question.
+
+    Raises RequestError, which names file and line, where a task is missing or malformed.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"--tasks-folder {folder}: no such folder; give the one that holds NAME.jsonl files")
+    known = sorted(path.stem for path in folder.glob("*.jsonl"))
+    tasks = []
+    for name in names:
+        if name not in known:
+            raise RequestError(f"--tasks {name}: not in {folder};{near_miss(name, known)} There are {', '.join(known) or 'none'}")
+        path = folder / f"{name}.jsonl"
+        lines = [(i, line) for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1) if line.strip()]
+        rows = [_row(path, number, line) for number, line in lines]
+        kinds = {len(row.continuations) > 1 for row in rows}
+        if len(kinds) != 1:
+            raise RequestError(f"{path}: " + ("mixes choices and texts; make two files" if kinds else "holds no rows"))
+        if shots >= len(rows):
+            raise RequestError(f"--few-shot {shots}: {path} has {len(rows)} rows; ask for fewer")
+        chosen = rows if limit is None else rows[:limit]
+        tasks.append(Task(name, [_with_shots(row, rows, shots, seed) for row in chosen], kinds == {True}))
+    return tasks
+
+
+def _row(path: Path, number: int, line: str) -> Row:
+    place = f"{path}:{number}"
+    try:
+        found: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{place}: not valid JSON ({error.msg}); write one object a line") from error
+    if isinstance(found, dict) and isinstance(found.get("text"), str):
+        context, space, word = found["text"].rstrip().rpartition(" ")
+        if not context.strip() or not word:
+            raise RequestError(f"{place}: a text needs two words or more")
+        return Row(context, (space + word,), 0, (len(word),))
+    question, choices, answer = (found.get(key) if isinstance(found, dict) else None for key in ("question", "choices", "answer"))
+    if not isinstance(question, str) or not question.strip():
+        raise RequestError(f"{place}: needs a question with choices and answer, or a text")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        raise RequestError(f"{place}: choices must be two texts or more")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise RequestError(f"{place}: answer {answer!r} is not the index of one of {len(choices)} choices")
+    return Row(question, tuple(f" {choice}" for choice in choices), answer, tuple(len(choice) for choice in choices))
+
+
+def _with_shots(row: Row, rows: list[Row], shots: int, seed: int) -> Row:
+    if not shots:
+        return row
+    others = [each for each in rows if each is not row]
+    picked = random.Random(f"{seed} {row.prompt}").sample(others, shots)  # noqa: S311
+    solved = [each.prompt + each.continuations[each.answer] for each in picked]
+    return row._replace(prompt=SHOT_SEPARATOR.join([*solved, row.prompt]))

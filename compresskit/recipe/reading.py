@@ -1,0 +1,277 @@
+"""A recipe file -> typed steps: include, variables, defaults, matrix.
+
+source: demo:smollm2-135m          what the first step reads; `${source}`
+variables: {text: self}            `${text}`; `--set text=FILE` replaces it
+defaults: {samples: 64}            settings of every step that knows them
+matrix: {bits: [2, 3]}             a copy of every step that depends on `${bits}`, for each value
+steps: [{prune: cfsp, sparsity: 0.2}, {quantize: gptq, bits: "${bits}"}, {evaluate:, against: "${source}"}]
+gates: ["perplexity_ratio<=1.2"]   held against the last evaluation
+include: FILE                      another recipe, whose steps come first; keys here win
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import RequestError, near_miss
+from compresskit.evaluate.gates import parse_gate
+from compresskit.recipe.located import Place, Value, read
+from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Context, Step, build, kind_of
+
+KEYS = ("description", "source", "variables", "defaults", "matrix", "steps", "gates", "include")
+MOST_STEPS = 500
+"""A larger grid is a mistake, or a campaign of several recipes."""
+RESERVED = ("source", "here")
+"""Names with a meaning of their own; `${here}` is the folder of the recipe."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe."""
+
+    path: Path
+    description: str
+    source: str
+    steps: list[Step]
+    gates: list[str]
+    """Limits for the last evaluation (of every cell of the matrix)."""
+    judged: list[str]
+    """Names of the evaluate steps that these gates judge."""
+    matrix: dict[str, list[Any]]
+
+    def step(self, name: str) -> Step:
+        """The step of this name; RequestError with the near miss where there is none."""
+        names = [step.name for step in self.steps]
+        if name not in names:
+            raise RequestError(f"{self.path}: no step {name!r};{near_miss(name, names)} There are {', '.join(names)}")
+        return self.steps[names.index(name)]
+
+
+def load(path: Path, given: Mapping[str, str] | None = None) -> Recipe:
+    """Read and check a recipe; `given` replaces variables, and `source`.
+
+    Raises RecipeError, which names file, line and key, before any work; RequestError for a `given` that nothing takes.
+    """
+    document = _included(path, ())
+    document.check_keys("recipe", KEYS)
+    content = document.mapping("recipe")
+    values = _variables(content, dict(given or {}), path)
+    if "source" not in values:
+        raise document.place.error("the recipe has no source; add `source: FOLDER`, a Hub id or demo:smollm2-135m")
+    steps = content["steps"].list("steps") if "steps" in content else []
+    if not steps:
+        raise document.place.error("the recipe has no steps; add `steps:` with at least one")
+    matrix = _matrix(content.get("matrix"), values)
+    defaults = content["defaults"].mapping("defaults") if "defaults" in content else {}
+    built, last = _build_all(steps, values, matrix, defaults)
+    _check_defaults(content.get("defaults"), built)
+    gates = [_gate(each) for each in content["gates"].list("gates")] if "gates" in content else []
+    if gates and not last:
+        raise document.keys["gates"].error("gates: no step evaluates; add `- evaluate:` with `against: ${source}` at the end")
+    description = content["description"].text("description") if "description" in content else ""
+    return Recipe(path, description.strip(), str(values["source"].plain()), built, gates, last, _plain_matrix(matrix))
+
+
+def _included(path: Path, above: tuple[Path, ...]) -> Value:
+    """The document with the one that it includes merged in: own keys win, the included steps come first."""
+    document = read(path)
+    content = document.mapping("recipe")
+    if "include" not in content:
+        return document
+    name = content["include"].text("include")
+    other = path.parent / name
+    place = content["include"].place
+    if other.resolve() in (path.resolve(), *above):
+        raise place.error(f"include: {name} includes this file again; a chain of includes must end")
+    if not other.is_file():
+        raise place.error(f"include: {other} does not exist; the path is relative to this file")
+    base = _included(other, (*above, path.resolve()))
+    merged = {**base.mapping("recipe"), **content}
+    for key in ("variables", "defaults"):
+        if key in content and key in base.content:
+            both = {**base.content[key].mapping(key), **content[key].mapping(key)}
+            keys = {**base.content[key].keys, **content[key].keys}
+            merged[key] = Value(both, content[key].place, keys)
+    if "steps" in content and "steps" in base.content:
+        merged["steps"] = Value(base.content["steps"].list("steps") + content["steps"].list("steps"), content["steps"].place, {})
+    del merged["include"]
+    return Value(merged, document.place, {**base.keys, **document.keys})
+
+
+def _variables(content: Mapping[str, Value], given: dict[str, str], path: Path) -> dict[str, Value]:
+    values: dict[str, Value] = {"here": Value(str(path.parent), Place(str(path), 1), {})}
+    if "variables" in content:
+        for name, value in content["variables"].mapping("variables").items():
+            if name in RESERVED:
+                raise content["variables"].keys[name].error(f"variables: {name} has a meaning of its own; choose another name")
+            values[name] = value
+    if "source" in content:
+        content["source"].text("source")
+        values["source"] = content["source"]
+    for name, text in given.items():
+        if name not in values and name != "source":
+            raise RequestError(f"--set {name}: {path} has no such variable;{near_miss(name, values)} It has {', '.join(values)}")
+        values[name] = Value(text, Place("--set", 1), {})
+    for name, value in values.items():
+        if value.content is None:
+            raise value.place.error(f"{name}: has no value; write one, or pass --set {name}=VALUE")
+    return values
+
+
+def _matrix(given: Value | None, values: Mapping[str, Value]) -> dict[str, list[Value]]:
+    if given is None:
+        return {}
+    found: dict[str, list[Value]] = {}
+    for name, value in given.mapping("matrix").items():
+        if name in values:
+            raise given.keys[name].error(f"matrix: {name} is a variable already; give one of them another name")
+        filled = _substituted(value, values)
+        options = _matching_folders(filled) if isinstance(filled.content, str) else filled.list(f"matrix: {name}")
+        if not options:
+            raise filled.place.error(f"matrix: {name} has no values; give at least one")
+        found[name] = options
+    return found
+
+
+def _matching_folders(value: Value) -> list[Value]:
+    pattern = Path(value.text("matrix"))
+    folder = pattern.parent
+    found = sorted(folder.glob(pattern.name)) if folder.is_dir() else []
+    if not found:
+        raise value.place.error(f"matrix: nothing matches {pattern}; give a list, or a pattern such as adapters/*")
+    return [Value(str(path), value.place, {}) for path in found if path.is_dir()]
+
+
+def _plain_matrix(matrix: Mapping[str, list[Value]]) -> dict[str, list[Any]]:
+    return {name: [value.plain() for value in values] for name, values in matrix.items()}
+
+
+def _build_all(
+    steps: Sequence[Value], values: Mapping[str, Value], matrix: Mapping[str, list[Value]], defaults: Mapping[str, Value]
+) -> tuple[list[Step], list[str]]:
+    """(every step of every cell of the matrix, each once; names of the last evaluate steps)."""
+    names = _names(steps)
+    common = [text for each in defaults.values() for text in _texts(each)]
+    depends = _dependencies(steps, names, matrix, common)
+    unused = [name for name in matrix if not any(name in each for each in depends)]
+    if unused:
+        raise matrix[unused[0]][0].place.error(f"matrix: no step uses ${{{unused[0]}}}; use it in a setting, or remove it")
+    built: dict[str, Step] = {}
+    judged: list[str] = []
+    last = max((index for index, step in enumerate(steps) if kind_of(step)[0] == "evaluate"), default=None)
+    for cell in _cells(matrix):
+        earlier: dict[str, Step] = {}
+        for index, value in enumerate(steps):
+            full = names[index] + "".join(f"-{key}-{_slug(cell[key].plain())}" for key in matrix if key in depends[index])
+            scope = {**values, **cell}
+            context = Context(
+                dict(earlier), tuple(names[index:]), str(values["source"].plain()),
+                {key: _substituted(each, scope) for key, each in defaults.items()},
+            )  # fmt: skip
+            if full not in built:
+                built[full] = build(_substituted(value, scope), full, context)
+            earlier[names[index]] = built[full]
+            if index == last:
+                judged.append(full)
+        if len(built) > MOST_STEPS:
+            raise steps[0].place.error(f"matrix: more than {MOST_STEPS} steps; give fewer values")
+    return list(built.values()), list(dict.fromkeys(judged))
+
+
+def _cells(matrix: Mapping[str, list[Value]]) -> Iterator[dict[str, Value]]:
+    for combination in itertools.product(*matrix.values()):
+        yield dict(zip(matrix, combination, strict=True))
+
+
+def _slug(value: Any) -> str:
+    """The value as part of a folder's name."""
+    text = str(value).rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._]+", "_", text) or "empty"
+
+
+def _names(steps: Sequence[Value]) -> list[str]:
+    """The name of every step: its own, or its stage with a number from the second on."""
+    names: dict[str, Value] = {}
+    for step in steps:
+        stage, _ = kind_of(step)
+        if "name" in step.content:
+            value = step.content["name"]
+            name = value.text("name")
+            if not STEP_NAME.fullmatch(name):
+                raise value.place.error(f"name {name!r}: it becomes a folder; use letters, digits, dots and dashes")
+            if name in names or name in RESERVED:
+                first = f"the step in line {names[name].place.line}" if name in names else "the recipe's source"
+                raise value.place.error(f"name: {name!r} is the name of {first}; choose another")
+        else:
+            name = next(n for n in itertools.chain((stage,), (f"{stage}-{i}" for i in itertools.count(2))) if n not in names)
+        names[name] = step
+    return list(names)
+
+
+def _dependencies(
+    steps: Sequence[Value], names: Sequence[str], matrix: Mapping[str, Any], common: Sequence[str]
+) -> list[set[str]]:
+    """The variables of the matrix on which each step depends, by itself or through what it reads; `common`: texts of defaults."""
+    by_name: dict[str, set[str]] = {}
+    before: set[str] = set()
+    for name, step in zip(names, steps, strict=True):
+        texts = [*_texts(step), *common]
+        mentioned = {found for text in texts for found in REFERENCE.findall(text)} | set(texts)
+        own = {each for each in matrix if any("${" + each + "}" in text for text in texts)}
+        for other, variables in by_name.items():
+            own |= variables if other in mentioned else set()
+        if "source" not in step.content:
+            own |= before
+        by_name[name] = own
+        if kind_of(step)[0] != "evaluate":
+            before = own
+    return list(by_name.values())
+
+
+def _texts(value: Value) -> Iterator[str]:
+    if isinstance(value.content, dict):
+        for each in value.content.values():
+            yield from _texts(each)
+    elif isinstance(value.content, list):
+        for each in value.content:
+            yield from _texts(each)
+    elif isinstance(value.content, str):
+        yield value.content
+
+
+def _substituted(value: Value, scope: Mapping[str, Value]) -> Value:
+    """The value with the variables put in; a text that is one variable alone becomes the variable's value, whatever its type."""
+    if isinstance(value.content, dict):
+        return Value({key: _substituted(each, scope) for key, each in value.content.items()}, value.place, value.keys)
+    if isinstance(value.content, list):
+        return Value([_substituted(each, scope) for each in value.content], value.place, {})
+    if not isinstance(value.content, str):
+        return value
+    alone = REFERENCE.fullmatch(value.content)
+    if alone and alone[1] in scope:
+        return Value(scope[alone[1]].content, value.place, {})
+    text = REFERENCE.sub(lambda found: str(scope[found[1]].plain()) if found[1] in scope else found[0], value.content)
+    return Value(text, value.place, {})
+
+
+def _check_defaults(defaults: Value | None, steps: Sequence[Step]) -> None:
+    if defaults is None:
+        return
+    known = {name for step in steps for name in type(step.options).model_fields}
+    known |= {name for step in steps if step.method for name in type(step.method).model_fields}
+    for key, place in defaults.keys.items():
+        if key not in known - set(RUN_DECIDES):
+            raise place.error(f"defaults: no step knows {key!r};{near_miss(key, known)} Remove it, or put it into its step")
+
+
+def _gate(value: Value) -> str:
+    text = value.text("gates")
+    try:
+        return str(parse_gate(text))
+    except RequestError as error:
+        raise value.place.error(str(error)) from error

@@ -1,0 +1,1 @@
+"""A run's folder -> one HTML page and a model card."""

@@ -1,0 +1,60 @@
+"""The Hub's model card: README.md with metadata, in the folder of the model that a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compresskit.manifest import chain
+from compresskit.pipeline import verdict
+from compresskit.report import collecting
+from compresskit.report.serving import ADAPTER_CONFIG, commands
+from compresskit.source import DEMO, HUB_ID
+from compresskit.version import VERSION
+
+BASE_OF_DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+RELATIONS = {"quantize": "quantized", "prune": "finetune", "recover": "finetune", "compensate": "adapter"}
+
+
+def card(out: Path, result: Mapping[str, Any], name: str) -> str:
+    """The text of the card for the model of step `name`."""
+    manifest = collecting.manifests(out, result)[name]
+    stages = [f"{link['stage']} {link['method']}" for link in reversed(chain(manifest))]
+    report = next((each.report for each in reversed(collecting.measured(result)) if each.of == name), None)
+    base = BASE_OF_DEMO if result["source"] == DEMO else result["source"]
+    lines = ["---", yaml.safe_dump(_metadata(out / name, base, manifest, report), sort_keys=False).rstrip(), "---", ""]
+    lines += [f"# {Path(str(base)).name}, compressed", "", f"{base}, by compresskit {VERSION}: {', then '.join(stages)}.", ""]
+    if report is not None:
+        lines += [verdict.sentence({**result, "steps": {name: report}}), ""]
+        lines += ["| | before | after |", "| --- | ---: | ---: |"]
+        for title, key in (("bytes", "bytes"), ("parameters", "parameters"), ("perplexity", "perplexity")):
+            before = report.get(f"reference_{key}")
+            lines.append(f"| {title} | {'' if before is None else f'{before:,.10g}'} | {report[key]:,.10g} |")
+        lines += ["", f"Measured on: {report['text']} ({report['tokens']} tokens).", ""]
+    for title, text in commands(out / name).items():
+        language = "python" if title.startswith("transformers") else "console"
+        lines += [f"## {title}", "", f"```{language}", text, "```", ""]
+    return "\n".join(lines)
+
+
+def _metadata(folder: Path, base: str, manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> dict[str, Any]:
+    relation = RELATIONS.get(str(manifest["stage"]), "finetune")
+    known = {"base_model": base, "base_model_relation": relation} if HUB_ID.fullmatch(base) else {}
+    found: dict[str, Any] = known | {
+        "library_name": "peft" if (folder / ADAPTER_CONFIG).is_file() else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["compresskit", *dict.fromkeys(str(link["method"]) for link in chain(dict(manifest)))],
+    }
+    if base == BASE_OF_DEMO:
+        found["license"] = "apache-2.0"
+    elif (folder / "LICENSE").is_file():
+        found |= {"license": "other", "license_name": "see-license-file", "license_link": "LICENSE"}
+    if report is not None:
+        result = {"type": "perplexity", "value": report["perplexity"], "name": f"perplexity ({report['text']})"}
+        task = {"type": "text-generation"}
+        dataset = {"name": report["text"], "type": "text"}
+        found["model-index"] = [{"name": folder.name, "results": [{"task": task, "dataset": dataset, "metrics": [result]}]}]
+    return found

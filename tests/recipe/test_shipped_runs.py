@@ -1,0 +1,90 @@
+"""Every shipped recipe runs from its first step to its last on a tiny model, at tiny settings. End to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from compresskit.methods import METHODS, options_class
+from compresskit.pipeline.running import run
+from compresskit.recipe import shipped
+from compresskit.recipe.reading import load
+from compresskit.report.writing import write_reports
+
+TINY: dict[str, Any] = {
+    "samples": 8, "sequence_length": 64, "windows": 2, "group_size": 8, "round_to": 8, "rank": 2, "epochs": 1, "steps": 2,
+    "batch_size": 2, "self_samples": 4, "saliency": "none", "speed": False,
+}  # fmt: skip
+LONGEST = 256
+"""Tokens that the tiny model reads, a byte each: enough for an instruction with its answer."""
+KEPT = ("name", "source", "stage", "method")
+
+
+def tiny_step(step: dict[str, Any], text_file: Path) -> dict[str, Any]:
+    """The step with the settings that a tiny model can bear; what the recipe does not set is left alone, but for sizes."""
+    stage = next(key for key in step if key not in KEPT)
+    method = step[stage]
+    if stage != "evaluate" and method not in METHODS.get(stage, {}):
+        pytest.skip(f"{stage} {method} is not in the table of methods yet")
+    if stage == "recover":
+        pytest.importorskip("scipy", reason="recover takes the extra compresskit[recover]")
+        pytest.importorskip("peft", reason="recover takes the extra compresskit[recover]")
+    sizes = [
+        name for name in ("samples", "sequence_length", "windows") if name in options_class(stage, method or "").model_fields
+    ]
+    changed = {key: TINY.get(key, value) for key, value in step.items()} | {name: TINY[name] for name in sizes}
+    if stage == "recover":
+        changed["sequence_length"] = LONGEST
+    if stage == "prune":
+        changed["round_to"] = TINY["round_to"]
+    if stage == "evaluate":
+        changed["data"] = str(text_file)
+    elif "calibration" in options_class(stage, method).model_fields:
+        changed["calibration"] = str(text_file)
+    return changed
+
+
+def adapter(folder: Path) -> None:
+    """A LoRA adapter of the tiny llama's first two output projections."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    names = [f"base_model.model.model.layers.{index}.self_attn.o_proj" for index in range(2)]
+    tensors = {f"{name}.lora_A.weight": torch.randn(4, 32, generator=generator) for name in names}
+    tensors |= {f"{name}.lora_B.weight": torch.randn(32, 4, generator=generator) for name in names}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["o_proj"], "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_a_shipped_recipe_runs(name: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(shipped.find(name).read_text())
+    document["steps"] = [tiny_step(step, text_file) for step in document["steps"]]
+    document["source"] = str(tiny["llama"])
+    given = {}
+    if "adapter" in document.get("variables", {}) or "adapters" in document.get("variables", {}):
+        for number in range(2):
+            adapter(tmp_path / "zoo" / f"expert-{number}")
+        given = {"adapter": str(tmp_path / "zoo" / "expert-0"), "adapters": str(tmp_path / "zoo")}
+    if "data" in document.get("variables", {}):
+        rows = [{"instruction": f"count to {i}", "input": "", "output": " ".join(map(str, range(i)))} for i in range(2, 40)]
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = {"data": str(tmp_path / "data.jsonl")}
+    document.pop("defaults", None)
+    path = tmp_path / f"{name}.yaml"
+    for file in shipped.folder().glob("*.jsonl"):
+        shutil.copy(file, tmp_path)
+    path.write_text(yaml.safe_dump(document))
+    known = {key: value for key, value in given.items() if key in document.get("variables", {})}
+    recipe = load(path, known)
+    result = run(recipe, tmp_path / "out")
+    assert result["ran"] == [step.name for step in recipe.steps]
+    assert len(result["gates"]) == len(document.get("gates", []))
+    assert write_reports(tmp_path / "out", result).stat().st_size > 1000
