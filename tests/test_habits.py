@@ -43,3 +43,10 @@ def test_the_readme_names_every_file_of_the_package() -> None:
     readme = (ROOT / "README.md").read_text()
     files = {path.name for path in (ROOT / "compresskit").rglob("*.py")} - {"__init__.py", "__main__.py"}
     assert {name for name in files if name not in readme} == set()
+
+
+def test_every_package_is_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text().partition("packages = [")[2].partition("]")[0]
+    listed = set(re.findall(r'"([\w.]+)"', text)) - {"compresskit.recipes"}
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "compresskit").rglob("__init__.py")}
+    assert listed == found

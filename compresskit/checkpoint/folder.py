@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 FILE_MODE = 0o644
+NEW = ".new"
+"""Ending of a file that is to replace another."""
 
 
 def partial_folder(out: Path) -> Path:
@@ -62,10 +64,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, text: str) -> None:
     """A text file that is either as it was or as it shall be."""
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + NEW)
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     temporary.replace(path)
+    sync(path.parent)
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import manifest, source
+from compresskit.checkpoint.folder import NEW, partial_folder, write_whole
 from compresskit.checkpoint.reader import read_json, sha256
-from compresskit.checkpoint.writer import partial_folder, sync
 from compresskit.errors import RequestError
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, Step, resolved
 
 FILE = "run.json"
 LOCK = ".lock"
-NEW = ".new"
 FORMAT_VERSION = 1
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model", ".jinja", ".py")
 """Files of a model's or a data folder that a stage may read."""
@@ -148,12 +147,3 @@ def open_state(out: Path, overwrite: bool) -> State:
     elif out.exists() and any(path.name not in (LOCK, FILE + NEW) for path in out.iterdir()):
         raise RequestError(f"{out}: exists already and is no run's folder; choose another OUT")
     return state
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file, so that it is the old or the new one at any moment."""
-    temporary = path.with_name(path.name + NEW)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
