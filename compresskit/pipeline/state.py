@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import manifest, source
+from compresskit.checkpoint.folder import partial_folder, sync
 from compresskit.checkpoint.reader import read_json, sha256
-from compresskit.checkpoint.writer import partial_folder, sync
 from compresskit.errors import RequestError
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, Step, resolved
 
