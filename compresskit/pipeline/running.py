@@ -11,13 +11,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compresskit.checkpoint.folder import write_whole
 from compresskit.checkpoint.reader import read_json
 from compresskit.errors import Interrupted, RequestError
 from compresskit.evaluate.gates import GateResult, check_gates, parse_gate
 from compresskit.manifest import NAME as MANIFEST
 from compresskit.memory import restart_peak
 from compresskit.methods import runner, stage_of
-from compresskit.pipeline.state import LOCK, State, open_state, write_whole
+from compresskit.pipeline.state import LOCK, State, open_state
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step, resolved
 

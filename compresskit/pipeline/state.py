@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import manifest, source
-from compresskit.checkpoint.folder import partial_folder, sync
+from compresskit.checkpoint.folder import partial_folder, write_whole
 from compresskit.checkpoint.reader import read_json, sha256
 from compresskit.errors import RequestError
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, Step, resolved
@@ -148,12 +148,3 @@ def open_state(out: Path, overwrite: bool) -> State:
     elif out.exists() and any(path.name not in (LOCK, FILE + NEW) for path in out.iterdir()):
         raise RequestError(f"{out}: exists already and is no run's folder; choose another OUT")
     return state
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file, so that it is the old or the new one at any moment."""
-    temporary = path.with_name(path.name + NEW)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compresskit.pipeline.state import write_whole
+from compresskit.checkpoint.folder import write_whole
 from compresskit.report.card import card
 from compresskit.report.collecting import final_model
 from compresskit.report.page import page
