@@ -128,4 +128,4 @@ class ApiQ(BlockMethod, frozen=True):
         if after > before:
             trainer.reset()
             trainer.settle()
-        return trainer.finish(), {"start_error": before, "trained_error": after}
+        return trainer.finish(), {"start_error": before, "trained_error": after, "kept_error": min(before, after)}

@@ -15,7 +15,7 @@ from compresskit.pipeline.running import REPORT
 ERRORS = {
     "relative_output_error": "output error",
     "start_error": "before training",
-    "trained_error": "after training",
+    "kept_error": "after training",
     "error": "output error",
     "error_before": "before the repair",
     "error_after": "after the repair",
