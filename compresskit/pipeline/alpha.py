@@ -17,7 +17,8 @@ from compresskit.pipeline.device import choose_device
 from compresskit.pipeline.evaluation import read_evaluation_text
 from compresskit.progress import ProgressBars
 from compresskit.quantize.compeft import ALPHAS
-from compresskit.task_vectors import Restored, TernaryVector
+from compresskit.restored import Restored
+from compresskit.task_vectors import TernaryVector
 
 if TYPE_CHECKING:
     from compresskit.model import Model

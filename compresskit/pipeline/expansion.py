@@ -18,7 +18,8 @@ from compresskit.manifest import NAME, manifest
 from compresskit.memory import peak_memory_bytes
 from compresskit.pipeline.device import parse_bytes
 from compresskit.progress import ProgressBars
-from compresskit.task_vectors import TernaryVector, check_base, facts_of, open_task_vector, restored, stored_bytes
+from compresskit.restored import check_base, restored
+from compresskit.task_vectors import TernaryVector, facts_of, open_task_vector, stored_bytes
 
 WHOLE_NUMBERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 """torch's names of the dtypes of buffers, which lie dense beside a vector."""

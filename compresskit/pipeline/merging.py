@@ -29,7 +29,8 @@ from compresskit.methods import name_of
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.expansion import write_adapter
 from compresskit.progress import ProgressBars
-from compresskit.task_vectors import PlainVector, TernaryVector, check_base, offset_of, open_task_vector, stored_bytes
+from compresskit.restored import check_base
+from compresskit.task_vectors import PlainVector, TernaryVector, offset_of, open_task_vector, stored_bytes
 from compresskit.ternary.threshold import Spread, Threshold
 from compresskit.version import VERSION
 

@@ -16,7 +16,8 @@ from compresskit.lowrank import balanced_factors
 from compresskit.merge.method import MergeMethod, Values
 from compresskit.pipeline.merging import Vector, trimmed, weights_of, write_merged_adapter
 from compresskit.progress import ProgressBars
-from compresskit.task_vectors import PlainVector, Restored, TernaryVector, stored_bytes
+from compresskit.restored import Restored
+from compresskit.task_vectors import PlainVector, TernaryVector, stored_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,16 +23,8 @@ from compresskit.manifest import NAME, manifest
 from compresskit.memory import peak_memory_bytes
 from compresskit.progress import ProgressBars
 from compresskit.quantize.compeft import ComPEFT, scale
-from compresskit.task_vectors import (
-    ADAPTER_FILE,
-    MODEL_FILE,
-    PlainVector,
-    TernaryVector,
-    base_digest,
-    facts_of,
-    offset_of,
-    open_task_vector,
-)
+from compresskit.restored import base_digest
+from compresskit.task_vectors import ADAPTER_FILE, MODEL_FILE, PlainVector, TernaryVector, facts_of, offset_of, open_task_vector
 from compresskit.ternary.container import Facts, Part, Ternary, write_container
 from compresskit.ternary.golomb import entropy
 from compresskit.ternary.threshold import Spread, Threshold
