@@ -96,3 +96,28 @@ class CompensateMethod(Method):
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
         """The measure for linears with these inputs, (features, features); `statistic` None without calibration text."""
         raise TypeError(f"{type(self).__name__} defines no metric")
+
+
+class SecondMomentsMethod(CompensateMethod):
+    """A method that measures by all second moments of the inputs."""
+
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Share of the mean second moment that is added to all of them."""
+
+    def statistic(self, features: int, device: torch.device) -> Statistic:
+        """All second moments."""
+        from compresskit.statistics import Gram
+
+        return Gram(features, device)
+
+    def moments(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
+        """X^T X / tokens, damped; the identity for an expert that no token reached."""
+        import torch
+
+        from compresskit.lowrank import Metric
+        from compresskit.statistics import Gram
+
+        assert isinstance(statistic, Gram)
+        if not statistic.tokens:
+            return Metric(torch.eye(features, device=device))
+        return Metric(statistic.matrix() / statistic.tokens, self.damping)

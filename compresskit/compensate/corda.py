@@ -22,11 +22,9 @@ B A = U_r U_r^T W needs no inverse at all (lowrank.py). All in float64.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from compresskit.compensate.contract import CompensateMethod
+from compresskit.compensate.contract import SecondMomentsMethod
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +33,11 @@ if TYPE_CHECKING:
     from compresskit.walk import Statistic
 
 
-class CorDA(CompensateMethod, frozen=True):
+class CorDA(SecondMomentsMethod, frozen=True):
     """A start for fine-tuning, by the second moments of the inputs."""
 
     mode: Literal["instruction", "knowledge"] = "instruction"
     """What the calibration text shows: the task to learn (largest directions train), or knowledge to keep (smallest train)."""
-    damping: Annotated[float, Field(gt=0)] = 0.01
-    """Share of the mean second moment that is added to all of them."""
 
     splits: ClassVar[bool] = True
 
@@ -50,21 +46,9 @@ class CorDA(CompensateMethod, frozen=True):
         """Whether the pair takes the directions in which the inputs show least."""
         return self.mode == "knowledge"
 
-    def statistic(self, features: int, device: torch.device) -> Statistic:
-        """All second moments."""
-        from compresskit.statistics import Gram
-
-        return Gram(features, device)
-
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
         """C^2: the singular vectors of W C are the eigenvectors of W C^2 W^T."""
-        import torch
-
         from compresskit.lowrank import Metric
-        from compresskit.statistics import Gram
 
-        assert isinstance(statistic, Gram)
-        if not statistic.tokens:
-            return Metric(torch.eye(features, device=device))
-        moments = Metric(statistic.matrix() / statistic.tokens, self.damping).matrix
+        moments = self.moments(statistic, features, device).matrix
         return Metric(moments @ moments)

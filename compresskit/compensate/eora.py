@@ -16,11 +16,9 @@ not left to chance; the pair needs no inverse (lowrank.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from compresskit.compensate.contract import CompensateMethod
+from compresskit.compensate.contract import SecondMomentsMethod
 
 if TYPE_CHECKING:
     import torch
@@ -29,26 +27,9 @@ if TYPE_CHECKING:
     from compresskit.walk import Statistic
 
 
-class EoRA(CompensateMethod, frozen=True):
+class EoRA(SecondMomentsMethod, frozen=True):
     """Output error, by all second moments of the inputs."""
 
-    damping: Annotated[float, Field(gt=0)] = 0.01
-    """Share of the mean second moment that is added to all of them."""
-
-    def statistic(self, features: int, device: torch.device) -> Statistic:
-        """All second moments."""
-        from compresskit.statistics import Gram
-
-        return Gram(features, device)
-
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
-        """C, damped; the identity for an expert that no token reached."""
-        import torch
-
-        from compresskit.lowrank import Metric
-        from compresskit.statistics import Gram
-
-        assert isinstance(statistic, Gram)
-        if not statistic.tokens:
-            return Metric(torch.eye(features, device=device))
-        return Metric(statistic.matrix() / statistic.tokens, self.damping)
+        """C, damped."""
+        return self.moments(statistic, features, device)
