@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from ternary_files import mutated, random_signs, read, small_file, write
@@ -61,19 +60,19 @@ def test_stock_safetensors_opens_the_file(tmp_path: Path) -> None:
         assert file.get_tensor("magnitude").shape == (3,)
 
 
-@cache
-def undamaged(factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[str, list[object]]]:
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[str, list[object]]]:
     """(a folder, a file in it, everything in that file)."""
-    folder = factory.mktemp("damage")
+    folder = tmp_path_factory.mktemp("damage")
     return folder, small_file(folder), read(folder / "original")
 
 
-@settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2000)
 @given(st.sampled_from(["flip", "cut", "swap", "header", "length"]), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 def test_a_damaged_file_gives_the_original_or_a_clean_error(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, a: int, b: int
+    undamaged: tuple[Path, bytes, dict[str, list[object]]], kind: str, a: int, b: int
 ) -> None:
-    folder, original, wanted = undamaged(tmp_path_factory)
+    folder, original, wanted = undamaged
     (folder / "damaged").write_bytes(mutated(original, kind, a, b))
     try:
         assert read(folder / "damaged") == wanted
