@@ -25,7 +25,7 @@ from compresskit.manifest import fingerprint
 from compresskit.memory import peak_memory_bytes
 from compresskit.methods import name_of
 from compresskit.model import Model
-from compresskit.opening import open_model, with_adapter
+from compresskit.opening import open_any, open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.progress import ProgressBars
 from compresskit.recover.contract import Pool, RecoverOptions, Selection, SelectionMethod
@@ -75,8 +75,7 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)
     _check_extras(options)
-    folder = source.resolve(source_name)
-    model = with_adapter(open_model(folder, options.trust_remote_code), None)
+    model = open_any(source_name, options.trust_remote_code)
     original = open_model(source.resolve(options.original), options.trust_remote_code)
     job = _checked(method, (model, original), out, options, shard_bytes)
     with ProgressBars(quiet) as bars:
@@ -154,7 +153,8 @@ def _open_workspace(job: Job, settings: dict[str, Any]) -> None:
     Raises RequestError where it was left by another request.
     """
     texts = [sample.tokens for sample in (*job.pool, *job.held_back)]
-    key = fingerprint("recover", settings, job.model.checkpoint.hashes, job.original.checkpoint.hashes, texts)
+    adapter = job.model.adapter.store.hashes if job.model.adapter else None
+    key = fingerprint("recover", settings, job.model.checkpoint.hashes, adapter, job.original.checkpoint.hashes, texts)
     request = job.workspace / REQUEST
     if job.options.resume and request.is_file():
         if read_json(request).get("fingerprint") != key:

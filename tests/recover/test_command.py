@@ -20,13 +20,19 @@ from tiny_models import make_model
 from transformers import AutoModelForCausalLM
 
 from compresskit.checkpoint.reader import sha256
+from compresskit.compensate.contract import CompensateOptions
+from compresskit.compensate.eora import EoRA
 from compresskit.errors import CompresskitError, RequestError
 from compresskit.opening import open_model, with_adapter
+from compresskit.pipeline.compensation import compensate
+from compresskit.pipeline.quantization import quantize
 from compresskit.pipeline.recovery import recover
+from compresskit.quantize.rtn import RTN
 from compresskit.recover.contract import RecoverOptions, SelectionMethod
 from compresskit.recover.full import Full
 from compresskit.recover.paser import Paser
 from compresskit.recover.random import Random
+from compresskit.stages import Options
 
 pytest.importorskip("scipy")
 SMALL: dict[str, Any] = {"sequence_length": 256, "batch_size": 4, "held_back": 0.1, "rank": 4}
@@ -128,6 +134,19 @@ def test_the_adapter_of_a_low_bit_checkpoint_is_trained_on_from_where_it_was(
     name = first.names[0]
     assert 0 < float((first.update(name) - last.update(name)).norm()) < float(first.update(name).norm())
     assert first.rank(name) == last.rank(name)
+
+
+def test_the_adapter_of_a_compensation_is_trained_on(tiny: dict[str, Path], data: Path, text_file: Path, tmp_path: Path) -> None:
+    text: dict[str, Any] = {"calibration": str(text_file), "samples": 4, "sequence_length": 64}
+    quantize(RTN(bits=2, group_size=16), str(tiny["llama"]), tmp_path / "low", Options(**text))
+    repair = CompensateOptions(original=str(tiny["llama"]), **text)
+    compensate(EoRA(rank=4, adapter_bits=8), str(tmp_path / "low"), tmp_path / "repaired", repair)
+    asked = options(tiny["llama"], data, loss="distill", epochs=4, learning_rate=1e-3)
+    result = recover(Full(), str(tmp_path / "repaired"), tmp_path / "out", asked)
+    assert result["held_back_after"]["loss"] < result["held_back_before"]["loss"] + 0.05
+    found = with_adapter(open_model(tmp_path / "out"), None)
+    assert found.adapter is not None and found.adapter.rank(found.linears[0]) == 4
+    assert sha256(tmp_path / "out" / "model.safetensors") == sha256(tmp_path / "low" / "model.safetensors")
 
 
 def test_a_selection_alone_can_be_read_again_as_data(tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path) -> None:
