@@ -152,6 +152,12 @@ def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[st
     return _ragged(model, config, [block[0] for block in widths])
 
 
+def own_files(model: Model) -> dict[str, str]:
+    """The generated files of a ragged checkpoint, by name, which what is made of it needs too; none for others."""
+    names = (CONFIGURATION_FILE, MODELING_FILE) if model.ragged else ()
+    return {name: (model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+
+
 def _plain_again(model: Model, config: dict[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in ("block_configs", "auto_map")}
     return config | {"model_type": model.family, "architectures": [class_names(model.family)["causal_class"]]}

@@ -6,10 +6,13 @@ method that edits one stage before it looks at the next sees what the block has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from compresskit.checkpoint.writer import Writer
+from compresskit.model import Model
 from compresskit.statistics import Gram
 from compresskit.walk import Block, Statistic
 
@@ -17,6 +20,19 @@ ATTENTION_STAGES = 2
 """The first stages of `Model.linear_stages`; after them the attention's outputs are final."""
 OnBlock = Callable[[str, int, int], None]
 """Called with what is done, how many blocks are done, and how many there are."""
+
+
+def chosen_stages(model: Model, index: int, chosen: Container[str]) -> list[list[tuple[str, ...]]]:
+    """Stages of block `index` with the chosen linears alone, as `Model.linear_stages` gives them; empty groups fall away."""
+    kept = [[tuple(name for name in group if name in chosen) for group in stage] for stage in model.linear_stages(index)]
+    return [[group for group in stage if group] for stage in kept]
+
+
+def finish_block(model: Model, block: Block, writer: Writer, facts: dict[str, Any]) -> None:
+    """Copy what of this block was not edited, and note that all of it is on the disk."""
+    writer.copy_missing(model.checkpoint, model.stored_name(block.name + "."))
+    writer.facts.setdefault("blocks", []).append(facts)
+    writer.finish(f"block {block.index}")
 
 
 def collected(groups: Sequence[tuple[str, ...]], block: Block, attention_is_final: bool) -> dict[str, Gram]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from tiny_models import make_model
+
+from compresskit.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Test processes run side by side: spinning threads of the one would slow the other, and its children.
@@ -44,3 +49,17 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picks = torch.randint(len(words), (8000,), generator=generator).tolist()
     path.write_text(" ".join(words[i] for i in picks)[:40000])
     return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what making the tiny models printed
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return int(caught.value.code or 0), output.out, output.err
+
+    return call

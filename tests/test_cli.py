@@ -8,18 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_damage import edit_config, edit_tensors
+from conftest import Run
 from safetensors.torch import load_file
 from tiny_models import make_model
 
 from compresskit.checkpoint.folder import partial_folder
 from compresskit.checkpoint.reader import sha256
-from compresskit.cli import main
 
 SMALL = ("--samples", "8", "--sequence-length", "64", "--round-to", "4")
 STAGE_KEYS = {
@@ -29,22 +28,6 @@ STAGE_KEYS = {
 EVALUATE_KEYS = {
     "perplexity", "tokens", "kl", "top1_agreement", "perplexity_ratio", "size_ratio", "tasks", "speed", "gates",
 }  # fmt: skip
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()  # what making the tiny models printed
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return call
 
 
 @pytest.fixture

@@ -201,6 +201,10 @@ class Writer:
             wanted = self.specs[name].dtype
             self.put(name, tensor if source.spec(name).dtype == wanted else tensor.to(TORCH_DTYPES[wanted]))
 
+    def copy_missing(self, source: Checkpoint, prefix: str = "") -> None:
+        """Write what has not been written yet, of the tensors whose names begin so, as the source has it."""
+        self.copy([name for name in self.specs if name in self.missing and name.startswith(prefix)], source)
+
     def finish(self, step: str) -> None:
         """Note that everything of this step is on the disk."""
         self.done.append(step)

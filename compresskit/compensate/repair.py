@@ -1,7 +1,7 @@
 """The walk that the compensations share: block by block, linear by linear, on the already repaired prefix.
 
-The compressed model is walked; with aim "output" the original beside it, one forward pass ahead by a block. Linears that
-share their input share its statistic and the eigendecomposition of its measure.
+The compressed model is walked; with aim "output" the original beside it, each of its blocks before the repaired one.
+Linears that share their input share its statistic and the eigendecomposition of its measure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compresskit.formats.peft import factor_names
 from compresskit.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error
 from compresskit.pairing import Pair
 from compresskit.skeleton import to_stored
-from compresskit.stagewise import ATTENTION_STAGES, OnBlock, collect_inputs, replace_weight
+from compresskit.stagewise import ATTENTION_STAGES, OnBlock, chosen_stages, collect_inputs, finish_block, replace_weight
 from compresskit.walk import Block, Walk
 
 OUTPUT_DAMPING = 0.01
@@ -52,6 +52,10 @@ class Repair:
     """Of the weights where a dense checkpoint is written; None for an adapter alone."""
     seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "decompositions": 0.0})
 
+    def stages(self, index: int) -> list[list[tuple[str, ...]]]:
+        """The linears of a block that are repaired, as `Model.linear_stages` gives them."""
+        return chosen_stages(self.pair.compressed, index, set(self.names))
+
 
 def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writer, on_block: OnBlock) -> None:
     """The repairing pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
@@ -65,11 +69,7 @@ def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writ
             _original_outputs(request, original, [])
         else:
             facts = _repair_block(request, compressed, original, writer)
-            prefix = request.pair.compressed.stored_name(compressed.name + ".")
-            rest = [name for name in writer.specs if name.startswith(prefix) and name in writer.missing]
-            writer.copy(rest, request.pair.compressed.checkpoint)
-            writer.facts.setdefault("blocks", []).append(facts)
-            writer.finish(f"block {compressed.index}")
+            finish_block(request.pair.compressed, compressed, writer, facts)
         started = time.perf_counter()
         for _ in compressed.advance():
             pass
@@ -85,7 +85,7 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
     count = request.pair.compressed.block_count
     found: dict[str, list[float]] = {}
     for compressed, original in _side_by_side(walks):
-        groups = [group for stage in _stages(request, compressed.index) for group in stage]
+        groups = [group for stage in request.stages(compressed.index) for group in stage]
         for task in _tasks(request, compressed, groups, _original_outputs(request, original, groups), False):
             started = time.perf_counter()
             weight = request.pair.original_weight(task.name).to(task.residual)
@@ -104,15 +104,8 @@ def _side_by_side(walks: tuple[Walk, Walk | None]) -> Iterator[tuple[Block, Bloc
         yield from zip(compressed, original, strict=True)
 
 
-def _stages(request: Repair, index: int) -> list[list[tuple[str, ...]]]:
-    wanted = set(request.names)
-    stages = request.pair.compressed.linear_stages(index)
-    kept = [[tuple(name for name in group if name in wanted) for group in stage] for stage in stages]
-    return [[group for group in stage if group] for stage in kept]
-
-
 def _repair_block(request: Repair, block: Block, original: Block | None, writer: Writer) -> dict[str, dict[str, float]]:
-    stages = _stages(request, block.index)
+    stages = request.stages(block.index)
     outputs = _original_outputs(request, original, [group for stage in stages for group in stage])
     facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}, "scale": {}}
     for number, groups in enumerate(stages):

@@ -22,6 +22,7 @@ from compresskit.model import Model
 from compresskit.opening import open_model, with_adapter
 from compresskit.pairing import Pair, pair, same_weights
 from compresskit.pipeline.device import choose_device, parse_bytes
+from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.progress import ProgressBars
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from compresskit.compensate.repair import Repair
     from compresskit.walk import Walk
 
-HELD_BACK = 4
-"""Calibration windows that the repair never sees, for the closing figures."""
 Where = tuple["torch.device", "torch.dtype"]
 
 
@@ -61,11 +60,8 @@ class Job:
     @property
     def aim_output(self) -> bool:
         """Whether the original's outputs are aimed at, not its weights."""
-        return not self.method.splits and self._aims_at_outputs
-
-    @property
-    def _aims_at_outputs(self) -> bool:
-        return self.method.aim == "output" or (self.method.aim == "auto" and bool(self.pair.kept))
+        asked = self.method.aim == "output" or (self.method.aim == "auto" and bool(self.pair.kept))
+        return asked and not self.method.splits
 
     @property
     def text(self) -> tuple[str, int]:
@@ -164,10 +160,11 @@ def _compensate(job: Job, bars: ProgressBars) -> dict[str, Any]:
             writer.resume(progress)
             finished |= dict.fromkeys(writer.done, _written(job, request, writer))
         else:
-            writer.start(_configuration(job) if job.dense else None, compressed.checkpoint.folder, _side_files(job))
+            config, files = (_configuration(job), layouts.own_files(compressed)) if job.dense else (None, {})
+            writer.start(config, compressed.checkpoint.folder, files)
             writer.facts |= {"blocks": [], "ranks": request.ranks}
         repair_blocks(request, _walks(job, tokens, where, finished), writer, bars)
-        writer.copy([name for name in writer.specs if name in writer.missing], compressed.checkpoint)
+        writer.copy_missing(compressed.checkpoint)
         facts = _scores(job, _written(job, request, writer), held_back, where) | {"rank_total": sum(request.ranks.values())}
         writer.commit(manifest("compensate", settings, compressed.checkpoint, writer.hashes(), writer.facts | facts | text))
     written = sum(shard.size for shard in writer.shards)
@@ -248,13 +245,6 @@ def _configuration(job: Job) -> dict[str, Any]:
     config = dict(job.pair.compressed.checkpoint.config)
     config.pop("quantization_config", None)
     return config
-
-
-def _side_files(job: Job) -> dict[str, str]:
-    """Generated files of a ragged source, which its merged checkpoint needs too, by path."""
-    compressed = job.pair.compressed
-    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.dense and compressed.ragged else ()
-    return {name: (compressed.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
 
 
 def _settings(job: Job, where: Where) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _quantize(step: Step, given: Planned) -> Planned | None:
     shard_bytes = parse_bytes(step.options.model_dump()["max_shard_size"])
     job = quantization.Job(method, model, schemes, Path(step.name), step.options, shard_bytes)  # type: ignore[arg-type]
     ranks = dict.fromkeys(schemes, job.rank) if job.rank else None
-    return Planned(model, quantization._plan(job), job.adapter_plan, ranks=ranks)
+    return Planned(model, job.plan, job.adapter_plan, ranks=ranks)
 
 
 def _bits_of_block(average: float, block: int) -> int:
@@ -152,8 +152,7 @@ def _compensate(step: Step, given: Planned) -> Planned | None:
     names = [name for name in model.linears if not any(part in name for part in method.ignore)]
     rank = method.uniform_rank(model)
     if method.rank_budget is not None:
-        weights_in_all = sum(math.prod(model.linear_shape(name)) for name in names)
-        rank = round(method.rank_budget * weights_in_all / sum(sum(model.linear_shape(name)) for name in names))
+        rank = round(method.budget(model, names) / sum(sum(model.linear_shape(name)) for name in names))
     ranks = {name: rank + (given.ranks or {}).get(name, 0) for name in names}
     return replace(given, adapter=adapter_plan(model, ranks, factor_dtype(model, method.adapter_bits)),
                    ranks=ranks, writes_checkpoint=False)  # fmt: skip

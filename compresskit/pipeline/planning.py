@@ -18,6 +18,7 @@ from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.planned import PLANNERS, Planned, planned_source
+from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
@@ -27,8 +28,6 @@ FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 LOGITS_BYTES = 1 << 28
 """Logits of one micro-batch, as evaluation bounds them."""
 PROBE_SECONDS = 0.3
-HELD_BACK = 4
-"""Calibration windows on which a stage measures its result."""
 PASSES_PRUNE, PASSES_PRUNE_UNIFORM = 2.5, 1.9
 """Measured (docs/prune.md)."""
 PASSES_SAMPLING = 2.0

@@ -72,6 +72,13 @@ class Job:
         return self.method.adapter_rank(self.model) if isinstance(self.method, BlockMethod) else 0
 
     @property
+    def plan(self) -> list[TensorSpec]:
+        """The tensors of the checkpoint."""
+        from compresskit.quantize.plan import output_plan
+
+        return output_plan(self.method, self.model, self.schemes, self.scale_dtype)
+
+    @property
     def adapter_plan(self) -> list[TensorSpec]:
         """The tensors of the adapter."""
         if not self.rank:
@@ -118,14 +125,8 @@ def _checked(method: QuantizeMethod, model: Model, out: Path, options: Options, 
         raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to quantize; ignore less")
     job = Job(method, model, schemes, out, options, shard_bytes)
     calibration.check(*job.text, options.sequence_length)
-    writing.check_out(out, folder, sum(spec.bytes for spec in (*_plan(job), *job.adapter_plan)), options.overwrite)
+    writing.check_out(out, folder, sum(spec.bytes for spec in (*job.plan, *job.adapter_plan)), options.overwrite)
     return job
-
-
-def _plan(job: Job) -> list[TensorSpec]:
-    from compresskit.quantize.plan import output_plan
-
-    return output_plan(job.method, job.model, job.schemes, job.scale_dtype)
 
 
 def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
     progress = writing.read_progress(job.out, key) if options.resume else None
     job, bits = _with_bits(job, found.tokens, (device, dtype), progress, bars)
     extra = {f"{peft.FOLDER}/{peft.WEIGHTS}": job.adapter_plan} if job.rank else {}
-    with writing.Writer(job.out, _plan(job), job.shard_bytes, key, extra) as writer:
+    with writing.Writer(job.out, job.plan, job.shard_bytes, key, extra) as writer:
         finished: dict[str, Model] = {}
         if progress:
             writer.resume(progress)
@@ -228,8 +229,7 @@ def _side_files(job: Job) -> dict[str, str]:
     """Generated files, by path: those of a ragged source, which the result needs too, and the adapter's configuration."""
     from compresskit import layouts
 
-    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.model.ragged else ()
-    files = {name: (job.model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+    files = layouts.own_files(job.model)
     if job.rank:
         ranks = dict.fromkeys(job.schemes, job.rank)
         files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(job.out), ranks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,7 @@ def write_selection_only(job: Job, selection: Selection, settings: dict[str, Any
     partial = folders.start_folder(job.out)
     _write_reports(partial, facts, selection_lines(selection, job.pool))
     made = manifest("recover", settings, job.model.checkpoint, {}, facts)
-    (partial / NAME).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    folders.write_json(partial / NAME, made)
     folders.commit_folder(job.out)
     return _result(job, settings, facts, (job.model.parameters, job.model.bytes))
 
@@ -53,7 +52,7 @@ def write_adapter(job: Job, account: Account, training: Training, measure: Measu
     for name, pair in training.factors.items():
         tensors |= {key: part.contiguous() for key, part in zip(peft.factor_names(name), pair, strict=True)}
     save_file(tensors, partial / peft.WEIGHTS, metadata={"format": "pt"})
-    (partial / peft.WEIGHTS).chmod(0o644)
+    (partial / peft.WEIGHTS).chmod(folders.FILE_MODE)
     base = str(job.model.checkpoint.folder.resolve())
     (partial / peft.CONFIG).write_text(peft.config_text(base, _ranks(training)), encoding="utf-8")
     found = with_adapter(job.model, partial)
@@ -61,7 +60,7 @@ def write_adapter(job: Job, account: Account, training: Training, measure: Measu
     _write_reports(partial, facts, lines)
     hashes = {peft.WEIGHTS: sha256(partial / peft.WEIGHTS)}
     made = manifest("recover", settings, job.model.checkpoint, hashes, facts)
-    (partial / NAME).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    folders.write_json(partial / NAME, made)
     folders.commit_folder(job.out)
     numbers = sum(part.numel() for pair in training.factors.values() for part in pair)
     return _result(job, settings, facts, (numbers, (job.out / peft.WEIGHTS).stat().st_size))
@@ -111,8 +110,7 @@ def _merge(model: Model, training: Training, writer: Writer) -> None:
 
 def _side_files(job: Job, ranks: dict[str, int]) -> dict[str, str]:
     """Generated files of a ragged source, and the configuration of the adapter."""
-    names = (layouts.CONFIGURATION_FILE, layouts.MODELING_FILE) if job.model.ragged else ()
-    files = {name: (job.model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+    files = layouts.own_files(job.model)
     if ranks:
         files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(job.out), ranks)
     return files
@@ -124,7 +122,7 @@ def _ranks(training: Training) -> dict[str, int]:
 
 def _write_reports(folder: Path, facts: dict[str, Any], lines: str) -> None:
     (folder / FILE).write_text(lines, encoding="utf-8")
-    (folder / REPORT).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    folders.write_json(folder / REPORT, facts)
 
 
 def _result(job: Job, settings: dict[str, Any], facts: dict[str, Any], after: tuple[int, int]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from compresskit.prune.flap import output_bias
 from compresskit.prune.refit import output_error, refit
 from compresskit.skeleton import to_stored
 from compresskit.stages import PruneMethod
+from compresskit.stagewise import finish_block
 from compresskit.statistics import Gram, Moments
 from compresskit.walk import Block, Walk
 
@@ -107,12 +108,9 @@ def prune_blocks(method: PruneMethod, walk: Walk, request: Request, writer: Writ
         step = f"block {block.index}"
         if step not in writer.done:
             facts = _prune_block(method, walk, block, request, writer)
-            prefix = model.stored_name(block.name + ".")
-            writer.copy([n for n in writer.specs if n.startswith(prefix) and n in writer.missing], model.checkpoint)
-            writer.facts.setdefault("blocks", []).append(facts)
-            writer.finish(step)
+            finish_block(model, block, writer, facts)
         on_block("pruning", block.index + 1, model.block_count)
-    writer.copy([name for name in writer.specs if name in writer.missing], model.checkpoint)
+    writer.copy_missing(model.checkpoint)
 
 
 def _prune_block(method: PruneMethod, walk: Walk, block: Block, request: Request, writer: Writer) -> dict[str, Any]:

@@ -7,7 +7,6 @@ inputs, feed-forward outputs): each stage's statistics are taken with the stages
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from compresskit.checkpoint.writer import Writer
 from compresskit.model import Model
 from compresskit.scheme import Scheme
 from compresskit.stages import QuantizeMethod, StoredLinear
-from compresskit.stagewise import ATTENTION_STAGES, OnBlock, collected, replace_weight
+from compresskit.stagewise import ATTENTION_STAGES, OnBlock, chosen_stages, collected, finish_block, replace_weight
 from compresskit.walk import Block, Walk
 
 
@@ -32,8 +31,7 @@ class Request:
 
     def stages(self, model: Model, index: int) -> list[list[tuple[str, ...]]]:
         """The linears of a block that are quantised, as `Model.linear_stages` gives them; empty groups fall away."""
-        kept = [[tuple(n for n in group if n in self.schemes) for group in stage] for stage in model.linear_stages(index)]
-        return [[group for group in stage if group] for stage in kept]
+        return chosen_stages(model, index, self.schemes)
 
 
 def quantize_blocks(method: QuantizeMethod, walk: Walk, request: Request, writer: Writer, on_block: OnBlock) -> None:
@@ -49,15 +47,7 @@ def quantize_blocks(method: QuantizeMethod, walk: Walk, request: Request, writer
             errors = quantize_block(method, walk, block, request, writer)
             finish_block(model, block, writer, {"relative_output_errors": errors})
         on_block("quantizing", block.index + 1, model.block_count)
-    writer.copy([name for name in writer.specs if name in writer.missing], model.checkpoint)
-
-
-def finish_block(model: Model, block: Block, writer: Writer, facts: dict[str, Any]) -> None:
-    """Copy what of this block is not quantised, and note that all of it is on the disk."""
-    prefix = model.stored_name(block.name + ".")
-    writer.copy([n for n in writer.specs if n.startswith(prefix) and n in writer.missing], model.checkpoint)
-    writer.facts.setdefault("blocks", []).append(facts)
-    writer.finish(f"block {block.index}")
+    writer.copy_missing(model.checkpoint)
 
 
 def write_shapes(model: Model, request: Request, writer: Writer) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats.peft import factor_names
-from compresskit.quantize.sequential import Request, finish_block, put, write_shapes
+from compresskit.quantize.sequential import Request, put, write_shapes
 from compresskit.stages import BlockMethod, Storage, StoredLinear
-from compresskit.stagewise import OnBlock
+from compresskit.stagewise import OnBlock, finish_block
 from compresskit.walk import Block, Walk
 
 Saliencies = Callable[[int], Mapping[str, Tensor]]
@@ -43,7 +43,7 @@ def quantize_blocks(
                 _write(walks[1], compressed, found, writer)
             finish_block(model, compressed, writer, facts)
         on_block("quantizing", compressed.index + 1, model.block_count)
-    writer.copy([name for name in writer.specs if name in writer.missing], model.checkpoint)
+    writer.copy_missing(model.checkpoint)
 
 
 def _write(walk: Walk, block: Block, found: Mapping[str, StoredLinear], writer: Writer) -> None:

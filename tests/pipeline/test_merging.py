@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checkpoint_damage import edit_tensors
+from conftest import Run
 from safetensors.torch import load_file, save_file
 
-from compresskit.cli import main
 from compresskit.formats import peft
 from compresskit.formats.peft import open_adapter
 from compresskit.opening import open_model
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return call
 
 
 def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, skip: int = 0) -> Path:

@@ -6,19 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checkpoint_damage import edit_tensors
+from conftest import Run
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM
-
-from compresskit.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # raised inside peft
 
@@ -26,7 +24,6 @@ STAGE_KEYS = {
     "stage", "method", "output", "source", "seconds", "peak_memory_bytes", "parameters_before", "parameters_after",
     "bytes_before", "bytes_after", "settings", "density_achieved",
 }  # fmt: skip
-Run = Callable[..., tuple[int, str, str]]
 KINDS: dict[str, PeftConfig] = {
     "lora": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     "dora": LoraConfig(r=4, target_modules="all-linear", use_dora=True, task_type="CAUSAL_LM"),
@@ -42,18 +39,6 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[
 kinds = ("lora_", "ia3_", "modules_to_save")
 torch.save({n: p.detach() for n, p in model.named_parameters() if any(kind in n for kind in kinds)}, sys.argv[3])
 """
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return call
 
 
 def make_adapter(base: Path, folder: Path, kind: str = "lora", seed: int = 0) -> Path:
