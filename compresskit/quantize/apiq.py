@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.precision import Precision
 from compresskit.stages import BlockMethod, Storage, StoredLinear
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class ApiQ(BlockMethod, frozen=True):
 
     rank: Annotated[int, Field(ge=0)] | None = None
     """Rank of the adapter, 0 for none; left out, a sixty-fourth of the hidden size, at least 4 (0 for mixed and experts)."""
-    epochs: Annotated[int, Field(ge=0)] = 8
+    epochs: Annotated[int, Field(ge=0)] = 6
     """Passes over the calibration windows, block by block."""
-    batch: Annotated[int, Field(ge=1)] = 8
+    batch: Annotated[int, Field(ge=1)] = 2
     """Calibration windows in a step."""
     rounding: Literal["learned", "nearest"] = "learned"
     """Train an offset of up to half a step for each weight, or round to nearest."""
@@ -69,12 +70,14 @@ class ApiQ(BlockMethod, frozen=True):
     """Weight of the saliency term, where the output error at the start counts 1."""
     regularize: Literal["before-lora", "after-lora"] = "before-lora"
     """Hold the quantised weight near the original without the adapter, or with it."""
-    rounding_rate: Annotated[float, Field(gt=0)] = 0.5
+    rounding_rate: Annotated[float, Field(gt=0)] = 1.0
     """How far an offset can travel in all, in half steps."""
     clipping_rate: Annotated[float, Field(gt=0)] = 2.0
     """How far a clipping parameter can travel in all."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """AdamW's rate for the adapter."""
+    precision: Precision = "auto"
+    """Of the matrix products in training: bfloat16 where the device multiplies it faster."""
     damping: Annotated[float, Field(gt=0)] = 0.01
     """Share of the mean second moment that is added to all of them, at the start."""
 

@@ -14,6 +14,7 @@ from compresskit.error_feedback import round_with_feedback
 from compresskit.formats.compressed_tensors import stored_linear
 from compresskit.grid import Grid, grid_of_range, grouped, min_max_grid, range_of
 from compresskit.lowrank import Metric, low_rank_factors
+from compresskit.precision import matrix_products
 from compresskit.scheme import Scheme
 from compresskit.stages import Storage, StoredLinear
 from compresskit.stagewise import ATTENTION_STAGES, collected, replace_weight
@@ -223,7 +224,8 @@ class Trainer:
         leaves = {name: full.detach().to(self.block.hidden[0]).requires_grad_(True) for name, (_, full) in pairs.items()}
         inside = {name.removeprefix(self.block.name + ".") + ".weight": leaf for name, leaf in leaves.items()}
         for index in chosen:
-            output = self.block.run_with(self.block.hidden[index], inside)
+            with matrix_products(self.block.hidden[index].device, self.method.precision):
+                output = self.block.run_with(self.block.hidden[index], inside)
             error = self._error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
         used = [name for name, leaf in leaves.items() if leaf.grad is not None]

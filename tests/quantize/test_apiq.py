@@ -75,7 +75,7 @@ def test_the_loss_falls_in_every_block_and_the_result_beats_its_start(
     kls = {}
     for epochs in (0, 12):
         out = tmp_path / str(epochs)
-        quantize(ApiQ(bits=bits, group_size=16, rank=0, epochs=epochs, batch=4), str(tiny["llama"]), out, options(text_file))
+        quantize(ApiQ(bits=bits, group_size=16, rank=0, epochs=epochs), str(tiny["llama"]), out, options(text_file))
         report = evaluate(
             str(out), EvaluateOptions(against=str(tiny["llama"]), data=str(text_file), windows=8, sequence_length=64)
         )
@@ -86,7 +86,7 @@ def test_the_loss_falls_in_every_block_and_the_result_beats_its_start(
 
 
 def test_a_training_that_harms_is_undone(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
-    wild = ApiQ(bits=3, group_size=16, rank=4, epochs=2, clipping_rate=100.0, learning_rate=10.0)
+    wild = ApiQ(bits=3, group_size=16, rank=4, epochs=2, batch=8, clipping_rate=100.0, learning_rate=10.0)
     still = wild.model_copy(update={"epochs": 0})
     for name, method in (("wild", wild), ("still", still)):
         quantize(method, str(tiny["llama"]), tmp_path / name, options(text_file))

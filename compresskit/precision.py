@@ -1,0 +1,32 @@
+"""How precisely matrices are multiplied while something is trained."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""`auto`: bfloat16 where the device multiplies it faster, float32 elsewhere."""
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for matrix products in bfloat16, not only an emulation."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False
+
+
+def matrix_products(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """A context in which matrix products take this precision; sums, norms and the residual stream keep theirs."""
+    import torch
+
+    half = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
