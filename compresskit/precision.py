@@ -24,9 +24,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def takes_bfloat16(device: torch.device, precision: Precision) -> bool:
+    """Whether matrix products are to be in bfloat16."""
+    return precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
+
+
 def matrix_products(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """A context in which matrix products take this precision; sums, norms and the residual stream keep theirs."""
     import torch
 
-    half = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=takes_bfloat16(device, precision))

@@ -60,7 +60,7 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     trained = add_factors(network, ranks, model.adapter, options.seed)
     course = Course(
         samples, whole, steps, teacher, width_of(int(model.checkpoint.config["vocab_size"])), options.learning_rate,
-        options.seed, options.checkpoint_steps, options.gradient_checkpointing,
+        options.seed, options.checkpoint_steps, options.gradient_checkpointing, options.precision,
     )  # fmt: skip
     history = train(trained, course, where[0], job.workspace / "trainer", lambda done, total, _: bars("training", done, total))
     facts = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from compresskit.precision import Precision
 from compresskit.recover.encoding import Sample
 from compresskit.stages import Method, Options
 
@@ -105,3 +106,5 @@ class RecoverOptions(Options):
     """Steps after which the training is saved for --resume."""
     gradient_checkpointing: bool = False
     """Compute activations twice to keep fewer of them."""
+    precision: Precision = "auto"
+    """Of the matrix products in training: bfloat16 where the device multiplies it faster."""

@@ -30,6 +30,7 @@ from compresskit.checkpoint.stock import quiet
 from compresskit.errors import CompresskitError, NumericalError
 from compresskit.formats.peft import Adapter, factor_names
 from compresskit.model import Model
+from compresskit.precision import Precision, takes_bfloat16
 from compresskit.recover.encoding import Sample
 from compresskit.recover.schedule import Step
 from compresskit.recover.teacher import Teacher, distillation_losses
@@ -63,6 +64,7 @@ class Course:
     seed: int
     checkpoint_steps: int
     gradient_checkpointing: bool
+    precision: Precision
 
 
 def whole_network(model: Model, device: torch.device, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
@@ -213,13 +215,14 @@ def train(
         NumericalError: the loss became NaN or infinity.
         CompresskitError: a checkpoint could not be saved.
     """
-    half = next(trained.base_model.model.parameters()).dtype
+    dtype = next(trained.base_model.model.parameters()).dtype
+    half = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, course.precision))
     arguments = TrainingArguments(
         output_dir=str(workspace), max_steps=len(course.steps), per_device_train_batch_size=1, learning_rate=course.learning_rate,
         lr_scheduler_type="cosine", warmup_steps=max(1, round(WARM_UP * len(course.steps))), weight_decay=0.0,
         max_grad_norm=LARGEST_NORM, save_strategy="steps", save_steps=course.checkpoint_steps,
         save_total_limit=KEPT_CHECKPOINTS, logging_strategy="no", report_to=[], disable_tqdm=True, seed=course.seed,
-        use_cpu=device.type == "cpu", bf16=half == torch.bfloat16, fp16=half == torch.float16 and device.type == "cuda",
+        use_cpu=device.type == "cpu", bf16=half, fp16=dtype == torch.float16 and device.type == "cuda",
         remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
     )  # fmt: skip
     if course.gradient_checkpointing:
