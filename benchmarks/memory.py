@@ -1,17 +1,19 @@
-"""Peak memory of `prune cfsp` on a random Llama larger than the budget: a few blocks' worth, whatever the depth.
+"""Peak memory of a stage on a random Llama larger than the budget: a few blocks' worth, whatever the depth.
 
     python benchmarks/memory.py FOLDER --tokenizer CHECKPOINT --text FILE [--blocks 24] [--stop-after N]
+        [--stage "quantize gptq --bits 3"]
 
 Writes a random Llama (hidden 2,048, FFN 8,192, bfloat16) to FOLDER shard by shard unless it is there, runs the command
 line on it and samples RssAnon + RssShmem of the process from /proc ten times a second: resident memory that the kernel
 cannot drop; mapped pages of the weight files do not count. The same after the imports alone is subtracted.
-`--stop-after` ends the run after that many pruned blocks: the peak of a block does not depend on how many follow.
+`--stop-after` ends the run after that many finished blocks: the peak of a block does not depend on how many follow.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -97,15 +99,16 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--blocks", type=int, default=24)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--allocation", default="cfsp")
+    parser.add_argument("--stage", default="prune cfsp", help="stage, method and their flags")
     parser.add_argument("--stop-after", type=int, default=0)
     arguments = parser.parse_args()
     if not arguments.folder.exists():
         write_model(arguments.folder, arguments.blocks, arguments.tokenizer)
-    out = arguments.folder.with_name(arguments.folder.name + "-pruned")
+    out = arguments.folder.with_name(arguments.folder.name + "-smaller")
+    stage, method, *flags = shlex.split(arguments.stage)
     command = [
-        sys.executable, "-m", "compresskit", "prune", "cfsp", str(arguments.folder), str(out), "--overwrite",
-        "--calibration", str(arguments.text), "--samples", str(arguments.samples), "--allocation", arguments.allocation,
+        sys.executable, "-m", "compresskit", stage, method, str(arguments.folder), str(out), "--overwrite",
+        "--calibration", str(arguments.text), "--samples", str(arguments.samples), *flags,
     ]  # fmt: skip
     progress = out.with_name(out.name + ".partial") / "progress.json"
     shutil.rmtree(progress.parent, ignore_errors=True)
@@ -119,7 +122,7 @@ def main() -> None:
                 process.wait()
             time.sleep(0.1)
     result = {
-        "blocks": arguments.blocks, "pruned_blocks": done, "allocation": arguments.allocation, "samples": arguments.samples,
+        "blocks": arguments.blocks, "finished_blocks": done, "stage": arguments.stage, "samples": arguments.samples,
         "imports_gb": round(imports / 1e9, 3), "peak_above_imports_gb": round((peak - imports) / 1e9, 3),
         "seconds": round(time.monotonic() - started),
     }  # fmt: skip
