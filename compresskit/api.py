@@ -20,27 +20,63 @@ from compresskit.methods import METHODS, method_class, options_class, runner
 
 
 def prune(source: str | Path, out: str | Path, method: str = "cfsp", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Remove FFN channels of SOURCE into the folder OUT; settings as `compresskit prune METHOD --help` lists them."""
+    """Remove FFN channels of SOURCE into the folder OUT; settings as `compresskit prune METHOD --help` lists them.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+    """
     return stage("prune", source, out, method, quiet, settings)
 
 
 def quantize(source: str | Path, out: str | Path, method: str = "apiq", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Store the weights of SOURCE in few bits in the folder OUT; settings as `compresskit quantize METHOD --help` lists them."""
+    """Store the weights of SOURCE in few bits in the folder OUT; settings as `compresskit quantize METHOD --help` lists them.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+    """
     return stage("quantize", source, out, method, quiet, settings)
 
 
 def compensate(source: str | Path, out: str | Path, method: str = "eora", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Repair the compressed SOURCE towards `original` by a low-rank adapter in OUT, or with merge=True into a checkpoint."""
+    """Repair the compressed SOURCE towards `original` by a low-rank adapter in OUT, or with merge=True into a checkpoint.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+    """
     return stage("compensate", source, out, method, quiet, settings)
 
 
 def recover(source: str | Path, out: str | Path, method: str = "paser", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Fine-tune the compressed SOURCE towards `original` on selected `data`; settings as `compresskit recover METHOD --help`."""
+    """Fine-tune the compressed SOURCE towards `original` on selected `data`; settings as `compresskit recover METHOD --help`.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+    """
     return stage("recover", source, out, method, quiet, settings)
 
 
 def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Measure SOURCE, with against=... beside the original; settings as `compresskit evaluate --help` lists them."""
+    """Measure SOURCE, with against=... beside the original; settings as `compresskit evaluate --help` lists them.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats a token. Gates that are not met are in
+        it, not raised.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong.
+    """
     _check_settings("evaluate", settings, [options_class("evaluate", "")])
     options = _built(options_class("evaluate", ""), settings)
     return runner("evaluate", "")(str(source), options, quiet=quiet)
@@ -56,7 +92,13 @@ def run(
     """Run a recipe (a YAML file, or the name of a shipped one) into the folder OUT, and write report.html there.
 
     `variables`: what `--set` and `--source` replace. `first`: redo this step and all after it. `say`: takes one line a
-    step. Gates that are not met are in the result ("passed", "gates"), not raised.
+    step.
+
+    Returns:
+        The dictionary that `--json` prints. Gates that are not met are in it ("passed", "gates"), not raised.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; the same call goes on after the last finished step.
     """
     from compresskit.pipeline.running import Wanted
     from compresskit.pipeline.running import run as run_recipe
@@ -72,7 +114,15 @@ def run(
 def stage(
     name: str, source: str | Path, out: str | Path, method: str, quiet: bool, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Run one stage; RequestError where it has no such method or setting, before any work."""
+    """Run one stage.
+
+    Returns:
+        The dictionary that `--json` prints.
+
+    Raises:
+        RequestError: there is no such stage, method or setting, before any work.
+        CompresskitError: what the stage itself refuses or meets, of the kinds in errors.py.
+    """
     if name not in METHODS:
         raise RequestError(f"{name}: this installation has no such stage; there are {', '.join(METHODS)}")
     method_type, options_type = method_class(name, method), options_class(name, method)

@@ -101,7 +101,7 @@ def options_of(model: type[BaseModel]) -> list[inspect.Parameter]:
 
 
 def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
-    """The typed configuration from parsed flags; its first complaint becomes one line."""
+    """The typed configuration from parsed flags; its first complaint becomes one line, a RequestError."""
     from pydantic import ValidationError
 
     try:

@@ -41,11 +41,15 @@ class Rounded(NamedTuple):
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """U of H^-1 = U^T U, upper triangular, float32. hessian (in, in); `damping` is a share of its mean diagonal.
+    """U of H^-1 = U^T U. hessian (in, in); `damping` is a share of its mean diagonal.
 
     With J the reversal of the order, J H J = L L^T gives U = (J L J)^-1: one factorisation and one triangular inverse.
 
-    Raises NumericalError where the damped matrix is not positive definite.
+    Returns:
+        (in, in) float32, upper triangular.
+
+    Raises:
+        NumericalError: the damped matrix is not positive definite.
     """
     reversed_hessian = hessian.double().flip(0, 1)
     mean = reversed_hessian.diagonal().mean()
@@ -63,6 +67,12 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Sch
 
     `ordered`: columns with the largest second moment first (act-order); the grid belongs to the columns as they are
     stored, so groups stay groups. Inputs that are always 0 are rounded to the nearest code and pass nothing on.
+
+    Returns:
+        Codes and targets, (out, in) float32 each, in the stored order of the columns.
+
+    Raises:
+        NumericalError: the damped second moments are not positive definite.
     """
     columns = weight.shape[1]
     diagonal = hessian.diagonal()
@@ -95,7 +105,13 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Sch
 
 
 def output_error(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme) -> float:
-    """||(W - W') X^T||^2 over ||W X^T||^2: the relative squared output error on the calibration inputs."""
+    """||(W - W') X^T||^2 over ||W X^T||^2: the relative squared output error on the calibration inputs.
+
+    weight and codes (out, in), hessian (in, in), any positive multiple of it.
+
+    Returns:
+        A share of the output's energy; 0 where there is none.
+    """
     difference = weight.float() - from_codes(codes, grid, scheme)
     energy = float(((weight.float() @ hessian) * weight).sum())
     return float(((difference @ hessian) * difference).sum()) / energy if energy > 0 else 0.0

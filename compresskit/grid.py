@@ -35,12 +35,12 @@ class Grid(NamedTuple):
 
 
 def grouped(weight: Tensor, scheme: Scheme) -> Tensor:
-    """(out, in) -> (out, groups, group)."""
+    """The inputs in their groups: (out, in) -> (out, groups, group)."""
     return weight.reshape(weight.shape[0], scheme.groups(weight.shape[1]), -1)
 
 
 def range_of(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Smallest and largest weight of every group, 0 included: two of (out, groups)."""
+    """Smallest and largest weight of every group, 0 included: (out, in) -> two of (out, groups) float32."""
     groups = grouped(weight.float(), scheme)
     return groups.amin(dim=-1).clamp_max(0), groups.amax(dim=-1).clamp_min(0)
 
@@ -58,18 +58,24 @@ def grid_of_range(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.
 
 
 def rounded_scale(scale: Tensor, scale_dtype: torch.dtype) -> Tensor:
-    """Scales as they are stored, back in float32; never below the dtype's smallest normal number, so never 0."""
+    """Scales of any shape as they are stored, back in float32; never below the dtype's smallest normal number, so never 0."""
     limits = torch.finfo(scale_dtype)
     return scale.clamp(limits.smallest_normal, limits.max).to(scale_dtype).float()
 
 
 def min_max_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
-    """The grid that spans every group's smallest to largest weight."""
+    """The grid that spans every group's smallest to largest weight; weight (out, in) in any float dtype."""
     return grid_of_range(*range_of(weight, scheme), scheme, scale_dtype)
 
 
 def searched_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, importance: Tensor | None = None) -> Grid:
-    """For every group the narrowed range with the least squared rounding error, weighted by `importance` (in,)."""
+    """For every group the narrowed range with the least squared rounding error.
+
+    weight (out, in) in any float dtype; importance (in,) weighs the errors of the inputs, None weighs them alike.
+
+    Returns:
+        Scales and zero points, (out, groups) float32 each.
+    """
     low, high = range_of(weight, scheme)
     best = grid_of_range(low, high, scheme, scale_dtype)
     least = rounding_error(weight, best, scheme, importance)
@@ -84,7 +90,7 @@ def searched_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, impo
 
 
 def rounding_error(weight: Tensor, grid: Grid, scheme: Scheme, importance: Tensor | None = None) -> Tensor:
-    """Sum over each group of importance * (W - W')^2, (out, groups)."""
+    """Sum over each group of importance * (W - W')^2, (out, groups) float32; weight (out, in), importance (in,)."""
     difference = weight.float() - from_codes(to_codes(weight, grid, scheme), grid, scheme)
     squares = difference.square() if importance is None else difference.square() * importance
     return grouped(squares, scheme).sum(dim=-1)

@@ -115,6 +115,9 @@ def check_ragged(model: Model) -> None:
 
     transformers converts the names and shapes of some families' tensors on loading (experts, GPT-NeoX's head), by
     model type; under our own model type it would not, and would fill them with random numbers without an error.
+
+    Raises:
+        UnsupportedArchitecture: the model's family is one of these.
     """
     if not can_be_ragged(model.architecture):
         raise UnsupportedArchitecture(
@@ -164,7 +167,7 @@ def _plain_again(model: Model, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def class_names(family: str) -> dict[str, str]:
-    """transformers' class names of a family."""
+    """The names of a family's classes in transformers: "config_class", "base_class" and "causal_class"."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 

@@ -69,21 +69,24 @@ def low_rank_factors(residual: Tensor, metric: Metric, rank: int, smallest: bool
 
 
 def gains(residual: Tensor, metric: Metric) -> Tensor:
-    """What each further rank takes off ||(D - B A) X^T||_F^2 / tokens, (min(out, in),) float64, falling."""
+    """What each further rank takes off ||(D - B A) X^T||_F^2 / tokens, (min(out, in),) float64, falling. residual (out, in)."""
     found: Tensor = torch.linalg.eigvalsh(_smaller_gram(_exact(residual), metric)).flip(0).clamp_min(0)
     return found
 
 
 def remaining_error(residual: Tensor, metric: Metric, update: Tensor) -> float:
-    """||(D - update) X^T||_F^2 / tokens."""
+    """||(D - update) X^T||_F^2 / tokens, of residual and update (out, in)."""
     left = _exact(residual) - _exact(update)
     return float((left @ metric.matrix * left).sum())
 
 
 def eight_bit_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, float]:
-    """(A, B in float8 e4m3, scale) with update = scale * B A; each factor solved again given the other rounded.
+    """A pair in 8 bits, with update = scale * B A; each factor solved again given the other rounded. residual (out, in).
 
     Given A: B = D C A^T (A C A^T)^-1. Given B: A = (B^T B)^-1 B^T D, whatever the inputs. The best of all rounds is kept.
+
+    Returns:
+        (A (rank, in), B (out, rank), scale), the factors in float8 e4m3 on the residual's device.
     """
     first, _ = low_rank_factors(residual, metric, rank)
     exact = _exact(residual)
@@ -106,9 +109,12 @@ def eight_bit_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tens
 
 
 def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(values (count,) falling, vectors (n, count)) of a symmetric matrix (n, n) without negative eigenvalues.
+    """The largest eigenvalues of a symmetric matrix (n, n) without negative ones, and their vectors.
 
     Exact, or by subspace iteration (Halko et al., arXiv 0909.4061) where the matrix is large and few are wanted.
+
+    Returns:
+        (values (count,) falling, vectors (n, count)), in the matrix's dtype and on its device.
     """
     side = len(matrix)
     if side <= EXACT_SIDE or count * EXACT_SHARE >= side:
@@ -126,9 +132,12 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def balanced_factors(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the same product B A whose parts weigh alike: B' = U S^1/2, A' = S^1/2 V^T with B A = U S V^T.
 
-    first A (r, in), second B (out, r), in float32 or float64; so are the results. A pair and any invertible mixing of its
-    rank are one and the same update; of all, this one has the smallest sum of squares. Signs: the largest entry of each
-    row of A' is positive, so that the pair does not depend on the solver.
+    first A (r, in), second B (out, r), in float32 or float64. A pair and any invertible mixing of its rank are one and the
+    same update; of all, this one has the smallest sum of squares. Signs: the largest entry of each row of A' is positive,
+    so that the pair does not depend on the solver.
+
+    Returns:
+        (A' (r, in), B' (out, r)) in the dtype of the given ones, the ranks by falling singular values.
     """
     left, left_part = torch.linalg.qr(second)
     right, right_part = torch.linalg.qr(first.T)

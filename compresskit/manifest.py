@@ -23,6 +23,9 @@ def manifest(
     """The manifest of one finished stage.
 
     `settings`: with the name of the method. `outputs`: SHA-256 by weight file. `facts`: what the method reports, block by block.
+
+    Returns:
+        The object of `compresskit.json`; the source's own manifest is in it.
     """
     return {
         "format_version": FORMAT_VERSION,

@@ -129,10 +129,11 @@ class Model:
         return int(name.removeprefix(self.architecture.blocks + ".").partition(".")[0])
 
     def linear_stages(self, index: int) -> list[list[tuple[str, ...]]]:
-        """The linears of block `index` in the order in which they compute, as stages of groups that share their input.
+        """The linears of block `index` in the order in which they compute. A later stage sees what an earlier one has become.
 
-        Attention inputs, attention output, then the inputs and the outputs of all feed-forward networks (experts side
-        by side). A later stage sees what an earlier one has become.
+        Returns:
+            Stages of groups of plain names; the linears of a group share their input. Four stages: attention inputs,
+            attention output, the inputs and the outputs of all feed-forward networks (experts side by side).
         """
         block, attention = self.block_name(index), self.architecture.attention
         networks = [ffn for group in self.ffn_groups(index) for ffn in group.members]
@@ -172,7 +173,7 @@ class Model:
         return int(config.get("num_local_experts") or config.get("num_experts") or 0)
 
     def config_width(self, width_key: str) -> int:
-        """The width that config.json states under this key."""
+        """The width that config.json states under this key; CheckpointError where that is no whole number."""
         multiples = dict(self.architecture.aliases)
         stated = self.checkpoint.config.get(width_key)
         if stated is None and width_key in multiples:

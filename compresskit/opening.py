@@ -23,6 +23,9 @@ from compresskit.model import Model
 def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
     """Find the family of a checkpoint and check its tensors against its configuration.
 
+    Returns:
+        The model, without an adapter; no weights are read.
+
     Raises:
         UnsupportedArchitecture: the family is not in the table.
         RequestError: the checkpoint brings code of its own, which was not allowed.
@@ -50,9 +53,14 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
 
 
 def with_adapter(model: Model, folder: Path | None) -> Model:
-    """The model with the adapter of a folder added to its weights; None takes the one that lies in its own folder, if any.
+    """Add the adapter of a folder to a model's weights; None takes the one that lies in the model's own folder, if any.
 
-    Raises RequestError where the adapter was made for another model.
+    Returns:
+        The model with it, or the model itself where there is none.
+
+    Raises:
+        CheckpointError: the folder holds no adapter.
+        RequestError: the adapter was made for another model, or is no plain LoRA.
     """
     own = model.checkpoint.folder / ADAPTER_FOLDER
     if folder is None and not own.is_dir():
@@ -76,9 +84,17 @@ def attached(model: Model, adapter: Adapter) -> Model:
 
 
 def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | None = None) -> Model:
-    """The model that a SOURCE argument means, with its adapter: a checkpoint, or an adapter's folder, which names its base.
+    """Open what a SOURCE argument means: a checkpoint, or an adapter's folder, which names its base.
 
     `adapter`: the folder of another one; "none" for none. Left out, the one that lies in the checkpoint's own folder.
+
+    Returns:
+        The model with its adapter; no weights are read.
+
+    Raises:
+        CheckpointError: the folder is unusable, or an adapter names no base.
+        UnsupportedArchitecture: the family is not in the table.
+        RequestError: code that was not allowed, or an adapter that does not fit.
     """
     folder = source.resolve(source_name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():

@@ -59,8 +59,12 @@ class Pair:
 def pair(compressed: Model, original: Model) -> Pair:
     """Check that the two belong together.
 
-    Raises RequestError where family, vocabulary, tokenizer or shapes differ, other than by a pruning whose kept channels
-    the manifest records.
+    Returns:
+        The two, with the channels that a pruning kept.
+
+    Raises:
+        RequestError: family, vocabulary, tokenizer or shapes differ, other than by a pruning whose kept channels the
+            manifest records.
     """
     here, there = compressed.checkpoint.folder, original.checkpoint.folder
     facts = {
@@ -99,7 +103,7 @@ def same_weights(both: Pair) -> bool:
 
 
 def different_tokenizers(first: Path, second: Path) -> bool:
-    """Whether both folders hold a tokenizer.json, with different vocabularies or merges."""
+    """Whether both folders hold a tokenizer.json, with different vocabularies or merges; CheckpointError for a broken one."""
     files = [folder / TOKENIZER for folder in (first, second)]
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return False

@@ -41,9 +41,15 @@ def register() -> None:
 
 
 def load_stock(model: Model, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The whole model by transformers' own loading, on the CPU, ready to evaluate.
+    """Load the whole model by transformers' own loading.
 
     Ragged checkpoints get the registered classes: code that lies in their folder is never run.
+
+    Returns:
+        The model in `dtype`, with its adapter, on the CPU, ready to evaluate.
+
+    Raises:
+        RequestError: it has an adapter, and peft is not installed.
     """
     from compresskit.checkpoint.stock import add_adapter, load_whole
 

@@ -36,9 +36,13 @@ def check_base(vector: TernaryVector, base: Checkpoint | None) -> None:
 
 
 def restored(vector: TernaryVector, name: str, base: Checkpoint | None, alpha: float = 1.0) -> Tensor:
-    """The tensor that a ternary one stands for, in its stored dtype and shape: offset + alpha * scale * sign, plus the base's.
+    """The tensor that a ternary one stands for: offset + alpha * scale * sign, or with a base alpha * scale * sign + the base's.
 
-    Raises CheckpointError where the file is damaged.
+    Returns:
+        The tensor in its stored shape and dtype, on the CPU; computed in float32.
+
+    Raises:
+        CheckpointError: the file is damaged.
     """
     import torch
 

@@ -49,9 +49,13 @@ class PlainExperts(nn.Module):
 
 
 def build(model: Model, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The stock causal language model in plain form: parameters on the meta device, buffers on the CPU.
+    """Build the stock causal language model in plain form, without weights.
 
-    Raises CheckpointError where a tensor that the model needs is missing or has another shape.
+    Returns:
+        The model, ready to evaluate once filled: parameters on the meta device, buffers on the CPU.
+
+    Raises:
+        CheckpointError: a tensor that the model needs is missing or has another shape.
     """
     config = _stock_config(model, trust_remote_code)
     with META:
@@ -166,7 +170,7 @@ def _read_base(model: Model, name: str) -> Tensor:
 
 
 def to_stored(model: Model, name: str, weight: Tensor) -> Tensor:
-    """Inverse of `read_plain`: the tensor as the checkpoint stores it."""
+    """Inverse of `read_plain`: weight (out, in) -> the tensor as the checkpoint stores it."""
     return weight.T if _is_transposed(model, name) else weight
 
 

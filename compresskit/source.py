@@ -15,9 +15,15 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*
 
 
 def resolve(source: str) -> Path:
-    """The checkpoint folder that a SOURCE argument means, downloaded if need be.
+    """Find the checkpoint folder that a SOURCE argument means, downloaded if need be.
 
-    Raises RequestError or CheckpointError where it means none.
+    Returns:
+        The folder; whether one that was given as a path exists is seen when it is opened.
+
+    Raises:
+        RequestError: there is no such demo model, it cannot be made here, or standard input gave no path.
+        CheckpointError: the Hub has no such model, or cannot be reached.
+        NetworkError: the demo model could not be downloaded.
     """
     if source == "-":
         source = _first_line_of_stdin()

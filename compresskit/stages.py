@@ -116,7 +116,7 @@ class QuantizeMethod(Method):
         raise TypeError(f"{type(self).__name__} defines no scheme")
 
     def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The stored tensors of the linear with this stored name."""
+        """The stored tensors of the linear (out, in) with this stored name."""
         raise TypeError(f"{type(self).__name__} defines no plan")
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
@@ -156,7 +156,12 @@ class GridMethod(QuantizeMethod):
         return self.mixed or bool(model.architecture.experts) if self.symmetric is None else self.symmetric
 
     def check(self, model: Model) -> None:
-        """UnsupportedArchitecture where stock tools unpack no such linears."""
+        """Refuse models whose result stock tools could not load, before any work.
+
+        Raises:
+            UnsupportedArchitecture: stock tools unpack no such linears of this family.
+            RequestError: mixed precision is asked for with zero points.
+        """
         if model.architecture.transposed:
             raise UnsupportedArchitecture(
                 f"{model.family}: its linears are stored transposed, and stock tools unpack no packed ones; use quantize nf4"
@@ -188,7 +193,7 @@ class GridMethod(QuantizeMethod):
         return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
 
     def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The packed tensors of the linear with this stored name."""
+        """The packed tensors of the linear (out, in) with this stored name."""
         assert scheme is not None
         return compressed_tensors.plan(name, shape, scheme, scale_dtype)
 
@@ -234,8 +239,11 @@ class BlockMethod(GridMethod):
     ) -> tuple[dict[str, StoredLinear], dict[str, float]]:
         """(linears by plain name, facts for the manifest) of one block; both blocks are advanced.
 
-        `stages`: the linears that are quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, where
-        the method asked for any.
+        `stages`: the linears that are quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, (out, in)
+        each, where the method asked for any.
+
+        Raises:
+            TypeError: the method does not define how.
         """
         raise TypeError(f"{type(self).__name__} defines no quantize_block")
 

@@ -70,7 +70,7 @@ class Gram:
         return self.lower.diagonal()
 
     def matrix(self) -> Tensor:
-        """The whole symmetric sum; the panels above the diagonal are mirrored in place."""
+        """The whole symmetric sum, (features, features); the panels above the diagonal are mirrored in place."""
         features = self.lower.shape[0]
         step = math.ceil(features / GRAM_PANELS)
         for start in range(step, features, step):
@@ -87,7 +87,7 @@ class AngularDistance:
         self.tokens = 0
 
     def add(self, before: Tensor, after: Tensor) -> None:
-        """before, after: (..., hidden)."""
+        """Add one micro-batch, before and after (..., hidden)."""
         cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
         self.total += float((cosine.clamp(-1, 1).arccos() / math.pi).double().sum())
         self.tokens += cosine.numel()

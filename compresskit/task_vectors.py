@@ -58,7 +58,7 @@ class TaskVector(Protocol):
         """Tensors beside the vector, which are kept as they are."""
 
     def values(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """tau of a tensor, flat, a section at a time."""
+        """The values of tau in a tensor, flat float32, a section at a time."""
 
     def dense_bytes(self, name: str) -> bytes:
         """A tensor beside the vector, as stored."""
@@ -77,7 +77,7 @@ def pair_of(name: str) -> tuple[str, str] | None:
 
 
 def stored_bytes(tensor: Tensor) -> bytes:
-    """The bytes of a tensor as files hold them."""
+    """The bytes of a tensor of any shape on the CPU, as files hold them."""
     import torch
 
     data: bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -129,7 +129,7 @@ class PlainVector:
         return self.base is None
 
     def values(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """tau of a tensor, flat, a section at a time; RequestError where it is not finite."""
+        """The values of tau in a tensor, flat float32, a section at a time; RequestError where it is not finite."""
         tuned = self.tensor(name).reshape(-1)
         base = checked_read(self.base, name).reshape(-1) if self.base else None
         offset = offset_of(name) if self.base is None else 0.0
@@ -166,7 +166,7 @@ class TernaryVector:
         return self.container.dense
 
     def values(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """tau of a tensor, flat, a section at a time."""
+        """The values of tau in a tensor, flat float32, a section at a time."""
         entry = self.container.tensors[name]
         for part in self.container.parts(name):
             found = part.signs.astype(np.float32)
@@ -201,7 +201,12 @@ def is_ternary(folder: Path) -> bool:
 def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> PlainVector | TernaryVector:
     """Open a folder as a task vector. `base`: of a fine-tuned checkpoint. `balance`: the pairs of a LoRA adapter.
 
-    Raises CheckpointError where it is none, and RequestError where the base does not belong to it.
+    Returns:
+        The vector; no values are read.
+
+    Raises:
+        CheckpointError: the folder holds none, or its file is damaged.
+        RequestError: a whole checkpoint came without its base, or the base does not belong to it.
     """
     if (folder / ADAPTER_FILE).is_file() or (folder / MODEL_FILE).is_file():
         adapter = (folder / ADAPTER_FILE).is_file()

@@ -35,7 +35,7 @@ class Statistic(Protocol):
     """What `Block.collect` fills: a sum over tokens."""
 
     def add(self, x: Tensor) -> None:
-        """x (tokens, in): the inputs of the linear in one micro-batch."""
+        """Add the inputs of the linear in one micro-batch, x (tokens, in)."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Block:
         return found
 
     def run(self, hidden: Tensor) -> Tensor:
-        """(batch, length, hidden) -> (batch, length, hidden), through the block as it now is."""
+        """(batch, length, hidden) -> the same, through the block as it now is; NumericalError where that is not finite."""
         call = self.calls[hidden.shape[0]]
         return self._checked(self.module(hidden, *call.args, **call.kwargs))
 
@@ -114,7 +114,7 @@ class Block:
         release_freed_memory()
 
     def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run all micro-batches for good; yields (input, output) of each."""
+        """Run all micro-batches for good; yields (input, output) of each, (batch, length, hidden) both."""
         with ExitStack() as stack:
             if self.remembered:
                 module = self.module.get_submodule(self.attention)
@@ -239,14 +239,24 @@ class Walk:
 
     @torch.no_grad()
     def logits(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """After the walk: (tokens, last hidden states, logits) of every micro-batch; logits in float32."""
+        """After the walk: what the model says, micro-batch by micro-batch.
+
+        Yields:
+            (tokens (batch, length) int64, last hidden states (batch, length, hidden), logits (batch, length, vocabulary)
+            float32).
+        """
         for batch, hidden, head in self.heads():
             logits = head(hidden).float()
             yield batch, hidden, logits
             del logits
 
     def heads(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-        """After the walk: (tokens, last hidden states, what makes logits of hidden states) of every micro-batch."""
+        """After the walk: as `logits`, which the caller makes, of all hidden states or only of some.
+
+        Yields:
+            (tokens (batch, length) int64, last hidden states (batch, length, hidden), the function that makes logits (b, l,
+            vocabulary) of hidden states (b, l, hidden), whatever b and l).
+        """
         skeleton.fill(self.model, self.network, "", self.device, self.dtype)
         for batch, hidden in zip(self.batches, self.hidden, strict=True):
             yield batch, hidden, self._head

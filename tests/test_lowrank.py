@@ -1,5 +1,7 @@
-"""The low-rank pair is the optimum of the output error: against singular values of the outputs, and against gradient
-descent. Oracle and property tests."""
+"""The low-rank pair is the optimum of the output error: against singular values of the outputs, and gradient descent.
+
+Oracle and property tests.
+"""
 
 from __future__ import annotations
 

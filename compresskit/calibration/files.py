@@ -36,7 +36,8 @@ class FileText(NamedTuple):
 def check_file(path: Path, column: str, needed_bytes: int) -> None:
     """Refuse a file that cannot serve; `column` is "" where none was named.
 
-    Raises CalibrationError: missing, empty, not text, without the column, or fewer bytes than `needed_bytes`.
+    Raises:
+        CalibrationError: it is missing, empty, not text, without the column, or has fewer bytes than `needed_bytes`.
     """
     suffix = path.suffix.lower()
     if not path.exists():
@@ -71,9 +72,13 @@ def check_file(path: Path, column: str, needed_bytes: int) -> None:
 
 
 def read_file(path: Path, column: str, seed: int) -> FileText:
-    """The text of a file, or of a part of it where it is above `PART_BYTES`.
+    """Read a file, or a part of it where it is above `PART_BYTES`; `column` is "" where none was named.
 
-    Raises the errors of `check_file`, for all that is read.
+    Returns:
+        The text, and which part of the file it is, "" for the whole.
+
+    Raises:
+        CalibrationError: as `check_file`, for all that is read.
     """
     check_file(path, column, 0)
     if path.suffix.lower() == ".parquet":

@@ -1,8 +1,8 @@
-"""Calibration text from the model itself: sampled at temperature 1, nothing cut from the distribution, kept in the cache.
+r"""Calibration text from the model itself: sampled at temperature 1, nothing cut from the distribution, kept in the cache.
 
 Every window is one draw from the model's own distribution over texts: it begins with the start token and goes on, past
 end-of-text tokens too, with whatever the model says next. Feeding the start token anew after an end was tried: the
-demo model, whose start token opens a chat turn, then repeats `<|im_start|>system\\n<|im_end|>` to the window's end,
+demo model, whose start token opens a chat turn, then repeats `<|im_start|>system\n<|im_end|>` to the window's end,
 whereas left alone it opens the next turn or document by itself.
 """
 
@@ -53,10 +53,13 @@ class Sampling(NamedTuple):
 
 
 def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Tensor, str]:
-    """Tokens of shape (samples, sequence_length), from the cache where they are, and what text that is.
+    """Tokens that the model samples, from the cache where they are. `shape`: (samples, sequence_length).
+
+    Returns:
+        (the tokens of this shape, int64 on the CPU; what text that is, for reports).
 
     Raises:
-        RequestError: the model does not fit into memory.
+        RequestError: the model does not fit into memory, or the cache cannot be written to.
         NumericalError: the model computes NaN or infinity.
     """
     start = start_token(model)
@@ -103,7 +106,13 @@ def sample(
 ) -> Tensor:
     """Ancestral sampling, in place: tokens (samples, length) int64 on the CPU, whose first column is given.
 
-    generator: on the CPU, so that every device draws the same numbers.
+    `batch`: samples computed at once. `generator`: on the CPU, so that every device draws the same numbers.
+
+    Returns:
+        The same tokens, all columns filled.
+
+    Raises:
+        NumericalError: the model computes NaN or infinity.
     """
     device = next(network.parameters()).device
     samples, length = tokens.shape
@@ -121,7 +130,13 @@ def sample(
 def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     """One token a row by the inverse of the cumulative distribution.
 
-    logits (rows, vocabulary), uniform (rows, 1) float64 in [0, 1) -> (rows,) int64 on the CPU.
+    logits (rows, vocabulary) in any float dtype, uniform (rows, 1) float64 in [0, 1).
+
+    Returns:
+        (rows,) int64 on the CPU.
+
+    Raises:
+        NumericalError: a logit is NaN or infinity.
     """
     if not bool(logits.isfinite().all()):
         raise NumericalError("sampling calibration text: the model's logits hold NaN or infinity; use --dtype float32")

@@ -112,7 +112,8 @@ def shares(samples: int, sources: int) -> list[int]:
 def check(spec: str, samples: int, sequence_length: int) -> None:
     """Refuse a request that certainly cannot be served; loads no torch and reads little.
 
-    Raises CalibrationError: unknown kind, unusable file, a missing package, sizes below 1, certainly too little text.
+    Raises:
+        CalibrationError: unknown kind, unusable file, a missing package, sizes below 1, certainly too little text.
     """
     for name, value in (("--samples", samples), ("--sequence-length", sequence_length)):
         if value < 1:
@@ -139,7 +140,10 @@ def _need_datasets(source: HubSource) -> None:
 
 
 def read_text(source: TextSource, seed: int = 0) -> Text:
-    """The text of a source; of large ones a part (the description says which).
+    """Read the text of a source, of large ones a part that the seed picks.
+
+    Returns:
+        The text, and a sentence that says what it is and which part.
 
     Raises:
         CalibrationError: the text is unusable.

@@ -13,14 +13,18 @@ PIECE_CHARACTERS = 1 << 22
 
 
 def encode(folder: Path, text: str, special_tokens: bool, trust_remote_code: bool = False) -> list[int]:
-    """Token ids of the whole text.
+    """Encode a text of any length with the folder's own tokenizer.
 
-    With `special_tokens` they are those of `AutoTokenizer.from_pretrained(folder)(text).input_ids`. Without, the
-    folder's tokenizer.json is applied as it stands; texts above `PIECE_CHARACTERS` are cut before a space into pieces
-    that are encoded apart, which may change the tokens beside a cut.
+    With `special_tokens` as `AutoTokenizer.from_pretrained(folder)(text).input_ids`. Without, the folder's tokenizer.json
+    is applied as it stands; texts above `PIECE_CHARACTERS` are cut before a space into pieces that are encoded apart,
+    which may change the tokens beside a cut.
 
-    Raises CheckpointError where the folder holds no usable tokenizer.
-    """
+    Returns:
+        Token ids of the whole text.
+
+    Raises:
+        CheckpointError: the folder holds no usable tokenizer.
+    """  # noqa: DOC501 (_unusable makes that error)
     file = folder / "tokenizer.json"
     if special_tokens or not file.is_file():
         return _encode_with_transformers(folder, text, special_tokens, trust_remote_code)

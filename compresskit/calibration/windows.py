@@ -47,6 +47,9 @@ def calibrate(  # noqa: PLR0913, PLR0917
     device, dtype: where and in what the model samples its own text. progress: called with (tokens done, tokens in all)
     while it does.
 
+    Returns:
+        The tokens (samples, sequence_length) int64 on the CPU, what text they are, and their SHA-256.
+
     Raises:
         CalibrationError: the text is unusable or too short.
         RequestError: `self` was asked of a model that cannot be sampled here.
@@ -72,7 +75,7 @@ def calibrate(  # noqa: PLR0913, PLR0917
 
 
 def digest(tokens: Tensor) -> str:
-    """SHA-256 of the shape and the tokens as little-endian 64-bit integers."""
+    """SHA-256, in hexadecimal, of the shape and the tokens as little-endian 64-bit integers; tokens on the CPU."""
     header = repr(tuple(tokens.shape)).encode()
     return hashlib.sha256(header + tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
@@ -103,9 +106,15 @@ def _text_tokens(
 
 
 def draw(ids: Tensor, samples: int, sequence_length: int, seed: int, description: str) -> Tensor:
-    """ids (tokens,) -> (samples, sequence_length): consecutive windows, drawn without replacement, in drawn order.
+    """Cut ids (tokens,) into consecutive windows and draw of them without replacement.
 
-    Raises CalibrationError where there are fewer windows than samples; `description` names the text in it.
+    `description`: how the error names the text.
+
+    Returns:
+        (samples, sequence_length), like ids, in the order of the draw.
+
+    Raises:
+        CalibrationError: there are fewer windows than samples.
     """
     count = len(ids) // sequence_length
     if count < samples:

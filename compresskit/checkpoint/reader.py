@@ -83,7 +83,10 @@ class Checkpoint:
         return self.tensors[name]
 
     def read(self, name: str) -> Tensor:
-        """One tensor in its stored dtype, on the CPU.
+        """Read one tensor from its file.
+
+        Returns:
+            The tensor in its stored shape and dtype, on the CPU.
 
         Raises:
             CheckpointError: there is no such tensor, or the file broke since it was opened.
@@ -145,7 +148,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensors_in(path: Path) -> list[TensorSpec]:
-    """The header of one safetensors file; the library checks the offsets against the file's size."""
+    """The header of one safetensors file; the library checks the offsets against the file's size.
+
+    Returns:
+        Name, dtype and shape of every tensor, in the order in which the file stores them.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a dtype is none of `BYTES_PER_ELEMENT`.
+    """
     try:
         with safe_open(path, framework="np") as file:
             slices = ((name, file.get_slice(name)) for name in file.offset_keys())
@@ -182,9 +192,13 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a checkpoint folder: configuration, tensor index and manifest; no weights are read.
+    """Open a checkpoint folder; no weights are read.
 
-    Raises CheckpointError where the folder, its configuration, its index or a shard is missing or inconsistent.
+    Returns:
+        Configuration, tensor index, and the manifest where the folder has one.
+
+    Raises:
+        CheckpointError: the folder, its configuration, its index or a shard is missing or inconsistent.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a checkpoint folder, a Hub id or demo:smollm2-135m")

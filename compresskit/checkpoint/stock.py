@@ -39,9 +39,12 @@ def add_adapter(network: PreTrainedModel, folder: Path) -> None:
 
 
 def step(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:
-    """(logits, cache) of more tokens (batch, length) after those that the cache holds, None for the first ones.
+    """Run more tokens (batch, length) after those that the cache holds, None for the first ones.
 
     transformers 5.24 renamed the argument and the output `past_key_values` to `cache`.
+
+    Returns:
+        (logits (batch, length, vocabulary), or of as many positions as the options ask for; the cache, these tokens in it).
     """
     name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
     output = network(input_ids=tokens, use_cache=True, **{name: cache}, **options)

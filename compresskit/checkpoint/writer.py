@@ -85,7 +85,12 @@ def _shard(name: str, specs: list[TensorSpec]) -> Shard:
 
 
 def check_out(out: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
-    """Refuse an output folder that exists, lies inside the source, or does not fit on its disk."""
+    """Refuse an output folder before anything is written.
+
+    Raises:
+        RequestError: it exists (unless `overwrite`), lies inside the source or around it, cannot be written to, or its disk
+            has less room than `needed_bytes`.
+    """
     if out.exists() and not overwrite:
         raise RequestError(f"{out}: exists already; choose another folder, or pass --overwrite")
     if out.exists() and not out.is_dir():
@@ -171,7 +176,12 @@ class Writer:
         self.facts = progress["facts"]
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor, already in its stored dtype and shape."""
+        """Write one tensor, already in its stored dtype and shape.
+
+        Raises:
+            CheckpointError: shape or size are not those that the plan announced.
+            CompresskitError: the file cannot be written to, as on a full disk.
+        """
         import torch  # the writer is imported where torch is not wanted yet
 
         spec = self.specs[name]
@@ -222,7 +232,11 @@ class Writer:
         return {shard.name: sha256(self.partial / shard.name) for shard in self.shards}
 
     def commit(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest, sync, and give the folder its final name, replacing an older one."""
+        """Write the manifest, sync, and give the folder its final name, replacing an older one.
+
+        Raises:
+            CheckpointError: a tensor of the plan was never written.
+        """
         if self.missing:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
         self.write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
@@ -237,9 +251,13 @@ class Writer:
 
 
 def read_progress(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What an interrupted run of the same request left, or None where there is nothing to continue.
+    """What an interrupted run of the same request left.
 
-    Raises RequestError where the partial folder belongs to another request.
+    Returns:
+        The progress that `Writer.resume` takes, None where there is nothing to continue.
+
+    Raises:
+        RequestError: the partial folder belongs to another request.
     """
     path = partial_folder(out) / PROGRESS
     if not path.is_file():

@@ -32,7 +32,7 @@ class Act(CompensateMethod, frozen=True):
         return Magnitudes(features, device)
 
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
-        """diag(mean |X|)^2; the identity for an expert that no token reached."""
+        """diag(mean |X|)^2, (features, features); the identity for an expert that no token reached."""
         import torch
 
         from compresskit.lowrank import Metric

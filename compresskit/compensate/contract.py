@@ -111,7 +111,7 @@ class SecondMomentsMethod(CompensateMethod):
         return Gram(features, device)
 
     def moments(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
-        """X^T X / tokens, damped; the identity for an expert that no token reached."""
+        """X^T X / tokens, (features, features), damped; the identity for an expert that no token reached."""
         import torch
 
         from compresskit.lowrank import Metric

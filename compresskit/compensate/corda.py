@@ -47,7 +47,7 @@ class CorDA(SecondMomentsMethod, frozen=True):
         return self.mode == "knowledge"
 
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
-        """C^2: the singular vectors of W C are the eigenvectors of W C^2 W^T."""
+        """C^2, (features, features): the singular vectors of W C are the eigenvectors of W C^2 W^T."""
         from compresskit.lowrank import Metric
 
         moments = self.moments(statistic, features, device).matrix

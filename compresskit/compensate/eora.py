@@ -31,5 +31,5 @@ class EoRA(SecondMomentsMethod, frozen=True):
     """Output error, by all second moments of the inputs."""
 
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
-        """C, damped."""
+        """C, (features, features), damped."""
         return self.moments(statistic, features, device)

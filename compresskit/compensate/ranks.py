@@ -17,7 +17,13 @@ from collections.abc import Mapping, Sequence
 
 
 def deal_ranks(gains: Mapping[str, Sequence[float]], costs: Mapping[str, int], budget: int, step: int) -> dict[str, int]:
-    """Rank of every linear, a multiple of `step`, with sum(rank * cost) <= budget. `costs`: parameters of one rank."""
+    """Deal a budget of parameters to linears, `step` ranks at a time.
+
+    `gains`: by linear, one number a rank, falling. `costs`: parameters of one rank.
+
+    Returns:
+        Rank of every linear, a multiple of `step`, 0 included, with sum(rank * cost) <= budget.
+    """
     ranks = dict.fromkeys(gains, 0)
     waiting: list[tuple[float, str]] = []
 

@@ -81,6 +81,9 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
     """What each further rank takes off the output error of every linear, over the energy of the original's output.
 
     One pass over the compressed model as it is: all linears of a block are measured at once.
+
+    Returns:
+        By linear min(out, in) shares, falling; none where the original's output has no energy.
     """
     count = request.pair.compressed.block_count
     found: dict[str, list[float]] = {}

@@ -35,11 +35,11 @@ class Outputs:
         self.kept: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        """x (tokens, in). The smaller of inputs and outputs is kept."""
+        """Add one micro-batch, x (tokens, in). The smaller of inputs and outputs is kept."""
         self.kept.append(x if self.keep_inputs else x @ self.weights.T.to(x))
 
     def outputs(self, micro_batch: int) -> Tensor:
-        """(tokens, sum of out) of one micro-batch."""
+        """The outputs of all weights side by side, (tokens, sum of out), of one micro-batch."""
         kept = self.kept[micro_batch]
         return kept @ self.weights.T.to(kept) if self.keep_inputs else kept
 
@@ -55,7 +55,7 @@ class Paired:
         self.micro_batch = 0
 
     def add(self, x: Tensor) -> None:
-        """x (tokens, in_c)."""
+        """Add one micro-batch, x (tokens, in_c)."""
         if self.statistic is not None:
             self.statistic.add(x)
         if self.outputs is not None:
@@ -66,7 +66,13 @@ class Paired:
 
 
 def output_error(weight: Tensor, weight_error: Tensor, paired: Paired, rows: slice, damping: float) -> Tensor:
-    """Equation 2, (out, in_c) float32. `weight`: W_c; `rows`: where this linear's outputs lie in `paired.cross`."""
+    """Equation 2. weight: W_c (out, in_c); weight_error: D_1 (out, in_c) float32.
+
+    `rows`: where this linear's outputs lie in `paired.cross`. `damping`: share of the mean second moment.
+
+    Returns:
+        D, (out, in_c) float32; solved in float64.
+    """
     tokens = paired.gram.tokens
     moments, damped = (Metric(paired.gram.matrix() / tokens, added).matrix for added in (0.0, damping))
     start = (weight.float() + weight_error).to(damped)

@@ -23,7 +23,7 @@ class SVD(CompensateMethod, frozen=True):
     needs_activations: ClassVar[bool] = False
 
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
-        """The identity."""
+        """The identity, (features, features)."""
         import torch
 
         from compresskit.lowrank import Metric

@@ -85,9 +85,13 @@ class GateResult(BaseModel, frozen=True):
 
 
 def parse_gate(text: str) -> Gate:
-    """A gate from its text.
+    """Read a gate from its text.
 
-    Raises RequestError naming what is wrong: the metric, the operator or the number.
+    Returns:
+        The gate, its limit in the unit of the metric.
+
+    Raises:
+        RequestError: the metric or the operator is missing or unknown, or the limit is no finite number.
     """
     parts = _PARTS.fullmatch(text)
     assert parts is not None  # every part may be empty

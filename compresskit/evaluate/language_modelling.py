@@ -43,9 +43,13 @@ OnBlock = Callable[[int, int], None]
 
 
 def cut_windows(ids: Tensor, length: int, count: int) -> Tensor:
-    """ids (tokens,) -> (windows, length): the first `count` consecutive windows, fewer where the text is shorter.
+    """The first `count` consecutive windows of ids (tokens,), fewer where the text is shorter.
 
-    Raises RequestError where the text does not fill one window.
+    Returns:
+        (windows, length), a view of ids.
+
+    Raises:
+        RequestError: the text does not fill one window.
     """
     windows = min(count, len(ids) // length)
     if windows < 1:
@@ -75,7 +79,10 @@ def score(
     reference: Model | None = None,
     on_block: OnBlock | None = None,
 ) -> Scores:
-    """Scores of the model over windows (windows, length) int64, against the reference where there is one.
+    """Score the model on windows (windows, length) int64, against the reference where there is one.
+
+    Returns:
+        Perplexity and nuclear norm; with a reference also KL in nats a token, top-1 agreement as a share, and ratios.
 
     Raises:
         RequestError: the vocabularies differ, the windows hold other tokens or exceed the context; before any work.
@@ -162,7 +169,7 @@ def _sums(walks: list[Walk]) -> _Sums:
 
 
 def _add_window(sums: _Sums, window: Tensor, logits: tuple[Tensor, ...]) -> None:
-    """window (length,), logits: one (length, vocabulary) a model; in chunks of rows, to keep the temporaries small."""
+    """Add a window (length,); logits: one (length, vocabulary) a model; in chunks of rows, to keep the temporaries small."""
     for rows in _chunks(*logits[0].shape):
         targets = window[rows.start + 1 : rows.stop + 1]
         for index, each in enumerate(logits):

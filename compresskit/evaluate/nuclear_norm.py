@@ -39,9 +39,12 @@ def matrix_nuclear_norm(hidden: Tensor) -> float:
 
 
 def matrix_entropy(hidden: Tensor) -> float:
-    """Matrix Entropy (arXiv 2401.17139) in nats: -sum p log p over the eigenvalues p of Z^T Z / trace; hidden (tokens, hidden).
+    """Matrix Entropy (arXiv 2401.17139): -sum p log p over the eigenvalues p of Z^T Z / trace; hidden (tokens, hidden).
 
     Of Z^T Z and Z Z^T, which share their eigenvalues, the smaller is decomposed, in float32: the fast way to have it.
+
+    Returns:
+        Nats, from 0 to log(min(tokens, hidden)).
     """
     centred = hidden.float() - hidden.float().mean(dim=0)
     normalised = centred * _inverse_or_zero(centred.square().sum(dim=1)).sqrt()[:, None]

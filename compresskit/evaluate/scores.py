@@ -63,11 +63,14 @@ def check_comparable(model: Model, reference: Model) -> None:
 
 
 def collapse_warning(scores: Scores) -> str | None:
-    """One sentence when the model has collapsed, else None.
+    """Say so where the model has collapsed.
 
     Collapsed: worse than a uniform guess over the vocabulary (where the reference is better than that), or perplexity more
     than `COLLAPSED_RATIO` times the reference's, or the reference's top-1 token met at less than `COLLAPSED_AGREEMENT` of
     the positions, or KL above `COLLAPSED_KL`.
+
+    Returns:
+        One sentence, which names the figure and its bound; None where it has not.
     """
     found = None
     reference_is_worse = scores.reference_perplexity is not None and scores.reference_perplexity >= scores.vocabulary_size

@@ -67,10 +67,13 @@ def speed(
 ) -> Speed:
     """Load the model (and the reference) whole and time them.
 
-    The prompt and the decoded tokens are fewer than `PROMPT_TOKENS` and `DECODED_TOKENS` where a context is shorter;
-    the result states how many they were.
+    The prompt and the decoded tokens are fewer than `PROMPT_TOKENS` and `DECODED_TOKENS` where a context is shorter.
 
-    Raises RequestError where memory does not suffice or the vocabularies differ.
+    Returns:
+        Medians in tokens a second, peak memory in bytes, and how many tokens were read and decoded.
+
+    Raises:
+        RequestError: memory does not suffice, or the vocabularies differ.
     """
     models = [model] if reference is None else [model, reference]
     check_comparable(models[0], models[-1])

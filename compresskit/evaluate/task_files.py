@@ -37,9 +37,13 @@ class Task(NamedTuple):
 
 
 def read_tasks(folder: Path, names: list[str], limit: int | None, shots: int, seed: int) -> list[Task]:
-    """The named tasks, the first `limit` rows of each, with `shots` solved rows before every question.
+    """Read the named tasks from FOLDER/NAME.jsonl, with `shots` solved rows of the same file before every question.
 
-    Raises RequestError, which names file and line, where a task is missing or malformed.
+    Returns:
+        The tasks in the order of the names, the first `limit` rows of each, all for None.
+
+    Raises:
+        RequestError: a task is missing or malformed (file and line are named), or has too few rows for the shots.
     """
     if not folder.is_dir():
         raise RequestError(f"--tasks-folder {folder}: no such folder; give the one that holds NAME.jsonl files")

@@ -74,7 +74,7 @@ def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Reque
 def likelihoods(
     model: Model, requests: Sequence[Request], where: tuple[torch.device, torch.dtype], on_done: Callable[[int, int], None]
 ) -> list[Likelihood]:
-    """The model's word on every request, in their order."""
+    """The model's word on every request, in their order; RequestError where a continuation exceeds the model's context."""
     context = context_length(model)
     requests = [_fitted(request, context) for request in requests]
     order = sorted(range(len(requests)), key=lambda index: len(requests[index].ids))
@@ -119,7 +119,7 @@ def _walked(model: Model, part: list[Request], length: int, where: tuple[torch.d
 
 
 def _likelihood(logits: Tensor, request: Request) -> Likelihood:
-    """logits (length, vocabulary): position t says what follows token t."""
+    """What the logits (length, vocabulary) say of a request: those at position t are about what follows token t."""
     targets = torch.tensor(request.ids[request.start :], device=logits.device)
     predicting = logits[request.start - 1 : len(request.ids) - 1].log_softmax(dim=-1)
     chosen = predicting.gather(1, targets[:, None])

@@ -31,7 +31,7 @@ LEAVES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 
 
 def plan(name: str, shape: tuple[int, int], block_size: int, nested: bool) -> list[TensorSpec]:
-    """The stored tensors of one linear; `name` without `.weight`."""
+    """The stored tensors of one linear (out, in); `name` without `.weight`, `block_size` in weights."""
     elements = shape[0] * shape[1]
     blocks = -(-elements // block_size)
     weight = f"{name}.weight"

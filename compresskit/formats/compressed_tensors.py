@@ -32,7 +32,7 @@ LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", 
 
 
 def plan(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype: str) -> list[TensorSpec]:
-    """The stored tensors of one linear; `name` without `.weight`, `scale_dtype` in safetensors' spelling."""
+    """The stored tensors of one linear (out, in); `name` without `.weight`, `scale_dtype` in safetensors' spelling."""
     rows, columns = shape
     groups = scheme.groups(columns)
     specs = [
@@ -46,7 +46,14 @@ def plan(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype: str) ->
 
 
 def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
-    """(the stored tensors by leaf name, the weight (out, in) that readers unpack). codes (out, in), signed whole numbers."""
+    """Pack a linear. codes (out, in), signed whole numbers in any dtype.
+
+    Returns:
+        (the stored tensors by leaf name, the weight (out, in) float32 that readers unpack).
+
+    Raises:
+        NumericalError: a code or a zero point lies outside the scheme's range.
+    """
     import torch
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
@@ -113,7 +120,7 @@ class PackQuantized:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> PackQuantized:
-        """Read the configuration; CheckpointError for another format or activation quantisation."""
+        """Read the configuration; CheckpointError for another format, or weights that are no whole numbers by group or row."""
         config = checkpoint.config["quantization_config"]
         place = f"{checkpoint.folder / 'config.json'}: quantization_config"
         schemes = []
@@ -146,7 +153,7 @@ class PackQuantized:
         return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]
 
     def scheme(self, name: str) -> Scheme:
-        """The scheme of a linear: the first group that targets it."""
+        """The scheme of a linear: that of the first group that targets it; CheckpointError where none does."""
         for targets, scheme in self.schemes:
             if any(_targets(target, name) for target in targets):
                 return scheme

@@ -130,7 +130,12 @@ def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 def open_adapter(folder: Path) -> Adapter:
     """Open a LoRA adapter folder.
 
-    Raises CheckpointError where it is not one, and RequestError for kinds whose update is not a plain low-rank product.
+    Returns:
+        Its configuration and the shapes of its factors; no weights are read.
+
+    Raises:
+        CheckpointError: the folder holds no adapter.
+        RequestError: the adapter is of a kind whose update is not a plain low-rank product.
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: has no {CONFIG}; point to the folder of a PEFT adapter")

@@ -37,7 +37,7 @@ class MergeMethod(Method, frozen=True):
     """Whether `merge` must see all entries at once."""
 
     def merge(self, values: Values, weights: Values) -> Values:
-        """values (sources, entries), weights (sources,) -> (entries,), without `scaling`."""
+        """One vector of several, without `scaling`: values (sources, entries), weights (sources,) -> (entries,)."""
         raise TypeError(f"{type(self).__name__} defines no merge")
 
     @property

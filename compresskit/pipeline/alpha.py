@@ -42,7 +42,15 @@ def with_vector(base: Checkpoint, vector: TernaryVector, alpha: float, own_code:
 def pick_alpha(
     vector: TernaryVector, base: Checkpoint, options: TernaryOptions, bars: ProgressBars
 ) -> tuple[float, dict[float, float]]:
-    """(the best factor of the grid, the mean token loss in nats of every factor). `vector`: with factor 1."""
+    """Score every factor of the grid on the validation text. `vector`: with factor 1.
+
+    Returns:
+        (the best factor, the mean token loss in nats of every factor for which it is finite).
+
+    Raises:
+        NumericalError: no factor gives a finite loss.
+        RequestError: the adapter is of a kind that cannot be scored.
+    """
     import torch
 
     from compresskit.evaluate.language_modelling import cut_windows, score

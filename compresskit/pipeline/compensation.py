@@ -75,10 +75,16 @@ class Job:
 def compensate(
     method: CompensateMethod, source_name: str, out: Path, options: CompensateOptions, quiet: bool = True
 ) -> dict[str, Any]:
-    """Repair a compressed checkpoint by an adapter, or into a dense checkpoint; returns what `--json` prints.
+    """Repair a compressed checkpoint by an adapter, or into a dense checkpoint.
 
-    Raises the errors of errors.py; nothing appears under `out` unless the whole stage succeeds. Where source and original
-    hold the same weights there is nothing to repair: nothing is written, and `output` is the source.
+    Where source and original hold the same weights there is nothing to repair: nothing is written, and "output" is the
+    source.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
     """
     started = time.monotonic()
     job = _checked(method, source_name, out, options)

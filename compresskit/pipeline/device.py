@@ -15,7 +15,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 def parse_bytes(text: str) -> int:
-    """ "5GB" -> 5,000,000,000; RequestError for anything else."""
+    """The bytes of a size as users write it, such as "5GB" for 5,000,000,000; RequestError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
         raise RequestError(f"--max-shard-size {text!r}: not a size; write for example 5GB or 500MB")
@@ -23,7 +23,7 @@ def parse_bytes(text: str) -> int:
 
 
 def choose_device(name: str, dtype: str, model: Model) -> tuple[torch.device, torch.dtype]:
-    """The device and the precision of the forward passes."""
+    """The device and the precision of the forward passes; RequestError where there is no such device here."""
     import torch
 
     if name == "auto":

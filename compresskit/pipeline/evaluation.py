@@ -60,10 +60,14 @@ class EvaluateOptions(BaseModel):
 
 
 def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> dict[str, Any]:
-    """Scores, sizes and speed of a checkpoint; returns what `--json` prints.
+    """Measure scores, sizes and speed of a checkpoint.
 
-    Raises the errors of errors.py before any work where the request cannot be served. Gates that are not met are in
-    the result, not raised.
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats a token. Gates that are not met are in
+        it, not raised.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong, before any work where the request cannot be served.
     """
     started = time.monotonic()
     gates = [parse_gate(text) for text in options.gate]
@@ -156,7 +160,7 @@ def _task_scores(
 
 
 def _task_report(details: dict[str, dict[str, float]] | None) -> dict[str, Any]:
-    """ "tasks": one figure a task, for gates and tables; "task_details": all of them."""
+    """What the report says of tasks: in "tasks" one figure each, for gates and tables, in "task_details" all of them."""
     if details is None:
         return {"tasks": None, "task_details": None}
     from compresskit.evaluate.tasks import main_score

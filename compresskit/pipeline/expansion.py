@@ -39,9 +39,14 @@ class ExpandOptions(BaseModel):
 
 
 def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = True) -> dict[str, Any]:
-    """Expand a ternary task vector; returns what `--json` prints.
+    """Expand a ternary task vector.
 
-    Raises the errors of errors.py; a damaged file is refused, and nothing appears under `out`.
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        RequestError: the source is no ternary vector, or needs another base.
+        CheckpointError: the file is damaged; as with all errors nothing then appears under `out`.
     """
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)

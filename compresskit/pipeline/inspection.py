@@ -31,9 +31,13 @@ def bits_per_weight(model: Model) -> float:
 
 
 def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Family, blocks, widths, dtypes, bytes and the chain of manifests of a folder; returns what `--json` prints.
+    """What a folder holds, from its headers: family, blocks, widths, dtypes, bytes and the chain of manifests.
 
-    Raises CheckpointError where the folder is neither a checkpoint nor an adapter.
+    Returns:
+        The dictionary that `--json` prints; its keys depend on "kind", a checkpoint or an adapter, ternary or not.
+
+    Raises:
+        CheckpointError: the folder is neither a checkpoint nor an adapter, or is damaged.
     """
     folder = source.resolve(source_name)
     if is_ternary(folder):

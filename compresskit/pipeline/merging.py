@@ -57,7 +57,14 @@ class MergeOptions(BaseModel):
 
 
 def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOptions, quiet: bool = True) -> dict[str, Any]:
-    """Merge task vectors; returns what `--json` prints."""
+    """Merge task vectors.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+    """
     started = time.monotonic()
     base_folder = source.resolve(options.base) if options.base else None
     vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
@@ -121,7 +128,7 @@ def _check_same(first: Vector, vector: Vector) -> None:
 
 
 def weights_of(method: MergeMethod, count: int) -> Values:
-    """One weight a source."""
+    """One weight a source, (sources,); 1 where the method names none."""
     return np.array(method.weights or [1.0] * count, np.float32)
 
 
@@ -132,7 +139,7 @@ def pattern_table(method: MergeMethod, scales: list[float], weights: Values) -> 
 
 
 def merged_sections(method: MergeMethod, vectors: list[Vector], name: str, read: Read) -> Iterator[Values]:
-    """The merged vector of a tensor, without `scaling`, in sections."""
+    """The merged vector of a tensor, without `scaling`, in sections (entries,)."""
     weights = weights_of(method, len(vectors))
     ternary = [v.container for v in vectors if isinstance(v, TernaryVector) and v.container.facts.variant != "prune"]
     if len(ternary) == len(vectors) and 3 ** len(vectors) <= MOST_PATTERNS:

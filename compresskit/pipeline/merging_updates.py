@@ -60,9 +60,12 @@ def update_reader(adapter: Adapter, shapes: dict[str, tuple[int, int]]) -> Calla
 
 
 def truncated(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(A (rank, in), B (out, rank)) float32: the best product of that rank, balanced; exact where the update has no larger rank.
+    """The best product of that rank, balanced; exact where the update (out, in) has no larger rank.
 
     The singular vectors come from the smaller second-moment matrix in float64, four times as fast as a decomposition.
+
+    Returns:
+        (A (rank, in), B (out, rank)) float32.
     """
     import torch
 
@@ -76,7 +79,15 @@ def truncated(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def merge_updates(method: MergeMethod, vectors: list[Vector], out: Path, settings: dict[str, Any], bars: ProgressBars) -> int:
-    """Merge at `--rank`; returns the bytes of the adapter."""
+    """Merge at `--rank`, linear by linear.
+
+    Returns:
+        The bytes of the adapter's file.
+
+    Raises:
+        RequestError: the method needs all updates at once, a source is no plain LoRA, two sources disagree on a shape, or
+            the rank exceeds a linear.
+    """
     import torch
 
     from compresskit.checkpoint.dtypes import TORCH_DTYPES

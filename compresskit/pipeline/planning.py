@@ -37,9 +37,13 @@ PASSES_QUANTIZE, PASSES_COMPENSATE, PASSES_TRAINING = 2.7, 4.0, 4.0
 
 
 def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
-    """Every step's parameters, bytes, memory and time; returns what `--json` prints.
+    """Every step's parameters, bytes, memory and time; nothing is computed but, with `probe`, a moment's work.
 
-    Raises RequestError where a step cannot work, or where disk or memory do not suffice.
+    Returns:
+        The dictionary that `--json` prints: bytes and seconds, None where they are not known beforehand.
+
+    Raises:
+        RequestError: a step cannot work, or disk or memory do not suffice.
     """
     import transformers.modeling_utils  # noqa: F401 - so that the process is as large as a stage's
 

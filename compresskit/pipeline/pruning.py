@@ -54,9 +54,13 @@ def _check_prune(method: PruneMethod, model: Model, needs_text: bool, options: O
 
 
 def prune(method: PruneMethod, source_name: str, out: Path, options: Options, quiet: bool = True) -> dict[str, Any]:
-    """Prune a checkpoint folder into another one; returns what `--json` prints.
+    """Prune a checkpoint folder into another one.
 
-    Raises the errors of errors.py; nothing appears under `out` unless the whole stage succeeds.
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
     """
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)

@@ -98,9 +98,13 @@ def weight_dtype(model: Model) -> str:
 
 
 def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Options, quiet: bool = True) -> dict[str, Any]:
-    """Quantise a checkpoint folder into another one; returns what `--json` prints.
+    """Quantise a checkpoint folder into another one.
 
-    Raises the errors of errors.py; nothing appears under `out` unless the whole stage succeeds.
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
     """
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)

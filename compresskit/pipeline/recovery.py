@@ -68,9 +68,13 @@ class Job:
 
 
 def recover(method: SelectionMethod, source_name: str, out: Path, options: RecoverOptions, quiet: bool = True) -> dict[str, Any]:
-    """Choose data and fine-tune a compressed checkpoint on it; returns what `--json` prints.
+    """Choose data and fine-tune a compressed checkpoint on it.
 
-    Raises the errors of errors.py; nothing appears under `out` unless the whole stage succeeds.
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
     """
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)
@@ -150,7 +154,8 @@ def _settings(job: Job, where: Where) -> dict[str, Any]:
 def _open_workspace(job: Job, settings: dict[str, Any]) -> None:
     """Go on in what an interrupted run of the same request left, or begin anew.
 
-    Raises RequestError where it was left by another request.
+    Raises:
+        RequestError: it was left by another request.
     """
     texts = [sample.tokens for sample in (*job.pool, *job.held_back)]
     adapter = job.model.adapter.store.hashes if job.model.adapter else None

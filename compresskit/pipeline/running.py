@@ -42,10 +42,15 @@ class Wanted:
 
 
 def run(recipe: Recipe, out: Path, wanted: Wanted = Wanted(), say: Say = lambda line: None) -> dict[str, Any]:
-    """Run a recipe into a folder; returns what `--json` prints, gates that were not met included.
+    """Run a recipe into a folder; a step whose settings and inputs are unchanged is skipped.
 
-    A step whose settings and inputs are unchanged is skipped. Raises the errors of errors.py, and Interrupted where a
-    signal stopped it; the same call goes on from there.
+    Returns:
+        The dictionary that `--json` prints, gates that were not met included.
+
+    Raises:
+        RequestError: another run is at work in the folder, or it or a step cannot be used.
+        Interrupted: a signal stopped the run; the same call goes on from there.
+        CompresskitError: what a step meets, of the kinds in errors.py.
     """
     started = time.monotonic()
     for name in (wanted.first, wanted.only):

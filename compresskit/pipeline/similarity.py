@@ -23,7 +23,15 @@ Sums = dict[tuple[int, int], float]
 
 
 def similarity(sources: list[str], base: str | None) -> dict[str, Any]:
-    """The matrix of cosines between sources of the same tensors; returns what `--json` prints."""
+    """The cosines between sources of the same tensors.
+
+    Returns:
+        The dictionary that `--json` prints; "similarity" is a matrix (sources, sources), its entries from -1 to 1.
+
+    Raises:
+        RequestError: the sources have different tensors, or one was balanced.
+        CheckpointError: a source is no task vector, or is damaged.
+    """
     base_folder = source.resolve(base) if base else None
     vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
     for vector in vectors:

@@ -83,7 +83,14 @@ class State:
         return not manifest.changed_files(folder, recorded)
 
     def begin(self, step: Step, key: str) -> bool:
-        """Make room for the step and note that it runs; True where the same request was interrupted and may have left a part."""
+        """Make room for the step and note that it runs.
+
+        Returns:
+            Whether the same request was interrupted and may have left a part.
+
+        Raises:
+            RequestError: a folder that is not of this run is in the way.
+        """
         found = self.steps.get(step.name)
         folder = self.folder(step.name)
         if found is None and folder.exists():

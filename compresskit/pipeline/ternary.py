@@ -69,9 +69,13 @@ class Cut:
 
 
 def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptions, quiet: bool = True) -> dict[str, Any]:
-    """Compress a task vector; returns what `--json` prints.
+    """Compress a task vector.
 
-    Raises the errors of errors.py; nothing appears under `out` unless the whole stage succeeds.
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
     """
     started = time.monotonic()
     folder = source.resolve(source_name)

@@ -31,6 +31,11 @@ def cfsp_ratios(importances: Sequence[float], sparsity: float, sharpness: float 
 
     s_l = sigmoid(sharpness * 13.1072 * (I_l - mean(I))), r_l = s_l / mean(s) * (1 - sparsity); where some r_l would
     exceed 1, the spread of s around its mean is shrunk until the largest is 1, so that the mean stays 1 - sparsity.
+
+    `importances`: I_l by block, mean angular distances from 0 to 1.
+
+    Returns:
+        r_l by block, from 0 to 1.
     """
     mean = sum(importances) / len(importances)
     s = [1 / (1 + math.exp(-sharpness * CFSP_SHARPNESS * (value - mean))) for value in importances]
@@ -60,7 +65,11 @@ def global_ratios(scores: Sequence[Tensor], sparsity: float) -> list[float]:
 def round_widths(groups: Sequence[Group], ratios: Sequence[float], step: int, sparsity: float) -> list[int]:
     """Widths in multiples of `step` (or the full width) near `ratios`, their sum as near the target as steps allow.
 
-    Every group keeps at least one step. Widths next to a rounding boundary are moved first.
+    Every group keeps at least one step. Widths next to a rounding boundary are moved first. The target: 1 - sparsity of
+    all channels, those of every member of a group counted.
+
+    Returns:
+        Channels to keep, by group.
     """
     wanted = [ratio * group.width for ratio, group in zip(ratios, groups, strict=True)]
     widths = [_nearest(want, group.width, step) for want, group in zip(wanted, groups, strict=True)]

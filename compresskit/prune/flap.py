@@ -33,7 +33,7 @@ def fluctuation(variance: Tensor, down: Tensor) -> Tensor:
 
 
 def output_bias(mean: Tensor, down: Tensor, kept: Tensor, new_down: Tensor) -> Tensor:
-    """Equation 2. mean (width,), down (hidden, width), new_down (hidden, kept) -> (hidden,)."""
+    """Equation 2. mean (width,), down (hidden, width), kept (kept,) int64, new_down (hidden, kept) -> (hidden,)."""
     mean = mean.to(down)
     return down @ mean - new_down @ mean[kept]
 

@@ -27,7 +27,16 @@ ROWS_AT_ONCE = 256
 
 
 def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Refitted weights of the kept channels. down (hidden, width), gram (width, width) -> (hidden, kept), float32."""
+    """Refitted weights of the kept channels.
+
+    down (hidden, width) and gram (width, width) float32, kept and removed (channels,) int64; `ridge`: see eps above.
+
+    Returns:
+        W'_S, (hidden, kept) float32; solved in float64.
+
+    Raises:
+        NumericalError: the second moments of the kept channels are not positive definite.
+    """
     kept_gram = gram.new_empty(len(kept), len(kept), dtype=torch.float64)
     for rows in torch.split(torch.arange(len(kept), device=kept.device), ROWS_AT_ONCE):
         kept_gram[rows] = gram[kept[rows, None], kept].double()
@@ -48,7 +57,13 @@ def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: floa
 
 
 def output_error(down: Tensor, gram: Tensor, kept: Tensor, new_down: Tensor) -> tuple[float, float]:
-    """(error, energy) of the output on the calibration set: ||X W^T - X_S W'^T||^2 and ||X W^T||^2, times tokens' scale."""
+    """What the output lost on the calibration set.
+
+    down (hidden, width), gram (width, width), kept (kept,) int64, new_down (hidden, kept).
+
+    Returns:
+        (||X W^T - X_S W'^T||^2, ||X W^T||^2), both in the unit of the gram: sums over tokens, or their means.
+    """
     difference = down.clone()
     energy = float((difference * (difference @ gram)).sum())
     difference[:, kept] -= new_down

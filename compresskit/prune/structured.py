@@ -208,7 +208,7 @@ def padded(value: Tensor, dim: int, size: int) -> Tensor:
 
 
 def bitmask(kept: Tensor, width: int) -> str:
-    """Kept channels as hexadecimal digits, one bit a channel, channel 0 first; pairing.py reads it back."""
+    """Kept channels (kept,) as hexadecimal digits, one bit a channel, channel 0 first; pairing.py reads it back."""
     bits = torch.zeros(-(-width // 4) * 4, dtype=torch.int64)
     bits[kept.cpu()] = 1
     digits = (bits.view(-1, 4) * torch.tensor([8, 4, 2, 1])).sum(dim=1)

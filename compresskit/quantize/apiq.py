@@ -84,7 +84,12 @@ class ApiQ(BlockMethod, frozen=True):
     needs_activations: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
-        """Besides the format's limits: peft cannot reach experts."""
+        """Besides the format's limits, those of the adapter.
+
+        Raises:
+            UnsupportedArchitecture: peft cannot reach experts.
+            RequestError: the rank exceeds a linear, or goes with mixed precision.
+        """
         super().check(model)
         if model.architecture.experts and self.adapter_rank(model):
             raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")

@@ -30,7 +30,7 @@ SMALLEST_ENERGY = 1e-12
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
-    """The value of `rounded`, the gradient of `exact`."""
+    """The value of `rounded`, the gradient of `exact`; all three of the same shape."""
     return exact + (rounded - exact).detach()
 
 
@@ -43,7 +43,7 @@ def clipped_grid(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.d
 
 
 def soft_codes(target: Tensor, offset: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """The codes of equation 2, (out, groups, group), with straight-through gradients."""
+    """The codes of equation 2, (out, groups, group), with straight-through gradients; target and offset (out, in)."""
     position = grouped(target, scheme) / grid.scale.unsqueeze(-1) + grid.zero_point.unsqueeze(-1) + grouped(offset, scheme)
     return straight_through(position, position.round()).clamp(scheme.lowest, scheme.highest)
 
@@ -67,7 +67,7 @@ class TrainedLinear:
 
     @classmethod
     def of(cls, original: Tensor, target: Tensor, scheme: Scheme) -> TrainedLinear:
-        """At the starting point."""
+        """At the starting point; original and target (out, in)."""
         low, high = range_of(original, scheme)
         clipping = torch.full_like(low, START_CLIPPING)
         return cls(original, target, low, high, torch.zeros_like(original), clipping, clipping.clone())
@@ -80,7 +80,7 @@ class TrainedLinear:
         self.adapter = self.start_adapter and (self.start_adapter[0].clone(), self.start_adapter[1].clone())
 
     def grid(self, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
-        """Equation 3."""
+        """Equation 3: scales and zero points, (out, groups) each."""
         start = 1 / (1 + math.exp(-START_CLIPPING))
         low, high = self.low * (self.low_clipping.sigmoid() / start), self.high * (self.high_clipping.sigmoid() / start)
         return clipped_grid(low, high, scheme, scale_dtype)
@@ -93,7 +93,7 @@ class TrainedLinear:
         return weight, weight if self.adapter is None else weight + self.adapter[1] @ self.adapter[0]
 
     def distance(self, weight: Tensor) -> Tensor:
-        """sum(F * (W_q - W)^2) of equation 1."""
+        """sum(F * (W_q - W)^2) of equation 1, a number; weight: W_q (out, in)."""
         squares = (weight - self.original).square()
         return (squares if self.saliency is None else squares * self.saliency).sum()
 

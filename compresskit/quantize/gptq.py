@@ -41,7 +41,7 @@ class GPTQ(GridMethod, frozen=True):
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
     ) -> list[StoredLinear]:
-        """The recursion over all rows of the linears at once; an expert that no token reached is rounded to nearest."""
+        """The recursion over all rows of the linears (out, in) at once; an expert that no token reached is rounded to nearest."""
         import torch
 
         from compresskit.error_feedback import output_error, round_with_feedback

@@ -55,7 +55,7 @@ def allot_bits(losses: Losses, sizes: Sequence[int], average: float) -> list[int
 
 @torch.no_grad()
 def block_losses(walk: Walk, request: Request, levels: Sequence[Scheme], on_block: OnBlock) -> Losses:
-    """What the model loses when one block alone is rounded, for every block and level."""
+    """What the model loses, in nats a token, when one block alone is rounded, for every block and level."""
     streams: dict[tuple[int, int], list[Tensor]] = {}
     count = walk.model.block_count
     for block in walk:

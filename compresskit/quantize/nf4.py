@@ -43,7 +43,7 @@ class NF4(QuantizeMethod, frozen=True):
         return None
 
     def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The stored tensors of the linear with this stored name."""
+        """The stored tensors of the linear (out, in) with this stored name."""
         return bitsandbytes.plan(name, shape, int(self.block_size), self.nested)
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:

@@ -23,9 +23,13 @@ OnBlock = Callable[[str, int, int], None]
 
 
 def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBlock) -> Callable[[int], Mapping[str, Tensor]]:
-    """The diagonals of the named linears, (out, in) each, by block. `walk`: one window a micro-batch.
+    """The diagonals of the named linears, kept in the folder `scratch`. `walk`: one window a micro-batch.
 
-    Raises NumericalError where activations are not finite.
+    Returns:
+        Index of a block -> its diagonals by plain name, (out, in) each, in the dtype of the walk; the loss is in nats.
+
+    Raises:
+        NumericalError: activations are not finite.
     """
     count = walk.model.block_count
     calls = []
@@ -62,7 +66,7 @@ def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
 
 
 def _head_gradient(tokens: Tensor, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """d loss / d hidden of one window, (1, length, hidden)."""
+    """The gradient d loss / d hidden of one window, (1, length, hidden); tokens (1, length)."""
     given = hidden.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = head(given).float()

@@ -103,7 +103,7 @@ def read(path: Path) -> Value:
 
 
 def parse(text: str, name: str) -> Value:
-    """The document of a text; `name` is the file that errors name."""
+    """The document of a text; RecipeError where it is no YAML. `name` is the file that errors name."""
     loader = yaml.SafeLoader(text)
     loader.name = name
     try:

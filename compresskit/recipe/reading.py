@@ -53,9 +53,14 @@ class Recipe:
 
 
 def load(path: Path, given: Mapping[str, str] | None = None) -> Recipe:
-    """Read and check a recipe; `given` replaces variables, and `source`.
+    """Read and check a recipe, before any work; `given` replaces variables, and `source`.
 
-    Raises RecipeError, which names file, line and key, before any work; RequestError for a `given` that nothing takes.
+    Returns:
+        The recipe with all steps of its matrix, as typed settings.
+
+    Raises:
+        RecipeError: the recipe is at fault; file, line and key are named.
+        RequestError: no variable takes a `given`.
     """
     document = _included(path, ())
     document.check_keys("recipe", KEYS)

@@ -9,10 +9,16 @@ from compresskit.errors import RequestError
 
 
 def split_budget(weights: Sequence[float], sizes: Sequence[int], budget: int) -> list[int]:
-    """n_k: floor(budget * w_k / sum w) and the remainders to the largest fractions; the sum is the budget exactly.
+    """Deal a budget to clusters: floor(budget * w_k / sum w) each, and the remainders to the largest fractions.
 
     What a cluster cannot take flows to the others in proportion to their weights; clusters of weight 0 take only what
-    all others cannot. Weights are at least 0. Raises RequestError where the budget exceeds all samples.
+    all others cannot. Weights are at least 0.
+
+    Returns:
+        n_k by cluster, at most its size; the sum is the budget exactly.
+
+    Raises:
+        RequestError: the budget exceeds all samples.
     """
     if budget > sum(sizes):
         raise RequestError(f"--budget: {budget} samples are asked for, {sum(sizes)} are there; ask for less")

@@ -35,7 +35,11 @@ Labels = NDArray[np.int64]
 
 
 def nearest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(indices (samples, count), squared distances) of the nearest other points, exact, block by block."""
+    """The nearest other points of points (samples, width), exact, block by block.
+
+    Returns:
+        (indices int64, squared distances), (samples, count) each, the nearest first.
+    """
     total = len(points)
     squares = (points**2).sum(dim=1)
     step = max(1, NEIGHBOURS_BYTES // (total * FLOAT32_BYTES))
@@ -51,7 +55,11 @@ def nearest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def diffusion_map(points: Tensor, neighbours: int, most: int, seed: int) -> tuple[Floats, Floats]:
-    """(values (c,) descending, vectors (samples, c)) of the diffusion operator, c = min(most, samples - 1)."""
+    """The leading eigenpairs of the diffusion operator of points (samples, width).
+
+    Returns:
+        (values (c,) falling, vectors (samples, c)) float64, c = min(most, samples - 1).
+    """
     from scipy import sparse
     from scipy.sparse.linalg import eigsh
 
@@ -80,13 +88,13 @@ def _dense(operator: object, wanted: int) -> tuple[Floats, Floats]:
 
 
 def eigengap(values: Floats) -> int:
-    """Number of clusters: the place of the largest gap between successive eigenvalues, at least 2."""
+    """Number of clusters: the place of the largest gap between successive eigenvalues (c,), which fall; at least 2."""
     gaps = values[1:-1] - values[2:]
     return int(np.argmax(gaps)) + 2 if len(gaps) else min(2, len(values))
 
 
 def diffusion_clusters(points: Tensor, clusters: int, neighbours: int, most: int, seed: int) -> Labels:
-    """A cluster for every point; clusters = 0 finds their number by the eigengap, at most `most`."""
+    """A cluster for every point, (samples,); clusters = 0 finds their number by the eigengap, at most `most`."""
     if len(points) < 4:
         return np.zeros(len(points), dtype=np.int64)
     values, vectors = diffusion_map(points, neighbours, max(clusters, most) + 1, seed)
@@ -97,7 +105,7 @@ def diffusion_clusters(points: Tensor, clusters: int, neighbours: int, most: int
 
 
 def kmeans(points: Tensor, clusters: int, seed: int) -> Labels:
-    """k-means++ and Lloyd's rounds, the best of `STARTS`; every cluster has a point. points (samples, width)."""
+    """k-means++ and Lloyd's rounds, the best of `STARTS`; every cluster has a point. points (samples, width) -> (samples,)."""
     clusters = min(clusters, len(points))
     generator = torch.Generator().manual_seed(seed)
     runs = [_lloyd(points, _spread_centres(points, clusters, generator)) for _ in range(STARTS)]

@@ -32,7 +32,7 @@ def centred(vectors: Tensor) -> Tensor:
 
 
 def own_embeddings(walk: Walk, samples: Sequence[Sample], progress: Progress | None = None) -> Tensor:
-    """(samples, hidden) float32 from the walk."""
+    """Vectors from the walk, (samples, hidden) float32, centred and of length 1."""
     found = torch.empty(len(samples), walk.model.hidden_size)
     done = 0
     for chunk in chunks(samples, walk.model.hidden_size):
@@ -45,7 +45,14 @@ def own_embeddings(walk: Walk, samples: Sequence[Sample], progress: Progress | N
 
 @torch.no_grad()
 def encoder_embeddings(folder: Path, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
-    """(texts, width) float32: mean-pooled states of an encoder, as sentence-transformers folders hold it."""
+    """Mean-pooled states of an encoder, as sentence-transformers folders hold it.
+
+    Returns:
+        (texts, width) float32, centred and of length 1.
+
+    Raises:
+        RequestError: the folder holds no encoder that transformers opens.
+    """
     from transformers import AutoModel, AutoTokenizer
 
     from compresskit.checkpoint.stock import quiet

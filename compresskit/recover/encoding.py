@@ -66,9 +66,13 @@ def is_truncated(response: str) -> bool:
 
 
 def encode_samples(reading: Reading, tokenizer: Any, sequence_length: int) -> list[Sample]:
-    """Tokens of all samples; truncated and too long ones are dropped and counted in `reading.dropped`.
+    """Encode all samples; truncated ones and those of more than `sequence_length` tokens go, counted in `reading.dropped`.
 
-    Raises RequestError where none is left.
+    Returns:
+        The tokens of the others, in their order.
+
+    Raises:
+        RequestError: none is left.
     """
     samples = []
     cut, long = 0, 0

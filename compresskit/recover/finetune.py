@@ -121,7 +121,12 @@ class _Steps(torch.utils.data.Dataset[int]):
 
 
 def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
-    """The micro-batches of a step: tokens (samples, length), and rows, columns, targets of what is learned."""
+    """The micro-batches of a step.
+
+    Returns:
+        For each its "tokens" (samples, length), and the "rows" and "columns" (positions,) whose logits are learned, all
+        int64; with a teacher also its "top" tokens and their log-probabilities "values", (positions, width) each.
+    """
     found = []
     for members in course.steps[step]:
         samples = [course.samples[i] for i in members]
@@ -142,7 +147,7 @@ def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
 
 
 def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """logits (samples, length, vocabulary) -> the loss of every learned position, (positions,)."""
+    """Losses in nats: logits (samples, length, vocabulary) -> one for every learned position, (positions,)."""
     said = logits[batch["rows"], batch["columns"]].float()
     if "top" in batch:
         return distillation_losses(said, batch["top"], batch["values"])
@@ -209,7 +214,10 @@ def last_checkpoint(folder: Path) -> Path | None:
 def train(
     trained: PeftModel, course: Course, device: torch.device, workspace: Path, progress: Progress
 ) -> list[dict[str, float]]:
-    """Train the low-rank pairs in place, from the last whole checkpoint in `workspace` on; the loss of every step.
+    """Train the low-rank pairs in place, from the last whole checkpoint in `workspace` on.
+
+    Returns:
+        For every step "step", its "loss" in nats a token, and the "tokens" learned in it.
 
     Raises:
         NumericalError: the loss became NaN or infinity.

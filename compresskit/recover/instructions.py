@@ -66,9 +66,13 @@ class Reading:
 
 
 def read_instructions(paths: Sequence[Path]) -> Reading:
-    """All samples of the files; empty ones are dropped and counted.
+    """Read all samples of the files; empty ones are dropped and counted.
 
-    Raises RequestError where a file is missing, is not what its ending says, or holds no instruction data.
+    Returns:
+        The samples in the order of the files, the shape of each file, and how many were dropped.
+
+    Raises:
+        RequestError: a file is missing, is not what its ending says, or holds no instruction data.
     """
     reading = Reading([], {}, {"empty": 0})
     for path in paths:

@@ -39,7 +39,7 @@ def cost(tokens: int) -> int:
 
 
 def efficiency(divergence: float, tokens: int) -> float:
-    """IES; the logarithm is taken of at least 2 tokens' cost, so that it is positive."""
+    """IES, of a divergence in nats; the logarithm is taken of at least 2 tokens' cost, so that it is positive."""
     return divergence / math.log(cost(max(2, tokens)))
 
 

@@ -88,7 +88,10 @@ def mean_hidden(walk: Walk, samples: Sequence[Sample]) -> Tensor:
 def predictions(walks: Sequence[Walk], samples: Sequence[Sample], whole: bool = False) -> Iterator[Rows]:
     """What the models say where they predict the samples' responses, or with `whole` every token but the first.
 
-    Rows come ordered by sample and position. Only `LOGITS_BYTES` of logits of each model exist at a time.
+    Only `LOGITS_BYTES` of logits of each model exist at a time.
+
+    Yields:
+        Rows ordered by sample and position; logits (rows, vocabulary) float32, one a model.
     """
     tokens = padded(samples)
     size = min(micro_batch_size(walk.model, tokens.shape[1]) for walk in walks)

@@ -80,9 +80,12 @@ def ask(walk: Walk, samples: Sequence[Sample], folder: Path, progress: Callable[
 
 
 def distillation_losses(logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:
-    """KL(teacher || student) over the kept tokens and the rest as one outcome, in nats.
+    """KL(teacher || student) over the kept tokens and the rest as one outcome.
 
-    logits (rows, vocabulary), tokens and log_probabilities (rows, width) -> (rows,).
+    logits (rows, vocabulary), tokens int64 and log_probabilities (rows, width).
+
+    Returns:
+        (rows,), in nats.
     """
     log_student = logits.log_softmax(dim=-1)
     kept = log_student.gather(-1, tokens)

@@ -1,10 +1,12 @@
-"""The file of a ternary task vector: one safetensors file whose tensors are
+"""The file of a ternary task vector, in the form of safetensors.
+
+Its tensors are
 
     dense tensors           under their own names, as they were (DoRA magnitudes, modules_to_save)
     compresskit.payload     bytes: the sections of all ternary tensors (sections.py), in order
     compresskit.index       bytes: zlib-compressed JSON, what tensors there are and how each section is stored
 
-and whose metadata say format, version, variant, density, alpha, coding, block length, the base's hash, and CRC-32s of the
+and its metadata say format, version, variant, density, alpha, coding, block length, the base's hash, and CRC-32s of the
 index and of the metadata. The index is compressed because names would take more than the weights of small adapters.
 
     entry of tensor i = offset_i + scale_i * sign                           rounded to its dtype
@@ -73,7 +75,11 @@ class Ternary(NamedTuple):
 def write_container(
     path: Path, facts: Facts, dense: list[TensorSpec], read: Callable[[str], bytes], tensors: Iterable[Ternary]
 ) -> list[dict[str, Any]]:
-    """Write the file; returns the index of its ternary tensors. `read`: the bytes of a dense tensor."""
+    """Write the file in one pass over the tensors. `read`: the bytes of a dense tensor by its name.
+
+    Returns:
+        The index of the ternary tensors: name, dtype, shape, scale, offset and sections of each.
+    """
     room = len(_header(facts, dense, WIDEST_NUMBER, WIDEST_NUMBER, (0, WIDEST_NUMBER)))
     room += -room % ALIGNMENT
     rows: list[list[Any]] = []

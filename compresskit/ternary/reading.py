@@ -100,7 +100,11 @@ class Container:
 def open_container(path: Path) -> Container:
     """Open a file and check its header and its index.
 
-    Raises CheckpointError where it is damaged, or made by a newer version.
+    Returns:
+        The facts of the vector and where its sections lie; nothing is decoded.
+
+    Raises:
+        CheckpointError: the file is damaged, made by a newer version, or of another kind.
     """
     tensors_in(path)
     header, data_start = _header(path)

@@ -30,7 +30,7 @@ Values = NDArray[np.float32]
 
 
 def magnitude_bits(values: Values) -> NDArray[np.uint32]:
-    """The bits of |x|, in the order of |x|."""
+    """The bits of |x|, in the order of |x|: (entries,) -> (entries,)."""
     return values.view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
