@@ -16,13 +16,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from compresskit.calibration.documentation import builtin_description, builtin_text
-from compresskit.calibration.sources import check, parse, read_text
+from compresskit.calibration.sources import BuiltinSource, SelfSource, check, parse, read_text
 from compresskit.calibration.tokens import encode
 
 if TYPE_CHECKING:
     from compresskit.calibration.windows import Calibration, calibrate
 
-__all__ = ["Calibration", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse", "read_text"]
+__all__ = [
+    "BuiltinSource", "Calibration", "SelfSource", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse",
+    "read_text",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

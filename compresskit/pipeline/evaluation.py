@@ -95,18 +95,33 @@ def _check(model: Model, reference: Model | None, options: EvaluateOptions) -> N
         check_context(each, options.sequence_length)
     if reference is not None:
         check_comparable(model, reference)
-    if "self" in options.data.split("+"):
-        raise RequestError("--data self: a model's own text cannot judge it; give a file, hub:DATASET or builtin")
-    if options.data != "builtin":
-        calibration.check(options.data, 1, options.sequence_length)
+    check_evaluation_text("--data", options.data, options.sequence_length)
+
+
+def check_evaluation_text(flag: str, data: str, sequence_length: int) -> None:
+    """Refuse, before any work, text that cannot judge a model.
+
+    Raises:
+        RequestError: it would be sampled from the model itself.
+        CalibrationError: unknown kind, unusable file, a missing package, certainly too little text.
+    """
+    parts = calibration.parse(data)
+    if any(isinstance(part, calibration.SelfSource) for part in parts):
+        raise RequestError(f"{flag} {data}: a model's own text cannot judge it; give a file, hub:DATASET or builtin")
+    calibration.check(data, len(parts), sequence_length)
 
 
 def read_evaluation_text(data: str) -> tuple[str, str]:
     """(text, sentence about what it is); `builtin` is the part that calibration never takes."""
-    if data == "builtin":
-        return calibration.builtin_text("evaluation"), calibration.builtin_description("evaluation")
-    parts = [calibration.read_text(each) for each in calibration.parse(data)]  # type: ignore[arg-type]
-    return "\n\n".join(part.text for part in parts), " + ".join(part.description for part in parts)
+    texts, descriptions = [], []
+    for part in calibration.parse(data):
+        if isinstance(part, calibration.BuiltinSource):
+            text, description = calibration.builtin_text("evaluation"), calibration.builtin_description("evaluation")
+        else:
+            text, description = calibration.read_text(part)  # type: ignore[arg-type]
+        texts.append(text)
+        descriptions.append(description)
+    return "\n\n".join(texts), " + ".join(descriptions)
 
 
 def _scores(model: Model, reference: Model | None, options: EvaluateOptions, bars: ProgressBars) -> tuple[Scores, str]:

@@ -22,6 +22,7 @@ from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
+from compresskit.recover.contract import RecoverOptions
 from compresskit.stages import BlockMethod, PruneMethod
 
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
@@ -34,6 +35,12 @@ PASSES_SAMPLING = 2.0
 """Sampling `self` took about as long as two forward passes over as many tokens."""
 PASSES_QUANTIZE, PASSES_COMPENSATE, PASSES_TRAINING = 2.7, 4.0, 4.0
 """GPTQ on 2.6; a training pass is a forward, a backward of twice its work, and the rounding of the weights."""
+PASSES_FINE_TUNING = 3.0
+"""A forward, and a backward of twice its work."""
+PASSES_SELECTION = {"paser": 3.0, "kmeans": 1.0}
+"""Embeddings take one pass of the compressed model, divergences one of each."""
+BYTES_PER_TOKEN = 4
+"""Of English text, and about as many of JSON's keys as longer tokens save."""
 
 
 def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
@@ -139,10 +146,37 @@ def _passes(step: Step, model: Model) -> float:
         return sampling + windows * (PASSES_PRUNE_UNIFORM if method.allocation == "uniform" else PASSES_PRUNE)
     if isinstance(method, BlockMethod):
         return sampling + windows * (PASSES_QUANTIZE + PASSES_TRAINING * float(getattr(method, "epochs", 1)))
-    if step.stage == "recover":
-        options = step.options.model_dump()
-        return sampling + PASSES_TRAINING * float(options["steps"] * options["batch_size"])
+    if isinstance(step.options, RecoverOptions):
+        return _recover_passes(step, step.options) * (1 + _head_share(model))
     return sampling + windows * (PASSES_COMPENSATE if step.stage == "compensate" else PASSES_QUANTIZE)
+
+
+def _recover_passes(step: Step, options: RecoverOptions) -> float:
+    """The same for `recover`, whose samples are shorter than its windows: selection, teacher, training, own texts."""
+    samples, length = _instruction_size(options)
+    pool = min(options.pool or samples, samples)
+    chosen = float(getattr(step.method, "budget", 1.0)) * pool
+    trained = chosen * length + options.self_samples
+    if options.steps:
+        trained *= options.steps * options.batch_size / max(1.0, chosen + options.self_samples)
+    else:
+        trained *= options.epochs
+    taught = chosen * length + options.self_samples if options.loss == "distill" else 0.0
+    judged = 2 * options.held_back * pool * length
+    selected = PASSES_SELECTION.get(step.method_name or "", 0.0) * pool * length
+    if options.select_only:
+        return selected
+    return PASSES_SAMPLING * options.self_samples + selected + taught + judged + PASSES_FINE_TUNING * trained
+
+
+def _instruction_size(options: RecoverOptions) -> tuple[int, float]:
+    """(rows of the data files, their mean length in windows), by the files' bytes; a file that is not there counts nothing."""
+    size = rows = 0
+    for path in map(Path, options.data):
+        if path.is_file():
+            content = path.read_bytes()
+            size, rows = size + len(content), rows + max(1, content.count(b"\n"))
+    return rows, min(1.0, size / max(1, rows) / BYTES_PER_TOKEN / options.sequence_length)
 
 
 def _head_share(model: Model) -> float:

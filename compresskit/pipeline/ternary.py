@@ -21,6 +21,7 @@ from compresskit.errors import RequestError
 from compresskit.formats.peft import CONFIG
 from compresskit.manifest import NAME, manifest
 from compresskit.memory import peak_memory_bytes
+from compresskit.pipeline.evaluation import check_evaluation_text
 from compresskit.progress import ProgressBars
 from compresskit.quantize.compeft import ComPEFT, scale
 from compresskit.restored import base_digest
@@ -116,9 +117,7 @@ def _check(method: ComPEFT, vector: PlainVector | TernaryVector, out: Path, opti
     if method.variant == "prune" and method.alpha != 1.0:
         raise RequestError(f"--alpha {method.alpha}: variant prune keeps the values as they are; leave --alpha out")
     if options.validation is not None:
-        from compresskit import calibration
-
-        calibration.check(options.validation, 1, options.sequence_length)
+        check_evaluation_text("--validation", options.validation, options.sequence_length)
         if vector.is_adapter and not options.base:
             _named_base(vector)
     stored = sum(spec.bytes for spec in vector.dense.values())

@@ -1,10 +1,12 @@
 """ApiQ with learned rounding and saliency-aware regularisation: train each block's quantisation on its output error.
 
-ApiQ, arXiv 2402.05147, section 4 (block-wise form), with the regulariser of arXiv 2504.13932 and the rounding offsets and
-signed gradients of SignRound, arXiv 2309.05516. Two streams of hidden states go through the model: X of the original
-blocks, X' of the quantised ones. For each block minimise
+ApiQ, arXiv 2402.05147, section 4 (block-wise form), with the regulariser of arXiv 2504.13932 and the rounding offsets of
+SignRound, arXiv 2309.05516. Two streams of hidden states go through the model: X of the original blocks, X' of the
+quantised ones. For each block minimise
 
-    L = mean((block_q(X') - block(X))^2) / start  +  lambda * mean over W of sum(F * (W_q - W)^2) / sum(F * (W_0 - W)^2)  (1)
+    L = mean over tokens of e_t / start  +  lambda * mean over W of sum(F * (W_q - W)^2) / sum(F * (W_0 - W)^2)            (1)
+
+    e_t = mean((block_q(X') - block(X))_t^2) / max(mean(block(X)_t^2), median over tokens of mean(block(X)^2))
 
     W_q = s * (clamp(round(T / s + z + V), lowest, highest) - z) + B A                                                   (2)
     s, z = grid of [sigmoid(g_low) / sigmoid(g_0) * low, sigmoid(g_high) / sigmoid(g_0) * high]                          (3)
@@ -18,14 +20,17 @@ low, high      range of each group of W                            (out, groups)
 g_low, g_high  clipping parameters, g_0 = 4 at the start           (out, groups)   low_clipping, high_clipping
 A, B           low-rank pair                                       (r, in), (out, r)
 F              saliency                                            (out, in)       saliency
-W_0, start     the starting point, V = 0 and g = g_0; its mean squared output error
+W_0, start     the starting point, V = 0 and g = g_0; its mean of e_t
 
 round passes gradients straight through, clamp inside its range. Both terms of (1) are 1 at the start, so lambda has no
 unit. The trained block is kept only where its error over all windows is smaller than the starting point's.
 
 Differs from the papers: the starting point is GPTQ's on X', linear after linear, with A and B the best rank-r repair of
-what it leaves (closed form, lowrank.py); V and g follow the sign of their gradient, A and B AdamW, all rates falling
-linearly to 0; the clipping is divided by its starting value, so that training begins exactly at the starting point.
+what it leaves (closed form, lowrank.py); the error of a token is divided as e_t says, because in the blocks that make or
+remove massive activations a plain mean is the error of one token in five hundred, and training made the others worse;
+V follows AdamW as all else does, not the sign of its gradient, which moves offsets alike that have a say and that have
+none; all rates fall linearly to 0; the clipping is divided by its starting value, so that training begins exactly at the
+starting point. What each part measured: docs/quantize.md.
 """
 
 from __future__ import annotations
@@ -62,15 +67,15 @@ class ApiQ(BlockMethod, frozen=True):
     """Train an offset of up to half a step for each weight, or round to nearest."""
     start: Literal["gptq", "rtn"] = "gptq"
     """Starting point: GPTQ's rounding on the quantised prefix, or round to nearest."""
-    error: Literal["absolute", "relative"] = "absolute"
-    """Output error of a token: over the squared norm of its hidden state, or as it is."""
+    error: Literal["capped", "absolute", "relative"] = "capped"
+    """Output error of a token: as it is, over its hidden state's mean square, or over that only where it is above the median."""
     saliency: Literal["none", "activation", "fisher"] = "none"
-    """What tells how much each weight matters: its input's mean square, the squared gradient of the loss, or nothing."""
+    """What tells how much each weight matters: nothing, its input's mean square, or the squared gradient of the loss."""
     saliency_weight: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the saliency term, where the output error at the start counts 1."""
     regularize: Literal["before-lora", "after-lora"] = "before-lora"
     """Hold the quantised weight near the original without the adapter, or with it."""
-    rounding_rate: Annotated[float, Field(gt=0)] = 1.0
+    rounding_rate: Annotated[float, Field(gt=0)] = 2.0
     """How far an offset can travel in all, in half steps."""
     clipping_rate: Annotated[float, Field(gt=0)] = 2.0
     """How far a clipping parameter can travel in all."""

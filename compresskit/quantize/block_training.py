@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ START_CLIPPING = 4.0
 """g_0: sigmoid(4) = 0.982 (ApiQ, section 4.2)."""
 SMALLEST_ENERGY = 1e-12
 """Keeps the relative error of a hidden state that is 0 finite."""
+BETAS = (0.9, 0.95)
+"""AdamW's; with a hundred steps or two the second moments must follow sooner than by its default."""
+SMALLEST_GRADIENT = 1e-12
+"""AdamW's eps: the gradients of millions of offsets of an error that starts at 1 are far below its default."""
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
@@ -98,6 +102,12 @@ class TrainedLinear:
         return (squares if self.saliency is None else squares * self.saliency).sum()
 
 
+def _usual_energy(hidden: Sequence[Tensor]) -> float:
+    """The median over tokens of the mean square of a hidden state."""
+    found = [each.float().square().mean(dim=-1).flatten() for each in hidden]
+    return max(SMALLEST_ENERGY, float(torch.cat(found).median())) if found else SMALLEST_ENERGY
+
+
 class Trainer:
     """The linears of one block in training, the block's inputs and the outputs that it shall give."""
 
@@ -114,6 +124,7 @@ class Trainer:
         self.scheme, self.scale_dtype, self.rank = storage
         self.saliencies = saliencies
         self.linears: dict[str, TrainedLinear] = {}
+        self.usual_energy = _usual_energy(targets)
         self.outputs: list[Tensor] = []
 
     @torch.no_grad()
@@ -153,41 +164,39 @@ class Trainer:
         return found / mean if mean > 0 else None
 
     def train(self, start_error: float) -> None:
-        """Signed gradient steps on V and g, AdamW on A and B; all rates fall linearly to 0."""
+        """AdamW on V, g, A and B; all rates fall linearly to 0."""
         steps = self.method.epochs * len(self.targets) // self._batches_a_step()
         if steps == 0 or start_error == 0:
             return
-        signed = self._signed()
-        factors = [factor for linear in self.linears.values() for factor in linear.adapter or ()]
-        for parameter in [*signed, *factors]:
-            parameter.requires_grad_(True)
-        adam = torch.optim.AdamW(factors, lr=self.method.learning_rate, weight_decay=0.0) if factors else None
+        groups = self._parameters(steps)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=SMALLEST_GRADIENT, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         distances = self._distances()
-        for step, chosen in enumerate(self._order(steps)):
+        for chosen in self._order(steps):
             self._gradients(chosen, start_error, distances)
-            share = 1 - step / steps
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
             with torch.no_grad():
-                for parameter, travel in signed.items():
-                    if parameter.grad is not None:
-                        parameter.sub_(parameter.grad.sign_(), alpha=2 * travel * share / steps)
-                        parameter.grad = None
                 for linear in self.linears.values():
                     linear.offset.clamp_(-0.5, 0.5)
-            if adam is not None:
-                adam.param_groups[0]["lr"] = self.method.learning_rate * share
-                adam.step()
-                adam.zero_grad()
-        for parameter in [*signed, *factors]:
-            parameter.requires_grad_(False)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(False)
 
-    def _signed(self) -> dict[Tensor, float]:
-        """Parameters that follow the sign of their gradient, with how far they can travel in all."""
-        found: dict[Tensor, float] = {}
-        for linear in self.linears.values():
-            if self.method.rounding == "learned":
-                found[linear.offset] = self.method.rounding_rate / 2
-            found[linear.low_clipping] = found[linear.high_clipping] = self.method.clipping_rate
-        return found
+    def _parameters(self, steps: int) -> list[dict[str, Any]]:
+        """What is trained, with the rate at the first of so many steps: a travel of one needs 2 / steps, falling to 0."""
+        linears = self.linears.values()
+        groups = [
+            (self.method.clipping_rate * 2 / steps, [c for each in linears for c in (each.low_clipping, each.high_clipping)]),
+            (self.method.learning_rate, [factor for each in linears for factor in each.adapter or ()]),
+        ]
+        if self.method.rounding == "learned":
+            groups.append((self.method.rounding_rate / steps, [each.offset for each in linears]))
+        return [{"params": parameters, "lr": rate} for rate, parameters in groups if parameters]
 
     def _batches_a_step(self) -> int:
         size = self.targets[0].shape[0]
@@ -226,7 +235,7 @@ class Trainer:
         for index in chosen:
             with matrix_products(self.block.hidden[index].device, self.method.precision):
                 output = self.block.run_with(self.block.hidden[index], inside)
-            error = self._error(output, index)
+            error = self.token_error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
         used = [name for name, leaf in leaves.items() if leaf.grad is not None]
         outputs: list[Tensor] = [pairs[name][1] for name in used]
@@ -242,15 +251,17 @@ class Trainer:
     @torch.no_grad()
     def output_error(self) -> float:
         """Error of the block as it now is, over all windows."""
-        errors = [float(self._error(self.block.run(hidden), index)) for index, hidden in enumerate(self.block.hidden)]
+        errors = [float(self.token_error(self.block.run(hidden), index)) for index, hidden in enumerate(self.block.hidden)]
         return sum(errors) / len(errors)
 
-    def _error(self, output: Tensor, index: int) -> Tensor:
-        """Mean over tokens of the squared error, over the token's own squared norm where that is asked for."""
+    def token_error(self, output: Tensor, index: int) -> Tensor:
+        """Mean over tokens of the squared error, each over what the method divides it by (a scalar)."""
         target = self.targets[index].float()
         squares = (output.float() - target).square().mean(dim=-1)
-        if self.method.error == "relative":
-            squares = squares / target.square().mean(dim=-1).clamp_min(SMALLEST_ENERGY)
+        if self.method.error != "absolute":
+            energies = target.square().mean(dim=-1)
+            least = SMALLEST_ENERGY if self.method.error == "relative" else self.usual_energy
+            squares = squares / energies.clamp_min(least)
         return squares.mean()
 
     @torch.no_grad()
@@ -259,7 +270,7 @@ class Trainer:
         for name, linear in self.linears.items():
             replace_weight(self.block.linear(name), self._final(linear)[1])
         self.outputs = [self.block.run(hidden) for hidden in self.block.hidden]
-        errors = [float(self._error(output, index)) for index, output in enumerate(self.outputs)]
+        errors = [float(self.token_error(output, index)) for index, output in enumerate(self.outputs)]
         return sum(errors) / len(errors)
 
     def reset(self) -> None:

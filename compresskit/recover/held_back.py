@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def hold_back(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(the pool, those held back): `share` of every file, rounded, so that a small file may give none."""
-    by_file: dict[str, list[int]] = {}
+    """(the pool, those held back): `share` of every source of every file, rounded, so that a small one may give none."""
+    by_source: dict[tuple[str, str], list[int]] = {}
     for index, sample in enumerate(samples):
-        by_file.setdefault(sample.instruction.file, []).append(index)
+        by_source.setdefault((sample.instruction.file, sample.instruction.source), []).append(index)
     generator = random.Random(seed)  # noqa: S311
-    held = {i for members in by_file.values() for i in generator.sample(members, round(share * len(members)))}
+    held = {i for members in by_source.values() for i in generator.sample(members, round(share * len(members)))}
     pool = [sample for index, sample in enumerate(samples) if index not in held]
     return pool, [samples[index] for index in sorted(held)]
 

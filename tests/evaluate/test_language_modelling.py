@@ -13,11 +13,13 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 
 from compresskit import walk
+from compresskit.calibration import builtin_text
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluate import language_modelling
 from compresskit.evaluate.language_modelling import cut_windows, score
 from compresskit.evaluate.nuclear_norm import matrix_nuclear_norm
 from compresskit.opening import open_model
+from compresskit.pipeline.evaluation import read_evaluation_text
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "gemma2", "gpt2", "qwen2_moe")
@@ -146,3 +148,11 @@ def test_foreign_tokens_and_impossible_windows_are_refused(tiny: dict[str, Path]
 def test_a_loss_without_a_perplexity_is_an_error(loss: float, tiny: dict[str, Path]) -> None:
     with pytest.raises(NumericalError, match="mean loss"):
         language_modelling._perplexity(open_model(tiny["llama"]), loss)
+
+
+def test_joined_texts_are_read_whole_and_never_the_part_for_calibration(text_file: Path) -> None:
+    text, description = read_evaluation_text(f"{text_file}+builtin")
+    builtin, said = read_evaluation_text("builtin")
+    assert text == text_file.read_text() + "\n\n" + builtin
+    assert description.endswith(said)
+    assert builtin_text("calibration") not in text

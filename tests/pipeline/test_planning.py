@@ -55,6 +55,25 @@ def test_planned_bytes_of_allotted_widths_are_close(tiny: dict[str, Path], text_
     assert row["bytes"] == pytest.approx(result["steps"]["prune"]["bytes_after"], rel=0.01)
 
 
+def test_a_longer_fine_tuning_is_planned_longer(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"instruction": "say", "input": "", "output": "something"}\n' * 20)
+    common = "recover: full, original: source, data: '${{here}}/data.jsonl', self_samples: 4"
+    lines = "".join(
+        f"  - {{{{name: {name}, source: prune, {common}, {setting}}}}}\n"
+        for name, setting in (
+            ("once", "epochs: 1"),
+            ("often", "epochs: 50"),
+            ("steps", "steps: 500"),
+            ("no", "select_only: true"),
+        )
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text((HEAD + "  - {{prune: cfsp, round_to: 8}}\n" + lines).format(source=tiny["llama"], text=text_file))
+    seconds = {row["step"]: row["seconds"] for row in plan(load(path))["steps"]}
+    assert seconds["selection"] <= seconds["once"] < seconds["often"] / 5
+    assert seconds["often"] < seconds["steps"]
+
+
 def test_a_configuration_without_weights_will_do(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -169,6 +169,8 @@ def test_alpha_auto_takes_the_factor_with_the_least_loss(
         (("--density", "1.5"), "--density"),
         (("--alpha", "-1"), "--alpha"),
         (("--alpha", "auto"), "--validation"),
+        (("--alpha", "auto", "--validation", "self"), "--validation self"),
+        (("--alpha", "auto", "--validation", "builtin+self"), "--validation builtin+self"),
         (("--variant", "prune", "--alpha", "2"), "prune"),
         (("--coding", "huffman"), "--coding"),
     ],

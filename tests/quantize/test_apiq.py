@@ -19,10 +19,10 @@ from compresskit.opening import open_model
 from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
 from compresskit.pipeline.quantization import quantize
 from compresskit.quantize.apiq import ApiQ
-from compresskit.quantize.block_training import TrainedLinear, clipped_grid
+from compresskit.quantize.block_training import TrainedLinear, Trainer, clipped_grid
 from compresskit.quantize.saliency import fisher_diagonals
 from compresskit.scheme import Scheme
-from compresskit.stages import Options
+from compresskit.stages import Options, Storage
 from compresskit.walk import Walk
 
 CPU = torch.device("cpu")
@@ -66,6 +66,21 @@ def test_gradients_are_those_of_the_straight_through_estimator() -> None:
     steps = rounded.clamp(scheme.lowest, scheme.highest) - zero
     by_scale = (upstream * (steps - inside * target / scale)).unflatten(1, (2, 4)).sum(-1)
     assert torch.allclose(low.grad, -by_scale / scheme.steps, atol=1e-4)
+
+
+def test_the_error_of_a_massive_token_is_divided_by_its_own_energy(tiny: dict[str, Path]) -> None:
+    """By hand: e_t / max(energy of t, median energy); the relative and the absolute error beside it."""
+    generator = torch.Generator().manual_seed(2)
+    target = torch.randn(1, 5, 16, generator=generator)
+    target[0, 3] *= 100
+    output = target + 0.1 * torch.randn(1, 5, 16, generator=generator)
+    block = next(iter(Walk(open_model(tiny["llama"]), tokens(), CPU, torch.float32)))
+    squares, energies = (output - target).square().mean(-1)[0], target.square().mean(-1)[0]
+    usual = energies.median()
+    expected = {"absolute": squares, "relative": squares / energies, "capped": squares / torch.maximum(energies, usual)}
+    for error, values in expected.items():
+        trainer = Trainer(ApiQ(error=error), block, [target], Storage(Scheme(2, 16, False), torch.float16, 0), {})  # type: ignore[arg-type]
+        assert torch.allclose(trainer.token_error(output, 0), values.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [2, 3])

@@ -19,6 +19,7 @@ from compresskit.recover.concepts import ConceptGraph, concepts_of
 from compresskit.recover.contract import Pool
 from compresskit.recover.dsir import distribution, hashed_ngrams
 from compresskit.recover.encoding import Sample
+from compresskit.recover.held_back import hold_back
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.paser import Paser, efficiency
 from compresskit.recover.ranks import block_ranks, known_importances
@@ -191,3 +192,12 @@ def test_a_loss_curve_is_one_line_from_the_highest_to_the_lowest_mark() -> None:
     assert loss_curve([float(i) for i in range(1000)])[0] == "▁"
     assert len(loss_curve([1.0] * 1000)) == 40
     assert loss_curve([]) == ""
+
+
+def test_each_source_of_a_file_gives_its_share_to_what_is_held_back() -> None:
+    sources = ["a"] * 40 + ["b"] * 20
+    samples = [Sample(Instruction(i, "one.jsonl", [], "", name), [i], 1) for i, name in enumerate(sources)]
+    pool, held = hold_back(samples, 0.1, 0)
+    assert sorted(sample.instruction.source for sample in held) == ["a"] * 4 + ["b"] * 2
+    assert sorted(sample.tokens[0] for sample in pool + held) == list(range(60))
+    assert hold_back(samples, 0.1, 0)[1] == held != hold_back(samples, 0.1, 1)[1]
