@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,14 @@ def test_help_loads_no_torch() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines()[-1] == "False False"
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"), [("compresskit pru", "prune"), ("compresskit prune cf", "cfsp"), ("x inspect a --js", "--json")]
+)
+def test_the_shell_completes_commands_methods_and_flags(typed: str, wanted: str) -> None:
+    asked = {"_COMPRESSKIT_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    assert compresskit(env={**os.environ, **asked}).stdout.split() == [wanted]
 
 
 def test_refusals_load_no_torch(model: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -65,4 +66,18 @@ def make_model(folder: Path, family: str, seed: int = 0, dtype: torch.dtype = to
             parameter.add_(torch.randn_like(parameter), alpha=0.05 if parameter.dim() > 1 else 0.1)
     network.to(dtype).save_pretrained(folder)
     write_tokenizer(folder)
+    return folder
+
+
+def make_adapter(folder: Path, base: Path, seed: int = 0) -> Path:
+    """Write a random LoRA adapter of a tiny llama's first two output projections."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    width = json.loads((base / "config.json").read_text())["hidden_size"]
+    names = [f"base_model.model.model.layers.{index}.self_attn.o_proj" for index in range(2)]
+    tensors = {f"{name}.lora_A.weight": torch.randn(4, width, generator=generator) for name in names}
+    tensors |= {f"{name}.lora_B.weight": torch.randn(width, 4, generator=generator) for name in names}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["o_proj"], "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
     return folder

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import save_file
+from tiny_models import make_adapter
 
 from compresskit.methods import METHODS, options_class
 from compresskit.pipeline.running import run
@@ -51,18 +50,6 @@ def tiny_step(step: dict[str, Any], text_file: Path) -> dict[str, Any]:
     return changed
 
 
-def adapter(folder: Path) -> None:
-    """A LoRA adapter of the tiny llama's first two output projections."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    names = [f"base_model.model.model.layers.{index}.self_attn.o_proj" for index in range(2)]
-    tensors = {f"{name}.lora_A.weight": torch.randn(4, 32, generator=generator) for name in names}
-    tensors |= {f"{name}.lora_B.weight": torch.randn(32, 4, generator=generator) for name in names}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["o_proj"], "task_type": "CAUSAL_LM"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize("name", shipped.names())
 def test_a_shipped_recipe_runs(name: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(shipped.find(name).read_text())
@@ -71,7 +58,7 @@ def test_a_shipped_recipe_runs(name: str, tiny: dict[str, Path], text_file: Path
     given = {}
     if "adapter" in document.get("variables", {}) or "adapters" in document.get("variables", {}):
         for number in range(2):
-            adapter(tmp_path / "zoo" / f"expert-{number}")
+            make_adapter(tmp_path / "zoo" / f"expert-{number}", tiny["llama"], number)
         given = {"adapter": str(tmp_path / "zoo" / "expert-0"), "adapters": str(tmp_path / "zoo")}
     if "data" in document.get("variables", {}):
         rows = [{"instruction": f"count to {i}", "input": "", "output": " ".join(map(str, range(i)))} for i in range(2, 40)]
