@@ -75,7 +75,7 @@ class ApiQ(BlockMethod, frozen=True):
     """Weight of the saliency term, where the output error at the start counts 1."""
     regularize: Literal["before-lora", "after-lora"] = "before-lora"
     """Hold the quantised weight near the original without the adapter, or with it."""
-    rounding_rate: Annotated[float, Field(gt=0)] = 2.0
+    rounding_rate: Annotated[float, Field(gt=0)] = 1.0
     """How far an offset can travel in all, in half steps."""
     clipping_rate: Annotated[float, Field(gt=0)] = 2.0
     """How far a clipping parameter can travel in all."""
