@@ -26,6 +26,9 @@ for folder in sys.argv[2:]:
     if Path(adapter).is_dir():
         from peft import PeftModel
         model = PeftModel.from_pretrained(model, adapter).eval()
+    for module in model.modules():  # bitsandbytes' kernel for such processors computes in bfloat16, and takes no narrow layers
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     with torch.no_grad():
         torch.save(model(tokens).logits, folder + ".logits")
 """

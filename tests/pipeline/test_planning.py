@@ -64,7 +64,7 @@ def test_a_longer_fine_tuning_is_planned_longer(tiny: dict[str, Path], text_file
             ("once", "epochs: 1"),
             ("often", "epochs: 50"),
             ("steps", "steps: 500"),
-            ("no", "select_only: true"),
+            ("selection", "select_only: true"),
         )
     )
     path = tmp_path / "recipe.yaml"
