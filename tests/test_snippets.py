@@ -121,7 +121,8 @@ def folder(models: Path, text_file: Path, tmp_path: Path) -> Path:
 
 
 def shell(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = ["/bin/bash", "-eo", "pipefail", "-c", script]
+    # The colon keeps bash from becoming its last command: --install-completion looks for a shell among its parents.
+    command = ["/bin/bash", "-eo", "pipefail", "-c", f"{script.rstrip()}\n:"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
