@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compresskit.block import Block
 from compresskit.calibration.windows import calibrate
 from compresskit.opening import open_model
 from compresskit.quantize.apiq import ApiQ
@@ -25,7 +26,7 @@ from compresskit.scheme import Scheme
 from compresskit.source import DEMO, resolve
 from compresskit.stages import Storage
 from compresskit.stagewise import chosen_stages, replace_weight
-from compresskit.walk import Block, Walk
+from compresskit.walk import Walk
 
 CPU, LENGTH = torch.device("cpu"), 512
 ROWS: dict[str, dict[str, Any]] = {

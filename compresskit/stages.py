@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from compresskit.block import Block
     from compresskit.channels import Channels
     from compresskit.statistics import Gram
-    from compresskit.walk import Block
 
 Allocation = Literal["cfsp", "uniform", "global"]
 LARGEST_STEP = 128

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compresskit.block import Block, Statistic
 from compresskit.checkpoint.writer import Writer
 from compresskit.model import Model
 from compresskit.statistics import Gram
-from compresskit.walk import Block, Statistic
 
 ATTENTION_STAGES = 2
 """The first stages of `Model.linear_stages`; after them the attention's outputs are final."""

@@ -13,135 +13,21 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compresskit import skeleton
-from compresskit.errors import NumericalError
+from compresskit.block import Block, Call, forward_replaced
 from compresskit.memory import release_freed_memory
 from compresskit.model import Model
 
 MICRO_BATCH_BYTES = 1 << 25
 """Bound on the activations of the widest linear in one micro-batch (32 MiB)."""
 CPU_BYTES_PER_NUMBER = 4
-
-
-class Statistic(Protocol):
-    """What `Block.collect` fills: a sum over tokens."""
-
-    def add(self, x: Tensor) -> None:
-        """Add the inputs of the linear in one micro-batch, x (tokens, in)."""
-
-
-@dataclass
-class Call:
-    """The arguments, besides the hidden states, with which the model calls one block."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-@dataclass
-class Block:
-    """One decoder block with its weights in memory, in plain form."""
-
-    index: int
-    name: str
-    module: nn.Module
-    hidden: list[Tensor]
-    """The block's inputs, one (batch, length, hidden) tensor a micro-batch."""
-    calls: dict[int, Call]
-    """The block's arguments by the size of the micro-batch."""
-    attention: str
-    """Path of the attention module inside the block."""
-    advanced: bool = field(default=False)
-    remembered: list[Any] = field(default_factory=list)
-    """Outputs of the attention, one a micro-batch, where `collect` was asked to keep them."""
-
-    def linear(self, name: str) -> nn.Linear:
-        """The linear with this plain name of the whole model."""
-        found = self.module.get_submodule(name.removeprefix(self.name + "."))
-        assert isinstance(found, nn.Linear)
-        return found
-
-    def run(self, hidden: Tensor) -> Tensor:
-        """(batch, length, hidden) -> the same, through the block as it now is; NumericalError where that is not finite."""
-        call = self.calls[hidden.shape[0]]
-        return self._checked(self.module(hidden, *call.args, **call.kwargs))
-
-    def run_with(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The same with other weights, by their names inside the block; gradients flow to them."""
-        call = self.calls[hidden.shape[0]]
-        return self._checked(torch.func.functional_call(self.module, dict(weights), (hidden, *call.args), call.kwargs))
-
-    def _checked(self, output: Any) -> Tensor:
-        # Blocks return the tensor itself, but GPT-NeoX-like families of older releases returned a tuple.
-        result: Tensor = output[0] if isinstance(output, tuple) else output
-        if not bool(result.isfinite().all()):
-            raise NumericalError(f"{self.name}: its output holds NaN or infinity; check the weights, or use --dtype float32")
-        return result
-
-    def collect(
-        self, statistics: Mapping[str, Statistic], advance: bool = False, keep_attention: bool = False, stop: bool = False
-    ) -> None:
-        """Run all micro-batches and add the inputs of the named linears to their statistics.
-
-        With `advance` the outputs are kept as the next block's inputs: right when the block is not edited after.
-        With `keep_attention` the attention's outputs are kept, (tokens, hidden) in all, and no later run of the block
-        computes them again: right when only what does not feed the attention is edited after.
-        With `stop` a run ends once the first of the linears has its input: right when that is all that is wanted.
-        """
-        with ExitStack() as stack:
-            if self.remembered or keep_attention:
-                module = self.module.get_submodule(self.attention)
-                attend = _replaying(list(self.remembered)) if self.remembered else _keeping(module.forward, self.remembered)
-                stack.enter_context(_forward_replaced(module, attend))
-            for name, statistic in statistics.items():
-                stack.enter_context(_recorded_inputs(self.linear(name), statistic.add, stop))
-            for index, hidden in enumerate(self.hidden):
-                try:
-                    output = self.run(hidden)
-                except _SeenEnough:
-                    continue
-                if advance:
-                    self.hidden[index] = output
-        self.advanced = advance
-        release_freed_memory()
-
-    def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run all micro-batches for good; yields (input, output) of each, (batch, length, hidden) both."""
-        with ExitStack() as stack:
-            if self.remembered:
-                module = self.module.get_submodule(self.attention)
-                stack.enter_context(_forward_replaced(module, _replaying(self.remembered)))
-            for index, hidden in enumerate(self.hidden):
-                output = self.run(hidden)
-                self.hidden[index] = output
-                yield hidden, output
-        self.advanced = True
-
-
-class _SeenEnough(Exception):
-    """Ends a run of a block whose output nobody needs."""
-
-
-@contextmanager
-def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        add(args[0].detach().flatten(0, -2))
-        if stop:
-            raise _SeenEnough
-
-    handle = linear.register_forward_pre_hook(record)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def micro_batch_size(model: Model, length: int) -> int:
@@ -195,34 +81,32 @@ class Walk:
     def __iter__(self) -> Iterator[Block]:
         calls = self._capture()
         for index in range(self.model.block_count):
-            name = self.model.block_name(index)
-            self._fill_block(index, name)
-            attention = self.model.architecture.attention.out_projection.rpartition(".")[0]
-            block = Block(index, name, self.network.get_submodule(name), self.hidden, calls[index], attention)
+            block = self._filled(index, self.hidden, calls[index])
             yield block
             if not block.advanced:
                 for _ in block.advance():
                     pass
-            skeleton.empty(self.model, self.network, name)
+            skeleton.empty(self.model, self.network, block.name)
             del block
             release_freed_memory()
 
     @contextmanager
     def block(self, index: int, hidden: list[Tensor], calls: dict[int, Call]) -> Iterator[Block]:
         """One block out of the order, for these inputs; `calls` are those that the walk gave the block."""
-        name = self.model.block_name(index)
-        self._fill_block(index, name)
-        attention = self.model.architecture.attention.out_projection.rpartition(".")[0]
-        given = [each.to(device=self.device, dtype=self.dtype) for each in hidden]
-        yield Block(index, name, self.network.get_submodule(name), given, calls, attention)
-        skeleton.empty(self.model, self.network, name)
+        block = self._filled(index, [each.to(device=self.device, dtype=self.dtype) for each in hidden], calls)
+        yield block
+        skeleton.empty(self.model, self.network, block.name)
 
-    def _fill_block(self, index: int, name: str) -> None:
+    def _filled(self, index: int, hidden: list[Tensor], calls: dict[int, Call]) -> Block:
+        """A block with its weights, from the model that `source_of` names."""
+        name = self.model.block_name(index)
         source = self.source_of(index) or self.model
         if source is not self.model:
             for group in source.ffn_groups(index):
                 skeleton.resize(self.network, source, group)
         skeleton.fill(source, self.network, name, self.device, self.dtype)
+        attention = self.model.architecture.attention.out_projection.rpartition(".")[0]
+        return Block(index, name, self.network.get_submodule(name), hidden, calls, attention)
 
     def _capture(self) -> list[dict[int, Call]]:
         """Run the model with blocks that only take notes: the first hidden states and every block's arguments."""
@@ -232,7 +116,7 @@ class Walk:
         for batch in self.batches:
             with ExitStack() as stack:
                 for index, module in enumerate(self.blocks()):
-                    stack.enter_context(_forward_replaced(module, _note_taker(calls[index], self.hidden if index == 0 else None)))
+                    stack.enter_context(forward_replaced(module, _note_taker(calls[index], self.hidden if index == 0 else None)))
                 self.network.base_model(input_ids=batch.to(self.device), use_cache=False)
         skeleton.empty(self.model, self.network, "")
         return calls
@@ -267,7 +151,7 @@ class Walk:
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):
-                stack.enter_context(_forward_replaced(module, (lambda *args, **kwargs: hidden) if index == 0 else _identity))
+                stack.enter_context(forward_replaced(module, (lambda *args, **kwargs: hidden) if index == 0 else _identity))
             logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
         return logits
 
@@ -282,28 +166,5 @@ def _note_taker(calls: dict[int, Call], inputs: list[Tensor] | None) -> Callable
     return forward
 
 
-def _keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
-    def keeping(*args: Any, **kwargs: Any) -> Any:
-        kept.append(forward(*args, **kwargs))
-        return kept[-1]
-
-    return keeping
-
-
-def _replaying(kept: list[Any]) -> Callable[..., Any]:
-    """Gives what was kept, in order, and frees it."""
-    return lambda *args, **kwargs: kept.pop(0)
-
-
 def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module stays in place, with its attributes, but computes something else."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward

@@ -15,8 +15,8 @@ from compresskit.stages import Method, Options
 if TYPE_CHECKING:
     import torch
 
+    from compresskit.block import Statistic
     from compresskit.lowrank import Metric
-    from compresskit.walk import Statistic
 
 HIDDEN_PER_RANK = 64
 SMALLEST_RANK = 4

@@ -23,8 +23,8 @@ from compresskit.compensate.contract import SecondMomentsMethod
 if TYPE_CHECKING:
     import torch
 
+    from compresskit.block import Statistic
     from compresskit.lowrank import Metric
-    from compresskit.walk import Statistic
 
 
 class EoRA(SecondMomentsMethod, frozen=True):

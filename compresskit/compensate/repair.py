@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from compresskit.block import Block
 from compresskit.checkpoint.writer import Writer
 from compresskit.compensate.contract import CompensateMethod
 from compresskit.compensate.residuals import Outputs, Paired, output_error
@@ -22,7 +23,7 @@ from compresskit.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, lo
 from compresskit.pairing import Pair
 from compresskit.skeleton import to_stored
 from compresskit.stagewise import ATTENTION_STAGES, OnBlock, chosen_stages, collect_inputs, finish_block, replace_weight
-from compresskit.walk import Block, Walk
+from compresskit.walk import Walk
 
 OUTPUT_DAMPING = 0.01
 """Of equation 2 in residuals.py, as a share of the mean second moment."""

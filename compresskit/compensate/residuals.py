@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compresskit.block import Statistic
 from compresskit.lowrank import Metric
 from compresskit.statistics import Gram
-from compresskit.walk import Statistic
 
 
 class Outputs:

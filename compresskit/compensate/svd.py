@@ -13,8 +13,8 @@ from compresskit.compensate.contract import CompensateMethod
 if TYPE_CHECKING:
     import torch
 
+    from compresskit.block import Statistic
     from compresskit.lowrank import Metric
-    from compresskit.walk import Statistic
 
 
 class SVD(CompensateMethod, frozen=True):

@@ -14,8 +14,9 @@ from torch import Tensor
 from compresskit.layouts import Widths
 from compresskit.model import FfnGroup, Model
 from compresskit.prune.allocation import Group, cfsp_ratios, global_ratios, round_widths, uniform_widths
-from compresskit.prune.structured import OnBlock, channels_of, collected
+from compresskit.prune.structured import channels_of, collected
 from compresskit.stages import PruneMethod
+from compresskit.stagewise import OnBlock
 from compresskit.statistics import AngularDistance
 from compresskit.walk import Walk
 

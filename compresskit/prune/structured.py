@@ -5,13 +5,13 @@ Statistics are those of the already pruned prefix: each block sees what its prun
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compresskit.block import Block
 from compresskit.channels import Channels, input_matrices, kept_rows
 from compresskit.checkpoint.dtypes import TORCH_DTYPES
 from compresskit.checkpoint.reader import TensorSpec
@@ -22,12 +22,10 @@ from compresskit.prune.flap import output_bias
 from compresskit.prune.refit import output_error, refit
 from compresskit.skeleton import to_stored
 from compresskit.stages import PruneMethod
-from compresskit.stagewise import finish_block
+from compresskit.stagewise import OnBlock, finish_block
 from compresskit.statistics import Gram, Moments
-from compresskit.walk import Block, Walk
+from compresskit.walk import Walk
 
-OnBlock = Callable[[str, int, int], None]
-"""Called with what is done, how many blocks are done, and how many there are."""
 ChannelStatistics = dict[str, Moments | Gram]
 """Statistics of the channels' activations, by the name of the output projection."""
 

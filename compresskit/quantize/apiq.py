@@ -47,8 +47,8 @@ from compresskit.stages import BlockMethod, Storage, StoredLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compresskit.block import Block
     from compresskit.model import Model
-    from compresskit.walk import Block
 
 HIDDEN_PER_RANK = 64
 SMALLEST_RANK = 4
@@ -68,7 +68,7 @@ class ApiQ(BlockMethod, frozen=True):
     start: Literal["gptq", "rtn"] = "gptq"
     """Starting point: GPTQ's rounding on the quantised prefix, or round to nearest."""
     error: Literal["capped", "absolute", "relative"] = "capped"
-    """Output error of a token: as it is, over its hidden state's mean square, or over that only where it is above the median."""
+    """Output error of a token: over its state's mean square where that is above the median, as it is, or always over it."""
     saliency: Literal["none", "activation", "fisher"] = "none"
     """What tells how much each weight matters: nothing, its input's mean square, or the squared gradient of the loss."""
     saliency_weight: Annotated[float, Field(ge=0)] = 0.1

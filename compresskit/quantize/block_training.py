@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from compresskit.block import Block
 from compresskit.error_feedback import round_with_feedback
 from compresskit.formats.compressed_tensors import stored_linear
 from compresskit.grid import Grid, grid_of_range, grouped, min_max_grid, range_of
@@ -18,7 +19,6 @@ from compresskit.precision import matrix_products
 from compresskit.scheme import Scheme
 from compresskit.stages import Storage, StoredLinear
 from compresskit.stagewise import ATTENTION_STAGES, collected, replace_weight
-from compresskit.walk import Block
 
 if TYPE_CHECKING:
     from compresskit.quantize.apiq import ApiQ
@@ -235,7 +235,7 @@ class Trainer:
         for index in chosen:
             with matrix_products(self.block.hidden[index].device, self.method.precision):
                 output = self.block.run_with(self.block.hidden[index], inside)
-            error = self.token_error(output, index)
+            error = self.micro_batch_error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
         used = [name for name, leaf in leaves.items() if leaf.grad is not None]
         outputs: list[Tensor] = [pairs[name][1] for name in used]
@@ -251,11 +251,14 @@ class Trainer:
     @torch.no_grad()
     def output_error(self) -> float:
         """Error of the block as it now is, over all windows."""
-        errors = [float(self.token_error(self.block.run(hidden), index)) for index, hidden in enumerate(self.block.hidden)]
+        return self._mean_error(self.block.run(hidden) for hidden in self.block.hidden)
+
+    def _mean_error(self, outputs: Iterable[Tensor]) -> float:
+        errors = [float(self.micro_batch_error(output, index)) for index, output in enumerate(outputs)]
         return sum(errors) / len(errors)
 
-    def token_error(self, output: Tensor, index: int) -> Tensor:
-        """Mean over tokens of the squared error, each over what the method divides it by (a scalar)."""
+    def micro_batch_error(self, output: Tensor, index: int) -> Tensor:
+        """Mean over the tokens of a micro-batch of e_t of equation 1, or of what `error` puts in its place; a number."""
         target = self.targets[index].float()
         squares = (output.float() - target).square().mean(dim=-1)
         if self.method.error != "absolute":
@@ -270,8 +273,7 @@ class Trainer:
         for name, linear in self.linears.items():
             replace_weight(self.block.linear(name), self._final(linear)[1])
         self.outputs = [self.block.run(hidden) for hidden in self.block.hidden]
-        errors = [float(self.token_error(output, index)) for index, output in enumerate(self.outputs)]
-        return sum(errors) / len(errors)
+        return self._mean_error(self.outputs)
 
     def reset(self) -> None:
         """All linears back to the starting point."""

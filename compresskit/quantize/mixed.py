@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit.block import Block
 from compresskit.error_feedback import round_with_feedback
 from compresskit.grid import from_codes, min_max_grid
 from compresskit.quantize.sequential import Request
 from compresskit.scheme import Scheme
 from compresskit.stagewise import OnBlock, replace_weight
 from compresskit.statistics import Gram
-from compresskit.walk import Block, Walk
+from compresskit.walk import Walk
 
 DAMPING = 0.01
 Losses = list[dict[int, float]]

@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit.stagewise import OnBlock
 from compresskit.walk import Walk
-
-OnBlock = Callable[[str, int, int], None]
 
 
 def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBlock) -> Callable[[int], Mapping[str, Tensor]]:

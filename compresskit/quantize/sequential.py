@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from compresskit.block import Block
 from compresskit.checkpoint.writer import Writer
 from compresskit.model import Model
 from compresskit.scheme import Scheme
 from compresskit.stages import QuantizeMethod, StoredLinear
 from compresskit.stagewise import ATTENTION_STAGES, OnBlock, chosen_stages, collected, finish_block, replace_weight
-from compresskit.walk import Block, Walk
+from compresskit.walk import Walk
 
 
 @dataclass(frozen=True)

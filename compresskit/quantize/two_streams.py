@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from compresskit.block import Block
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats.peft import factor_names
 from compresskit.quantize.sequential import Request, put, write_shapes
 from compresskit.stages import BlockMethod, Storage, StoredLinear
 from compresskit.stagewise import OnBlock, finish_block
-from compresskit.walk import Block, Walk
+from compresskit.walk import Walk
 
 Saliencies = Callable[[int], Mapping[str, Tensor]]
 """Saliencies of the linears of a block, by plain name."""
