@@ -10,7 +10,11 @@ EVALUATION_QUARTER = 0
 """Topics whose hash modulo 4 is this number are the evaluation part."""
 
 
-def builtin_text(part: Literal["calibration", "evaluation"]) -> str:
+Part = Literal["calibration", "evaluation"]
+"""What the text is for: no topic serves both."""
+
+
+def builtin_text(part: Part) -> str:
     """About three quarters of the topics for calibration, the rest for evaluation; no topic is in both."""
     from pydoc_data.topics import topics
 
@@ -20,7 +24,7 @@ def builtin_text(part: Literal["calibration", "evaluation"]) -> str:
     return "\n\n".join(text for text in texts if _is_for_evaluation(text) == wanted)
 
 
-def builtin_description(part: Literal["calibration", "evaluation"]) -> str:
+def builtin_description(part: Part) -> str:
     """What text that is, for reports."""
     return f"documentation of Python {platform.python_version()} (pydoc topics, {part} part)"
 

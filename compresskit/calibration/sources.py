@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from compresskit.calibration.documentation import builtin_description, builtin_text
+from compresskit.calibration.documentation import Part, builtin_description, builtin_text
 from compresskit.calibration.files import DEFAULT_COLUMN, ROW_SEPARATOR, SUFFIXES, check_file, missing_column, read_file
 from compresskit.errors import CalibrationError, NetworkError, near_miss
 
@@ -139,8 +139,8 @@ def _need_datasets(source: HubSource) -> None:
         raise CalibrationError(f"hub:{source.dataset}: needs the package datasets; pip install 'compresskit[data]'")
 
 
-def read_text(source: TextSource, seed: int = 0) -> Text:
-    """Read the text of a source, of large ones a part that the seed picks.
+def read_text(source: TextSource, seed: int = 0, purpose: Part = "calibration") -> Text:
+    """Read the text of a source, of large ones a part that the seed picks; `purpose` picks the part of `builtin`.
 
     Returns:
         The text, and a sentence that says what it is and which part.
@@ -150,7 +150,7 @@ def read_text(source: TextSource, seed: int = 0) -> Text:
         NetworkError: the Hub could not be reached.
     """
     if isinstance(source, BuiltinSource):
-        return Text(builtin_text("calibration"), builtin_description("calibration"))
+        return Text(builtin_text(purpose), builtin_description(purpose))
     if isinstance(source, HubSource):
         return _read_hub(source)
     text, part = read_file(source.path, source.column, seed)

@@ -23,6 +23,7 @@ from compresskit.opening import open_model, with_adapter
 from compresskit.pairing import Pair, pair, same_weights
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.pipeline.quantization import HELD_BACK
+from compresskit.pipeline.result import stage_result
 from compresskit.progress import ProgressBars
 
 if TYPE_CHECKING:
@@ -272,15 +273,6 @@ def _scores(job: Job, repaired: Model, windows: torch.Tensor, where: Where) -> d
 
 def _result(job: Job, settings: dict[str, Any], added: int, bytes_after: int) -> dict[str, Any]:
     compressed = job.pair.compressed
-    return {
-        "stage": "compensate",
-        "method": settings["method"],
-        "output": str(job.out),
-        "source": str(compressed.checkpoint.folder),
-        "original": str(job.pair.original.checkpoint.folder),
-        "parameters_before": compressed.parameters,
-        "parameters_after": compressed.parameters + added,
-        "bytes_before": compressed.bytes,
-        "bytes_after": bytes_after,
-        "settings": settings,
-    }
+    before, after = (compressed.parameters, compressed.bytes), (compressed.parameters + added, bytes_after)
+    found = stage_result("compensate", settings, job.out, compressed.checkpoint.folder, before, after)
+    return found | {"original": str(job.pair.original.checkpoint.folder)}

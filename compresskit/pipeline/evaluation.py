@@ -113,15 +113,8 @@ def check_evaluation_text(flag: str, data: str, sequence_length: int) -> None:
 
 def read_evaluation_text(data: str) -> tuple[str, str]:
     """(text, sentence about what it is); `builtin` is the part that calibration never takes."""
-    texts, descriptions = [], []
-    for part in calibration.parse(data):
-        if isinstance(part, calibration.BuiltinSource):
-            text, description = calibration.builtin_text("evaluation"), calibration.builtin_description("evaluation")
-        else:
-            text, description = calibration.read_text(part)  # type: ignore[arg-type]
-        texts.append(text)
-        descriptions.append(description)
-    return "\n\n".join(texts), " + ".join(descriptions)
+    parts = [calibration.read_text(each, purpose="evaluation") for each in calibration.parse(data)]  # type: ignore[arg-type]
+    return "\n\n".join(part.text for part in parts), " + ".join(part.description for part in parts)
 
 
 def _scores(model: Model, reference: Model | None, options: EvaluateOptions, bars: ProgressBars) -> tuple[Scores, str]:

@@ -17,6 +17,7 @@ from compresskit.formats.peft import CONFIG, WEIGHTS
 from compresskit.manifest import NAME, manifest
 from compresskit.memory import peak_memory_bytes
 from compresskit.pipeline.device import parse_bytes
+from compresskit.pipeline.result import stage_result
 from compresskit.progress import ProgressBars
 from compresskit.restored import check_base, restored
 from compresskit.task_vectors import TernaryVector, facts_of, open_task_vector, stored_bytes
@@ -66,12 +67,9 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
             assert base is not None
             size = _expand_checkpoint(vector, base, out, (shard_bytes, settings), bars)
     parameters = sum(spec.elements for spec in specs.values())
-    return {
-        "stage": "expand", "method": "expand", "output": str(out), "source": str(vector.folder),
-        "parameters_before": parameters, "parameters_after": parameters,
-        "bytes_before": vector.container.path.stat().st_size, "bytes_after": size, "settings": settings,
-        **facts_of(vector), "seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes(),
-    }  # fmt: skip
+    before = parameters, vector.container.path.stat().st_size
+    found = stage_result("expand", settings, out, vector.folder, before, (parameters, size)) | facts_of(vector)
+    return found | {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
 
 
 def _as_source(vector: TernaryVector) -> Checkpoint:

@@ -28,6 +28,7 @@ from compresskit.merge.method import MergeMethod, Values
 from compresskit.methods import name_of
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.expansion import write_adapter
+from compresskit.pipeline.result import stage_result
 from compresskit.progress import ProgressBars
 from compresskit.restored import check_base
 from compresskit.task_vectors import PlainVector, TernaryVector, offset_of, open_task_vector, stored_bytes
@@ -83,12 +84,9 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
         else:
             size = _merge_entries(method, vectors, (base, out, shard_bytes), settings, bars)
     parameters = [sum(spec.elements for spec in vector.specs.values()) for vector in vectors]
-    return {
-        "stage": "merge", "method": settings["method"], "output": str(out), "source": [str(v.folder) for v in vectors],
-        "parameters_before": sum(parameters), "parameters_after": parameters[0],
-        "bytes_before": sum(_file_bytes(vector) for vector in vectors), "bytes_after": size, "settings": settings,
-        "seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes(),
-    }  # fmt: skip
+    before = sum(parameters), sum(_file_bytes(vector) for vector in vectors)
+    found = stage_result("merge", settings, out, [vector.folder for vector in vectors], before, (parameters[0], size))
+    return found | {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
 
 
 def _file_bytes(vector: Vector) -> int:

@@ -23,6 +23,7 @@ from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
 from compresskit.recover.contract import RecoverOptions
+from compresskit.recover.instructions import read_instructions
 from compresskit.stages import BlockMethod, PruneMethod
 
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
@@ -40,7 +41,7 @@ PASSES_FINE_TUNING = 3.0
 PASSES_SELECTION = {"paser": 3.0, "kmeans": 1.0}
 """Embeddings take one pass of the compressed model, divergences one of each."""
 BYTES_PER_TOKEN = 4
-"""Of English text, and about as many of JSON's keys as longer tokens save."""
+"""Of English text."""
 
 
 def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
@@ -155,28 +156,22 @@ def _recover_passes(step: Step, options: RecoverOptions) -> float:
     """The same for `recover`, whose samples are shorter than its windows: selection, teacher, training, own texts."""
     samples, length = _instruction_size(options)
     pool = min(options.pool or samples, samples)
-    chosen = float(getattr(step.method, "budget", 1.0)) * pool
-    trained = chosen * length + options.self_samples
-    if options.steps:
-        trained *= options.steps * options.batch_size / max(1.0, chosen + options.self_samples)
-    else:
-        trained *= options.epochs
-    taught = chosen * length + options.self_samples if options.loss == "distill" else 0.0
-    judged = 2 * options.held_back * pool * length
     selected = PASSES_SELECTION.get(step.method_name or "", 0.0) * pool * length
     if options.select_only:
         return selected
-    return PASSES_SAMPLING * options.self_samples + selected + taught + judged + PASSES_FINE_TUNING * trained
+    chosen = float(getattr(step.method, "budget", 1.0)) * pool
+    count, windows = chosen + options.self_samples, chosen * length + options.self_samples
+    times = options.steps * options.batch_size / max(1.0, count) if options.steps else options.epochs
+    taught = windows if options.loss == "distill" else 0.0
+    judged = 2 * options.held_back * pool * length
+    return selected + PASSES_SAMPLING * options.self_samples + taught + judged + PASSES_FINE_TUNING * times * windows
 
 
 def _instruction_size(options: RecoverOptions) -> tuple[int, float]:
-    """(rows of the data files, their mean length in windows), by the files' bytes; a file that is not there counts nothing."""
-    size = rows = 0
-    for path in map(Path, options.data):
-        if path.is_file():
-            content = path.read_bytes()
-            size, rows = size + len(content), rows + max(1, content.count(b"\n"))
-    return rows, min(1.0, size / max(1, rows) / BYTES_PER_TOKEN / options.sequence_length)
+    """(samples of the data files, their mean length in windows); a file that is not there yet counts nothing."""
+    paths = [path for path in (Path(each).expanduser() for each in options.data) if path.is_file()]
+    texts = [sample.text.encode() for sample in read_instructions(paths).samples]
+    return len(texts), min(1.0, sum(map(len, texts)) / max(1, len(texts)) / BYTES_PER_TOKEN / options.sequence_length)
 
 
 def _head_share(model: Model) -> float:

@@ -16,6 +16,7 @@ from compresskit.methods import name_of
 from compresskit.model import Model
 from compresskit.opening import open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
+from compresskit.pipeline.result import stage_result
 from compresskit.progress import ProgressBars
 from compresskit.stages import Options, PruneMethod
 
@@ -164,17 +165,8 @@ def _start(job: Job, writer: writing.Writer, stored: layouts.Widths, bias: bool)
 
 def _result(job: Job, writer: writing.Writer, settings: dict[str, Any]) -> dict[str, Any]:
     checkpoint = job.model.checkpoint
-    return {
-        "stage": "prune",
-        "method": settings["method"],
-        "output": str(job.out),
-        "source": str(checkpoint.folder),
-        "parameters_before": checkpoint.parameters,
-        "parameters_after": sum(spec.elements for spec in writer.specs.values()),
-        "bytes_before": checkpoint.bytes,
-        "bytes_after": sum(shard.size for shard in writer.shards),
-        "settings": settings,
-    }
+    written = sum(spec.elements for spec in writer.specs.values()), sum(shard.size for shard in writer.shards)
+    return stage_result("prune", settings, job.out, checkpoint.folder, (checkpoint.parameters, checkpoint.bytes), written)
 
 
 def can_store_bias(model: Model) -> bool:

@@ -24,6 +24,7 @@ from compresskit.methods import name_of
 from compresskit.model import Model
 from compresskit.opening import open_model, with_adapter
 from compresskit.pipeline.device import choose_device, parse_bytes
+from compresskit.pipeline.result import stage_result
 from compresskit.progress import ProgressBars
 from compresskit.stages import BlockMethod, GridMethod, Options, QuantizeMethod, quantised_linears
 
@@ -290,15 +291,6 @@ def stored_bits(job: Job) -> float:
 
 
 def _result(job: Job, writer: writing.Writer, settings: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = job.model.checkpoint
-    return {
-        "stage": "quantize",
-        "method": settings["method"],
-        "output": str(job.out),
-        "source": str(checkpoint.folder),
-        "parameters_before": job.model.parameters,
-        "parameters_after": job.model.parameters,
-        "bytes_before": checkpoint.bytes,
-        "bytes_after": sum(shard.size for shard in writer.shards),
-        "settings": settings,
-    }
+    checkpoint, parameters = job.model.checkpoint, job.model.parameters
+    written = parameters, sum(shard.size for shard in writer.shards)
+    return stage_result("quantize", settings, job.out, checkpoint.folder, (parameters, checkpoint.bytes), written)

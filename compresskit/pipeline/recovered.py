@@ -15,6 +15,7 @@ from compresskit.formats import peft
 from compresskit.manifest import NAME, fingerprint, manifest
 from compresskit.model import Model
 from compresskit.opening import open_model, with_adapter
+from compresskit.pipeline.result import stage_result
 from compresskit.recover.contract import Selection
 from compresskit.recover.selection import FILE, selection_lines
 
@@ -128,14 +129,6 @@ def _write_reports(folder: Path, facts: dict[str, Any], lines: str) -> None:
 def _result(job: Job, settings: dict[str, Any], facts: dict[str, Any], after: tuple[int, int]) -> dict[str, Any]:
     """`after`: (parameters, bytes) of what was written."""
     left_out = ("losses", "ranks")
-    return {
-        "stage": "recover",
-        "method": settings["method"],
-        "output": str(job.out),
-        "source": str(job.model.checkpoint.folder),
-        "parameters_before": job.model.parameters,
-        "parameters_after": after[0],
-        "bytes_before": job.model.bytes,
-        "bytes_after": after[1],
-        "settings": settings,
-    } | {key: value for key, value in facts.items() if key not in left_out}
+    before = job.model.parameters, job.model.bytes
+    found = stage_result("recover", settings, job.out, job.model.checkpoint.folder, before, after)
+    return found | {key: value for key, value in facts.items() if key not in left_out}

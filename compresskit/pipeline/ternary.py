@@ -22,6 +22,7 @@ from compresskit.formats.peft import CONFIG
 from compresskit.manifest import NAME, manifest
 from compresskit.memory import peak_memory_bytes
 from compresskit.pipeline.evaluation import check_evaluation_text
+from compresskit.pipeline.result import stage_result
 from compresskit.progress import ProgressBars
 from compresskit.quantize.compeft import ComPEFT, scale
 from compresskit.restored import base_digest
@@ -100,12 +101,9 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
         hashes = {written.container.path.name: sha256(written.container.path)}
         write_json(partial / NAME, manifest("quantize", settings, vector.store, hashes, facts))
         size = written.container.path.stat().st_size
-    return {
-        "stage": "quantize", "method": "compeft", "output": str(out), "source": str(folder),
-        "parameters_before": vector.store.parameters, "parameters_after": vector.store.parameters,
-        "bytes_before": vector.store.bytes, "bytes_after": size, "settings": settings, **facts,
-        "seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes(),
-    }  # fmt: skip
+    parameters = vector.store.parameters
+    found = stage_result("quantize", settings, out, folder, (parameters, vector.store.bytes), (parameters, size)) | facts
+    return found | {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
 
 
 def _check(method: ComPEFT, vector: PlainVector | TernaryVector, out: Path, options: TernaryOptions) -> None:
