@@ -53,6 +53,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """
     # Each matrix goes as soon as the next is there: of 8,192 inputs one takes half a gigabyte.
     reversed_hessian = hessian.flip(0, 1).double()
+    del hessian
     mean = reversed_hessian.diagonal().mean()
     reversed_hessian.diagonal().add_(damping * mean.clamp_min(torch.finfo(torch.float32).tiny))
     lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
@@ -63,6 +64,13 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
     del lower, identity
     return inverse.float().flip(0, 1)
+
+
+def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
+    """The second moments of the columns in this order, (in, in), with 1 for inputs that are always 0."""
+    found = hessian[order][:, order]
+    found.diagonal()[found.diagonal() <= 0] = 1
+    return found
 
 
 def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme, damping: float, ordered: bool) -> Rounded:
@@ -80,10 +88,7 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Sch
     columns = weight.shape[1]
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True, stable=True) if ordered else torch.arange(columns, device=weight.device)
-    hessian = hessian[order][:, order]
-    dead = hessian.diagonal() <= 0
-    hessian.diagonal()[dead] = 1
-    factor = inverse_factor(hessian, damping)
+    factor = inverse_factor(_reordered(hessian, order), damping)
     group = order // scheme.group_size if scheme.group_size else torch.zeros_like(order)
     rest = weight.float()[:, order]
     codes, targets = torch.empty_like(rest), torch.empty_like(rest)

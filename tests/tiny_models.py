@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compresskit.architectures import ARCHITECTURES
+from compresskit.formats import peft
+from compresskit.opening import open_model
 
 VOCABULARY = 259
 BLOCKS = 3
@@ -69,15 +71,17 @@ def make_model(folder: Path, family: str, seed: int = 0, dtype: torch.dtype = to
     return folder
 
 
-def make_adapter(folder: Path, base: Path, seed: int = 0) -> Path:
-    """Write a random LoRA adapter of a tiny llama's first two output projections."""
-    folder.mkdir(parents=True)
+def make_adapter(folder: Path, base: Path, seed: int = 0, rank: int = 4, skip: int = 0) -> Path:
+    """Write a random LoRA adapter of a tiny checkpoint's linears, but for the first `skip`."""
+    model = open_model(base)
+    names = model.linears[skip:]
     generator = torch.Generator().manual_seed(seed)
-    width = json.loads((base / "config.json").read_text())["hidden_size"]
-    names = [f"base_model.model.model.layers.{index}.self_attn.o_proj" for index in range(2)]
-    tensors = {f"{name}.lora_A.weight": torch.randn(4, width, generator=generator) for name in names}
-    tensors |= {f"{name}.lora_B.weight": torch.randn(width, 4, generator=generator) for name in names}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["o_proj"], "task_type": "CAUSAL_LM"}
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    tensors = {}
+    for name in names:
+        rows, columns = model.linear_shape(name)
+        for factor, shape in zip(peft.factor_names(name), ((rank, columns), (rows, rank)), strict=True):
+            tensors[factor] = torch.randn(shape, generator=generator)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / peft.WEIGHTS)
+    (folder / peft.CONFIG).write_text(peft.config_text(str(base), dict.fromkeys(names, rank)))
     return folder

@@ -224,13 +224,13 @@ def train(
         CompresskitError: a checkpoint could not be saved.
     """
     dtype = next(trained.base_model.model.parameters()).dtype
-    half = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, course.precision))
+    in_bfloat16 = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, course.precision))
     arguments = TrainingArguments(
         output_dir=str(workspace), max_steps=len(course.steps), per_device_train_batch_size=1, learning_rate=course.learning_rate,
         lr_scheduler_type="cosine", warmup_steps=max(1, round(WARM_UP * len(course.steps))), weight_decay=0.0,
         max_grad_norm=LARGEST_NORM, save_strategy="steps", save_steps=course.checkpoint_steps,
         save_total_limit=KEPT_CHECKPOINTS, logging_strategy="no", report_to=[], disable_tqdm=True, seed=course.seed,
-        use_cpu=device.type == "cpu", bf16=half, fp16=dtype == torch.float16 and device.type == "cuda",
+        use_cpu=device.type == "cpu", bf16=in_bfloat16, fp16=dtype == torch.float16 and device.type == "cuda",
         remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
     )  # fmt: skip
     if course.gradient_checkpointing:

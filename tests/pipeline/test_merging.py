@@ -11,32 +11,16 @@ import pytest
 import torch
 from checkpoint_damage import edit_tensors
 from conftest import Run
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tiny_models import make_adapter
 
 from compresskit.formats import peft
 from compresskit.formats.peft import open_adapter
-from compresskit.opening import open_model
-
-
-def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, skip: int = 0) -> Path:
-    """A random LoRA adapter of a tiny checkpoint's linears, but for the first `skip`."""
-    model = open_model(base)
-    names = model.linears[skip:]
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name in names:
-        rows, columns = model.linear_shape(name)
-        for factor, shape in zip(peft.factor_names(name), ((rank, columns), (rows, rank)), strict=True):
-            tensors[factor] = torch.randn(shape, generator=generator)
-    folder.mkdir()
-    save_file(tensors, folder / peft.WEIGHTS)
-    (folder / peft.CONFIG).write_text(peft.config_text(str(base), dict.fromkeys(names, rank)))
-    return folder
 
 
 @pytest.fixture
 def adapters(tiny: dict[str, Path], tmp_path: Path) -> list[Path]:
-    return [make_adapter(tiny["llama"], tmp_path / f"a{seed}", seed) for seed in range(3)]
+    return [make_adapter(tmp_path / f"a{seed}", tiny["llama"], seed) for seed in range(3)]
 
 
 def compressed(run: Run, adapters: list[Path], *more: str) -> tuple[list[Path], list[Path]]:
@@ -84,8 +68,8 @@ def test_ties_trims_dense_sources_over_the_whole_vector(run: Run, adapters: list
 
 
 def test_adapters_of_other_ranks_and_linears_merge_as_updates(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
-    first = make_adapter(tiny["llama"], tmp_path / "a", 1, rank=2)
-    second = make_adapter(tiny["llama"], tmp_path / "b", 2, rank=3, skip=4)
+    first = make_adapter(tmp_path / "a", tiny["llama"], 1, rank=2)
+    second = make_adapter(tmp_path / "b", tiny["llama"], 2, rank=3, skip=4)
     code, _, err = run("merge", "average", first, second, tmp_path / "x")
     assert (code, err.count("\n")) == (2, 1)
     assert "--rank" in err

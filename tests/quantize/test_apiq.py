@@ -80,7 +80,7 @@ def test_the_error_of_a_massive_token_is_divided_by_its_own_energy(tiny: dict[st
     expected = {"absolute": squares, "relative": squares / energies, "capped": squares / torch.maximum(energies, usual)}
     for error, values in expected.items():
         trainer = Trainer(ApiQ(error=error), block, [target], Storage(Scheme(2, 16, False), torch.float16, 0), {})  # type: ignore[arg-type]
-        assert torch.allclose(trainer.token_error(output, 0), values.mean(), rtol=1e-5)
+        assert torch.allclose(trainer.micro_batch_error(output, 0), values.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [2, 3])
