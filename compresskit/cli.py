@@ -249,28 +249,41 @@ def methods(json_output: Json = False) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _terminate)
+    stopped_by = _listen()
     completing = any(name.startswith("_COMPRESSKIT") for name in os.environ)
     add_stages(app, "" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
     try:
         status = app(args=arguments, prog_name="compresskit", standalone_mode=False)
         code = status if isinstance(status, int) else 0
-    except CompresskitError as error:
-        code = _failed(str(error), error.exit_code, arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = _failed("interrupted", Interrupted.exit_code, arguments)
     except Exception as error:
-        code = _failed(*_described(error), arguments)
+        message, code = _described(error)
+        if stopped_by and code != Interrupted.exit_code:  # a library made an error of its own of the interrupt
+            message, code = f"interrupted ({message})", Interrupted.exit_code
+        code = _failed(message, code, arguments)
     sys.stdout.flush()
     sys.exit(code)
 
 
-def _terminate(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def _listen() -> list[int]:
+    """Raise KeyboardInterrupt at SIGTERM and, unless it is ignored, at SIGINT; the list fills with what came."""
+    received: list[int] = []
+
+    def stop(signum: int, frame: Any) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    return received
 
 
 def _described(error: Exception) -> tuple[str, int]:
-    """One line and the exit code: the parser's own errors are wrong usage, anything else is a failure."""
+    """One line and the exit code: ours know theirs, the parser's own are wrong usage, anything else is a failure."""
+    if isinstance(error, CompresskitError):
+        return str(error), error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":
         return str(error), 2
     if hasattr(error, "format_message"):

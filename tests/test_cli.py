@@ -269,6 +269,22 @@ def test_an_interrupted_run_leaves_nothing_final_and_resumes_to_the_same_bytes(
     assert first == second
 
 
+def test_an_interrupt_that_a_library_made_an_error_of_its_own_still_is_an_interrupt(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> dict[str, object]:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("worker failed") from None
+        raise AssertionError("nobody listens to SIGTERM")
+
+    monkeypatch.setattr("compresskit.cli.runner", lambda stage, name: stopped)
+    code, _, err = run("prune", "cfsp", model, tmp_path / "out")
+    assert code == 130
+    assert err.strip() == "compresskit: error: interrupted (RuntimeError: worker failed (--verbose shows where))"
+
+
 def test_bfloat16_checkpoints_stay_bfloat16(run: Run, text_file: Path, tmp_path: Path) -> None:
     source = make_model(tmp_path / "half", "qwen3", dtype=torch.bfloat16)
     assert run("prune", "cfsp", source, tmp_path / "out", "--calibration", text_file, *SMALL)[0] == 0

@@ -123,8 +123,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(method: str, text_file: Pa
         while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["done"]) >= 2):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        process.communicate()
-    assert process.returncode == 130
+        _, err = process.communicate()
+    assert process.returncode == 130, err
     assert not (tmp_path / "out").exists()
     for name, more in (("out", ["--resume"]), ("whole", [])):
         finished = subprocess.run([*command, str(tmp_path / name), *arguments, *more], capture_output=True, check=False)
