@@ -92,13 +92,10 @@ def eight_bit_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tens
     exact = _exact(residual)
     best: tuple[float, Tensor, Tensor, float] | None = None
     for _ in range(EIGHT_BIT_ROUNDS):
-        rows = _exact(first)
-        rows = rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp_min(SMALLEST) * EIGHT_BIT_SPREAD
-        small_first = rows.to(EIGHT_BITS)
+        small_first, _ = _eight_bit_rows(_exact(first))
         rows = small_first.double()
         second = _solved(rows @ metric.matrix @ rows.T, rows @ metric.matrix @ exact.T).T
-        scale = float(second.abs().max()) / EIGHT_BIT_LARGEST or 1.0
-        small_second = (second / scale).to(EIGHT_BITS)
+        small_second, scale = _eight_bit_columns(second)
         columns = small_second.double()
         error = remaining_error(exact, metric, scale * (columns @ rows))
         if best is None or error < best[0]:
@@ -106,6 +103,44 @@ def eight_bit_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tens
         first = _solved(columns.T @ columns, columns.T @ exact)
     assert best is not None
     return best[1].to(residual.device), best[2].to(residual.device), best[3]
+
+
+def in_eight_bits(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Round a pair, A (rank, in) and B (out, rank), to 8 bits; update = scale * B A.
+
+    All that they are multiplied by are powers of two, so that a pair that was rounded so stays as it is.
+
+    Returns:
+        (A, B, scale), the factors in float8 e4m3.
+    """
+    small_first, powers = _eight_bit_rows(first)
+    small_second, scale = _eight_bit_columns(second * powers.T)
+    return small_first, small_second, scale
+
+
+def rounded_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """What `in_eight_bits` makes of A (rank, in) and B (out, rank), multiplied back: near each, with the stored product."""
+    small_first, powers = _eight_bit_rows(first)
+    small_second, scale = _eight_bit_columns(second * powers.T)
+    return small_first.to(first) * powers, small_second.to(second) * scale / powers.T
+
+
+def _eight_bit_rows(first: Tensor) -> tuple[Tensor, Tensor]:
+    """(A (rank, in) / powers in 8 bits, powers (rank, 1)): rows of a root mean square of up to 8, no entry over the largest."""
+    spread = first.square().mean(dim=1, keepdim=True).sqrt() / EIGHT_BIT_SPREAD
+    powers = _power_of_two(torch.maximum(spread, first.abs().amax(dim=1, keepdim=True) / EIGHT_BIT_LARGEST))
+    return (first / powers).to(EIGHT_BITS), powers
+
+
+def _eight_bit_columns(second: Tensor) -> tuple[Tensor, float]:
+    """(B (out, rank) / scale in 8 bits, scale)."""
+    scale = _power_of_two(second.abs().max() / EIGHT_BIT_LARGEST)
+    return (second / scale).to(EIGHT_BITS), float(scale)
+
+
+def _power_of_two(least: Tensor) -> Tensor:
+    """The smallest powers of two that are not below; 1 for 0."""
+    return torch.where(least > 0, torch.exp2(torch.ceil(torch.log2(least))), 1.0)
 
 
 def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
