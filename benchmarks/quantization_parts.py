@@ -24,8 +24,8 @@ from compresskit.opening import open_model
 from compresskit.quantize.apiq import ApiQ
 from compresskit.scheme import Scheme
 from compresskit.source import DEMO, resolve
-from compresskit.stages import Storage
 from compresskit.stagewise import chosen_stages, replace_weight
+from compresskit.stored import Storage
 from compresskit.walk import Walk
 
 CPU, LENGTH = torch.device("cpu"), 512
@@ -36,6 +36,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "rounding rate 0.5": {"rounding_rate": 0.5},
     "3 epochs": {"epochs": 3},
     "12 epochs": {"epochs": 12},
+    **{f"norm rate {rate:g}": {"norm_rate": rate} for rate in (0.0, 0.25, 0.5, 2.0)},
     "clipping rate 0.5": {"clipping_rate": 0.5},
     "no clipping": {"clipping_rate": 1e-9},
     "nearest": {"rounding": "nearest"},
@@ -45,6 +46,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "relative": {"error": "relative"},
     "float32": {"precision": "float32"},
     "rank 8": {"rank": 8},
+    "rank 8 in 8 bits": {"rank": 8, "adapter_bits": 8},
+    **{f"rank 8, learning rate {rate:g}": {"rank": 8, "learning_rate": rate} for rate in (2e-3, 5e-3)},
     **{f"activation {w:g}": {"saliency": "activation", "saliency_weight": w} for w in (0.01, 0.1, 1.0)},
 }
 
@@ -65,12 +68,14 @@ def measure(blocks: tuple[Block, Block], stages: Any, settings: dict[str, Any], 
     original, compressed = blocks
     model_inputs, inputs = list(original.hidden), list(compressed.hidden)
     weights = {name: compressed.linear(name).weight.detach().clone() for stage in stages for group in stage for name in group}
+    vectors = {name: each.detach().clone() for name, each in compressed.module.named_parameters() if each.ndim == 1}
     method = ApiQ(bits=bits, **{"rank": 0, **settings})
     for block, hidden in ((original, model_inputs), (compressed, inputs)):
         block.hidden[:] = hidden[:samples]
         block.advanced = False
     started = time.monotonic()
-    storage = Storage(Scheme(bits, 64, False), torch.float16, method.rank or 0)
+    factors = torch.float8_e4m3fn if method.has_small_factors else torch.float16
+    storage = Storage(Scheme(bits, 64, False), torch.float16, method.rank or 0, factors, dict.fromkeys(vectors, torch.float32))
     method.quantize_block(original, compressed, stages, storage, {})
     seconds = time.monotonic() - started
     seen = relative_error(outputs(compressed, inputs[:samples]), outputs(original, model_inputs[:samples]))
@@ -80,6 +85,9 @@ def measure(blocks: tuple[Block, Block], stages: Any, settings: dict[str, Any], 
         block.remembered.clear()
     for name, weight in weights.items():
         replace_weight(compressed.linear(name), weight)
+    with torch.no_grad():
+        for name, vector in vectors.items():
+            compressed.module.get_parameter(name).copy_(vector)
     return {"seen": seen, "not_seen": others, "seconds": round(seconds)}
 
 

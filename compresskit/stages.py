@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,7 @@ from compresskit.formats import compressed_tensors
 from compresskit.layouts import Layout
 from compresskit.model import Model
 from compresskit.scheme import Scheme
+from compresskit.stored import Storage, StoredBlock, StoredLinear
 
 if TYPE_CHECKING:
     import torch
@@ -80,17 +81,6 @@ class PruneMethod(Method):
     def widths_step(self, widest: int) -> int:
         """The rounding step for a model whose widest FFN has this width."""
         return self.round_to or default_step(widest)
-
-
-class StoredLinear(NamedTuple):
-    """One quantised linear, ready to be written."""
-
-    tensors: dict[str, Tensor]
-    """What the files hold, by leaf name (`weight_packed`, `weight_scale`, ...)."""
-    weight: Tensor
-    """What readers unpack it to, (out, in) float32."""
-    error: float | None
-    """Squared output error on the calibration inputs over the output's energy; None without calibration text."""
 
 
 class QuantizeMethod(Method):
@@ -202,16 +192,6 @@ class GridMethod(QuantizeMethod):
         return compressed_tensors.configuration({n: s for n, s in schemes.items() if s is not None}, dense)
 
 
-class Storage(NamedTuple):
-    """How the linears of a block are stored."""
-
-    scheme: Scheme
-    scale_dtype: torch.dtype
-    """Of the scales, and of the adapter's factors."""
-    rank: int
-    """Of the adapter, 0 for none."""
-
-
 class BlockMethod(GridMethod):
     """Quantisation that trains whole blocks on two streams of hidden states, and may leave an adapter beside the weights."""
 
@@ -229,6 +209,11 @@ class BlockMethod(GridMethod):
         """Rank of the low-rank pair of every linear, 0 for none."""
         raise TypeError(f"{type(self).__name__} defines no adapter_rank")
 
+    @property
+    def has_small_factors(self) -> bool:
+        """Whether the adapter is stored in 8 bits, with a scale for each linear."""
+        return False
+
     def quantize_block(
         self,
         original: Block,
@@ -236,8 +221,8 @@ class BlockMethod(GridMethod):
         stages: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
-    ) -> tuple[dict[str, StoredLinear], dict[str, float]]:
-        """(linears by plain name, facts for the manifest) of one block; both blocks are advanced.
+    ) -> StoredBlock:
+        """Quantise one block; both blocks are advanced.
 
         `stages`: the linears that are quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, (out, in)
         each, where the method asked for any.

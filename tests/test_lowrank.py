@@ -7,8 +7,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from compresskit.lowrank import Metric, eight_bit_factors, gains, leading_eigenvectors, low_rank_factors, remaining_error
+from compresskit.lowrank import (
+    Metric,
+    eight_bit_factors,
+    gains,
+    in_eight_bits,
+    leading_eigenvectors,
+    low_rank_factors,
+    remaining_error,
+    rounded_pair,
+)
 
 SHAPES = [(7, 12), (12, 12), (20, 12)]
 
@@ -102,6 +113,33 @@ def test_eight_bits_lose_little_of_what_sixteen_win(shape: tuple[int, int]) -> N
     rounded = nothing - remaining_error(residual, metric, scale * small_second.float() @ small_first.float())
     assert rounded > 0.99 * exact
     assert small_first.dtype == small_second.dtype == torch.float8_e4m3fn
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(-30, 30), st.integers(0, 2**31))
+def test_a_pair_in_eight_bits_is_near_and_rounding_it_again_changes_nothing(
+    rank: int, columns: int, rows: int, power: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(rank, columns, generator=generator) * 2.0**power
+    second = torch.randn(rows, rank, generator=generator) * torch.randn(rank, generator=generator)
+    small_first, small_second, scale = in_eight_bits(first, second)
+    a, b = rounded_pair(first, second)
+    product = scale * small_second.float() @ small_first.float()
+    assert torch.allclose(product, b @ a, rtol=1e-5, atol=1e-6 * float((b @ a).abs().max()))
+    for exact, rounded in ((first, a), (second, b)):
+        finest = exact.abs().max() / 2**11  # below, the format has fewer bits, then none
+        assert bool(((rounded - exact).abs() <= exact.abs() / 16 + finest).all())
+    again = rounded_pair(a, b)
+    assert torch.equal(again[0], a)
+    assert torch.equal(again[1], b)
+
+
+def test_one_massive_entry_among_thousands_stays_finite_in_eight_bits() -> None:
+    first = torch.full((1, 8192), 1e-3)
+    first[0, 7] = 1.0
+    small, _, _ = in_eight_bits(first, torch.ones(4, 1))
+    assert bool(small.float().isfinite().all())
 
 
 def test_an_error_of_zero_gives_a_pair_of_zero() -> None:

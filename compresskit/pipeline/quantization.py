@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit import calibration, source
+from compresskit import calibration, layouts, source
 from compresskit.architectures import HEAD
 from compresskit.checkpoint import writer as writing
 from compresskit.errors import RequestError
@@ -85,12 +85,17 @@ class Job:
         if not self.rank:
             return []
         shapes = {name: self.model.linear_shape(name) for name in self.schemes}
-        return [spec for name, shape in shapes.items() for spec in peft.plan(name, shape, self.rank, self.scale_dtype)]
+        return [spec for name, shape in shapes.items() for spec in peft.plan(name, shape, self.rank, self.factor_dtype)]
 
     @property
     def scale_dtype(self) -> str:
         """Of the stored scales, in safetensors' spelling: bfloat16 for a bfloat16 checkpoint, else float16, the finer one."""
         return "BF16" if weight_dtype(self.model) == "BF16" else "F16"
+
+    @property
+    def factor_dtype(self) -> str:
+        """Of the adapter's factors, likewise."""
+        return "F8_E4M3" if isinstance(self.method, BlockMethod) and self.method.has_small_factors else self.scale_dtype
 
 
 def weight_dtype(model: Model) -> str:
@@ -153,12 +158,12 @@ def _quantize(job: Job, bars: ProgressBars) -> dict[str, Any]:
         finished: dict[str, Model] = {}
         if progress:
             writer.resume(progress)
-            finished |= dict.fromkeys(writer.done, _written(writer))
+            finished |= dict.fromkeys(writer.done, _written(job, writer))
         else:
-            writer.start(_configuration(job), model.checkpoint.folder, _side_files(job))
+            writer.start(_configuration(job), model.checkpoint.folder, layouts.own_files(model))
             writer.facts |= {"blocks": [], **bits}
         _run(job, found.tokens[:-HELD_BACK], (device, dtype), finished, writer, bars)
-        scores = _held_back(job, _written(writer), found.tokens[-HELD_BACK:], (device, dtype))
+        scores = _held_back(job, _written(job, writer), found.tokens[-HELD_BACK:], (device, dtype))
         summary = _summary(job, scores)
         writer.commit(manifest("quantize", settings, model.checkpoint, writer.hashes(), writer.facts | summary | text))
     return _result(job, writer, settings) | summary
@@ -191,8 +196,16 @@ def _with_bits(
     return replace(job, schemes=schemes), facts
 
 
-def _written(writer: writing.Writer) -> Model:
-    """What is in the partial folder, its adapter included."""
+def _written(job: Job, writer: writing.Writer) -> Model:
+    """What is in the partial folder, its adapter included, with the scales of the finished blocks."""
+    if job.rank:
+        scales = {
+            f"{job.model.block_name(index)}.{short}": scale
+            for index, facts in enumerate(writer.facts["blocks"])
+            for short, scale in facts.get("adapter_scales", {}).items()
+        }
+        text = peft.config_text(str(job.out), dict.fromkeys(job.schemes, job.rank), scales)
+        writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
     return with_adapter(open_model(writer.partial), None)
 
 
@@ -214,7 +227,8 @@ def _run(
         return Walk(job.model, tokens, *where, job.options.trust_remote_code, source_of, micro_batch)
 
     method = job.method
-    request = sequential.Request(job.schemes, TORCH_DTYPES[job.scale_dtype], job.rank)
+    dtypes = TORCH_DTYPES[job.scale_dtype], TORCH_DTYPES[job.factor_dtype]
+    request = sequential.Request(job.schemes, dtypes[0], job.rank, dtypes[1])
     if not isinstance(method, BlockMethod):
         sequential.quantize_blocks(method, walk(), request, writer, bars)
         return
@@ -228,17 +242,6 @@ def _run(
             saliencies = fisher_diagonals(part, names, Path(scratch), bars)
         size = min(method.windows_at_once, micro_batch_size(job.model, tokens.shape[1]))
         two_streams.quantize_blocks(method, (walk(size, follows=False), walk(size)), request, saliencies, writer, bars)
-
-
-def _side_files(job: Job) -> dict[str, str]:
-    """Generated files, by path: those of a ragged source, which the result needs too, and the adapter's configuration."""
-    from compresskit import layouts
-
-    files = layouts.own_files(job.model)
-    if job.rank:
-        ranks = dict.fromkeys(job.schemes, job.rank)
-        files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(job.out), ranks)
-    return files
 
 
 def _configuration(job: Job) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """ApiQ with learned rounding and saliency-aware regularisation: train each block's quantisation on its output error.
 
 ApiQ, arXiv 2402.05147, section 4 (block-wise form), with the regulariser of arXiv 2504.13932 and the rounding offsets of
-SignRound, arXiv 2309.05516. Two streams of hidden states go through the model: X of the original blocks, X' of the
-quantised ones. For each block minimise
+SignRound, arXiv 2309.05516; the block's norms and biases are trained too, as in Norm Tweaking, arXiv 2309.02784. Two
+streams of hidden states go through the model: X of the original blocks, X' of the quantised ones. For each block minimise
 
     L = mean over tokens of e_t / start  +  lambda * mean over W of sum(F * (W_q - W)^2) / sum(F * (W_0 - W)^2)            (1)
 
@@ -22,14 +22,16 @@ A, B           low-rank pair                                       (r, in), (out
 F              saliency                                            (out, in)       saliency
 W_0, start     the starting point, V = 0 and g = g_0; its mean of e_t
 
-round passes gradients straight through, clamp inside its range. Both terms of (1) are 1 at the start, so lambda has no
-unit. The trained block is kept only where its error over all windows is smaller than the starting point's.
+Norms and biases start as they are and are stored in their own dtypes, so they cost no bits. round passes gradients
+straight through, clamp inside its range. Both terms of (1) are 1 at the start, so lambda has no unit. The trained block is
+kept only where its error over all windows is smaller than the starting point's.
 
 Differs from the papers: the starting point is GPTQ's on X', linear after linear, with A and B the best rank-r repair of
 what it leaves (closed form, lowrank.py); the error of a token is divided as e_t says, because in the blocks that make or
 remove massive activations a plain mean is the error of one token in five hundred, and training made the others worse;
 V follows AdamW as all else does, not the sign of its gradient, which moves offsets alike that have a say and that have
-none; all rates fall linearly to 0; the clipping is divided by its starting value, so that training begins exactly at the
+none; norms are trained with the rest and towards the block's own output, not after it towards statistics of channels;
+all rates fall linearly to 0; the clipping is divided by its starting value, so that training begins exactly at the
 starting point. What each part measured: docs/quantize.md.
 """
 
@@ -42,7 +44,8 @@ from pydantic import Field
 
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.precision import Precision
-from compresskit.stages import BlockMethod, Storage, StoredLinear
+from compresskit.stages import BlockMethod
+from compresskit.stored import Storage, StoredBlock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +62,8 @@ class ApiQ(BlockMethod, frozen=True):
 
     rank: Annotated[int, Field(ge=0)] | None = None
     """Rank of the adapter, 0 for none; left out, a sixty-fourth of the hidden size, at least 4 (0 for mixed and experts)."""
+    adapter_bits: Annotated[int, Field(ge=8, le=16, multiple_of=8)] = 16
+    """16, or 8: the adapter's factors in float8 e4m3, half the size; they are trained as they will be stored."""
     epochs: Annotated[int, Field(ge=0)] = 6
     """Passes over the calibration windows, block by block."""
     batch: Annotated[int, Field(ge=1)] = 2
@@ -79,6 +84,8 @@ class ApiQ(BlockMethod, frozen=True):
     """How far an offset can travel in all, in half steps."""
     clipping_rate: Annotated[float, Field(gt=0)] = 2.0
     """How far a clipping parameter can travel in all."""
+    norm_rate: Annotated[float, Field(ge=0)] = 1.0
+    """How far the block's norms and biases can travel in all, in their root mean square; 0 keeps them."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """AdamW's rate for the adapter."""
     precision: Precision = "auto"
@@ -114,6 +121,11 @@ class ApiQ(BlockMethod, frozen=True):
         """Half a step, so that the windows of a step vary."""
         return max(1, self.batch // 2)
 
+    @property
+    def has_small_factors(self) -> bool:
+        """Whether the adapter is stored in 8 bits."""
+        return self.adapter_bits == 8
+
     def adapter_rank(self, model: Model) -> int:
         """The asked rank, or the share of the hidden size."""
         if self.rank is not None:
@@ -127,7 +139,7 @@ class ApiQ(BlockMethod, frozen=True):
         stages: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
-    ) -> tuple[dict[str, StoredLinear], dict[str, float]]:
+    ) -> StoredBlock:
         """Start, train, keep the better (equation 1). Both blocks are advanced, the compressed one edited in place."""
         from compresskit.quantize.block_training import Trainer
 
@@ -141,4 +153,5 @@ class ApiQ(BlockMethod, frozen=True):
         if after > before:
             trainer.reset()
             trainer.settle()
-        return trainer.finish(), {"start_error": before, "trained_error": after, "kept_error": min(before, after)}
+        linears, vectors = trainer.finish()
+        return StoredBlock(linears, vectors, {"start_error": before, "trained_error": after, "kept_error": min(before, after)})

@@ -1,10 +1,8 @@
-"""The training of one block for ApiQ: its linears as functions of what is trained, and the loop. Symbols as in apiq.py."""
+"""The training of one block for ApiQ: its starting point, the loop, and what is kept. Symbols as in apiq.py."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,94 +10,22 @@ from torch import Tensor
 
 from compresskit.block import Block
 from compresskit.error_feedback import round_with_feedback
-from compresskit.formats.compressed_tensors import stored_linear
-from compresskit.grid import Grid, grid_of_range, grouped, min_max_grid, range_of
-from compresskit.lowrank import Metric, low_rank_factors
+from compresskit.grid import min_max_grid
+from compresskit.lowrank import Metric
 from compresskit.precision import matrix_products
-from compresskit.scheme import Scheme
-from compresskit.stages import Storage, StoredLinear
+from compresskit.quantize.trained_linear import TrainedLinear
 from compresskit.stagewise import ATTENTION_STAGES, collected, replace_weight
+from compresskit.stored import Storage, StoredLinear
 
 if TYPE_CHECKING:
     from compresskit.quantize.apiq import ApiQ
 
-START_CLIPPING = 4.0
-"""g_0: sigmoid(4) = 0.982 (ApiQ, section 4.2)."""
 SMALLEST_ENERGY = 1e-12
 """Keeps the relative error of a hidden state that is 0 finite."""
 BETAS = (0.9, 0.95)
 """AdamW's; with a hundred steps or two the second moments must follow sooner than by its default."""
 SMALLEST_GRADIENT = 1e-12
 """AdamW's eps: the gradients of millions of offsets of an error that starts at 1 are far below its default."""
-
-
-def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
-    """The value of `rounded`, the gradient of `exact`; all three of the same shape."""
-    return exact + (rounded - exact).detach()
-
-
-def clipped_grid(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
-    """The grid of a range (out, groups), as grid.py makes it; the scale has a gradient towards the range."""
-    with torch.no_grad():
-        exact = grid_of_range(low, high, scheme, scale_dtype)
-    span = 2 * torch.maximum(high, -low) if scheme.symmetric else high - low
-    return Grid(straight_through(span / scheme.steps, exact.scale), exact.zero_point)
-
-
-def soft_codes(target: Tensor, offset: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """The codes of equation 2, (out, groups, group), with straight-through gradients; target and offset (out, in)."""
-    position = grouped(target, scheme) / grid.scale.unsqueeze(-1) + grid.zero_point.unsqueeze(-1) + grouped(offset, scheme)
-    return straight_through(position, position.round()).clamp(scheme.lowest, scheme.highest)
-
-
-@dataclass
-class TrainedLinear:
-    """One linear in training: what stays, and the parameters of equations 2 and 3."""
-
-    original: Tensor
-    target: Tensor
-    low: Tensor
-    high: Tensor
-    offset: Tensor
-    low_clipping: Tensor
-    high_clipping: Tensor
-    adapter: tuple[Tensor, Tensor] | None = None
-    """A (rank, in) and B (out, rank)."""
-    start_adapter: tuple[Tensor, Tensor] | None = None
-    saliency: Tensor | None = None
-    """(out, in), or (in,) where every row has the same."""
-
-    @classmethod
-    def of(cls, original: Tensor, target: Tensor, scheme: Scheme) -> TrainedLinear:
-        """At the starting point; original and target (out, in)."""
-        low, high = range_of(original, scheme)
-        clipping = torch.full_like(low, START_CLIPPING)
-        return cls(original, target, low, high, torch.zeros_like(original), clipping, clipping.clone())
-
-    def reset(self) -> None:
-        """Back to the starting point."""
-        self.offset.zero_()
-        self.low_clipping.fill_(START_CLIPPING)
-        self.high_clipping.fill_(START_CLIPPING)
-        self.adapter = self.start_adapter and (self.start_adapter[0].clone(), self.start_adapter[1].clone())
-
-    def grid(self, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
-        """Equation 3: scales and zero points, (out, groups) each."""
-        start = 1 / (1 + math.exp(-START_CLIPPING))
-        low, high = self.low * (self.low_clipping.sigmoid() / start), self.high * (self.high_clipping.sigmoid() / start)
-        return clipped_grid(low, high, scheme, scale_dtype)
-
-    def weights(self, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(without, with) the low-rank pair, (out, in) each; equation 2."""
-        grid = self.grid(scheme, scale_dtype)
-        codes = soft_codes(self.target, self.offset, grid, scheme)
-        weight = ((codes - grid.zero_point.unsqueeze(-1)) * grid.scale.unsqueeze(-1)).flatten(1)
-        return weight, weight if self.adapter is None else weight + self.adapter[1] @ self.adapter[0]
-
-    def distance(self, weight: Tensor) -> Tensor:
-        """sum(F * (W_q - W)^2) of equation 1, a number; weight: W_q (out, in)."""
-        squares = (weight - self.original).square()
-        return (squares if self.saliency is None else squares * self.saliency).sum()
 
 
 def _usual_energy(hidden: Sequence[Tensor]) -> float:
@@ -121,9 +47,12 @@ class Trainer:
     ):
         """`targets`: the original block's outputs, one (batch, length, hidden) a micro-batch. `saliencies`: where not local."""
         self.method, self.block, self.targets = method, block, targets
-        self.scheme, self.scale_dtype, self.rank = storage
+        self.storage = storage
         self.saliencies = saliencies
         self.linears: dict[str, TrainedLinear] = {}
+        trained = storage.vectors if method.norm_rate else {}
+        self.start_vectors = {name: block.module.get_parameter(name).detach().clone() for name in trained}
+        self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
         self.usual_energy = _usual_energy(targets)
         self.outputs: list[Tensor] = []
 
@@ -141,20 +70,17 @@ class Trainer:
         rows = torch.cat(weights)
         targets = rows
         if self.method.start == "gptq" and tokens:
-            grid = min_max_grid(rows, self.scheme, self.scale_dtype)
-            targets = round_with_feedback(rows, hessian, grid, self.scheme, self.method.damping, ordered=True).targets
+            scheme = self.storage.scheme
+            grid = min_max_grid(rows, scheme, self.storage.scale_dtype)
+            targets = round_with_feedback(rows, hessian, grid, scheme, self.method.damping, ordered=True).targets
         metric = Metric(hessian, self.method.damping)
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
-            linear = TrainedLinear.of(weight, target.clone(), self.scheme)
-            if self.rank and tokens:
-                without, _ = linear.weights(self.scheme, self.scale_dtype)
-                linear.start_adapter = low_rank_factors(weight - without, metric, self.rank)
-            elif self.rank:
-                linear.start_adapter = (weight.new_zeros(self.rank, weight.shape[1]), weight.new_zeros(len(weight), self.rank))
-            linear.reset()
+            linear = TrainedLinear.of(weight, target.clone(), self.storage)
+            if self.storage.rank:
+                linear.start_with_adapter(metric if tokens else None)
             linear.saliency = self._saliency(name, hessian)
             self.linears[name] = linear
-            replace_weight(self.block.linear(name), self._final(linear)[1])
+            replace_weight(self.block.linear(name), linear.stored().weight)
 
     def _saliency(self, name: str, hessian: Tensor) -> Tensor | None:
         if self.method.saliency == "none":
@@ -164,7 +90,7 @@ class Trainer:
         return found / mean if mean > 0 else None
 
     def train(self, start_error: float) -> None:
-        """AdamW on V, g, A and B; all rates fall linearly to 0."""
+        """AdamW on V, g, A, B, norms and biases; all rates fall linearly to 0."""
         steps = self.method.epochs * len(self.targets) // self._batches_a_step()
         if steps == 0 or start_error == 0:
             return
@@ -196,6 +122,8 @@ class Trainer:
         ]
         if self.method.rounding == "learned":
             groups.append((self.method.rounding_rate / steps, [each.offset for each in linears]))
+        for vector in self.vectors.values():
+            groups.append((self.method.norm_rate * 2 / steps * float(vector.float().square().mean().sqrt()), [vector]))
         return [{"params": parameters, "lr": rate} for rate, parameters in groups if parameters]
 
     def _batches_a_step(self) -> int:
@@ -222,16 +150,17 @@ class Trainer:
 
     def _held(self, linear: TrainedLinear) -> Tensor:
         """The weight that the regulariser holds near the original."""
-        return linear.weights(self.scheme, self.scale_dtype)[self.method.regularize == "after-lora"]
+        return linear.weights()[self.method.regularize == "after-lora"]
 
     def _gradients(self, chosen: list[int], start_error: float, distances: dict[str, float]) -> None:
         """Add the gradient of equation 1 over these micro-batches to the parameters'.
 
         The block runs on detached weights; their gradient goes through equations 2 and 3 once, not once a micro-batch.
         """
-        pairs = {name: linear.weights(self.scheme, self.scale_dtype) for name, linear in self.linears.items()}
+        pairs = {name: linear.weights() for name, linear in self.linears.items()}
         leaves = {name: full.detach().to(self.block.hidden[0]).requires_grad_(True) for name, (_, full) in pairs.items()}
         inside = {name.removeprefix(self.block.name + ".") + ".weight": leaf for name, leaf in leaves.items()}
+        inside |= self.vectors
         for index in chosen:
             with matrix_products(self.block.hidden[index].device, self.method.precision):
                 output = self.block.run_with(self.block.hidden[index], inside)
@@ -271,29 +200,24 @@ class Trainer:
     def settle(self) -> float:
         """Give the block the weights as they will be stored and run it; returns the error. Its inputs stay until `finish`."""
         for name, linear in self.linears.items():
-            replace_weight(self.block.linear(name), self._final(linear)[1])
+            replace_weight(self.block.linear(name), linear.stored().weight)
+        for name, vector in self._stored_vectors().items():
+            self.block.module.get_parameter(name).copy_(vector)
         self.outputs = [self.block.run(hidden) for hidden in self.block.hidden]
         return self._mean_error(self.outputs)
 
     def reset(self) -> None:
-        """All linears back to the starting point."""
+        """All back to the starting point."""
         for linear in self.linears.values():
             linear.reset()
+        self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
 
-    def _final(self, linear: TrainedLinear) -> tuple[dict[str, Tensor], Tensor]:
-        """(stored tensors, the weight that readers compute with) at the present parameters."""
-        grid = linear.grid(self.scheme, self.scale_dtype)
-        codes = soft_codes(linear.target, linear.offset, grid, self.scheme).flatten(1)
-        stored, weight = stored_linear(codes, grid, self.scheme, self.scale_dtype)
-        if linear.adapter is not None:
-            first, second = (factor.to(self.scale_dtype) for factor in linear.adapter)
-            stored |= {"lora_A.weight": first, "lora_B.weight": second}
-            weight = weight + second.float() @ first.float()
-        return stored, weight
+    def _stored_vectors(self) -> dict[str, Tensor]:
+        return {name: vector.to(self.storage.vectors[name]) for name, vector in self.vectors.items()}
 
     @torch.no_grad()
-    def finish(self) -> dict[str, StoredLinear]:
-        """Hand the outputs on to the next block; returns what is to be written."""
+    def finish(self) -> tuple[dict[str, StoredLinear], dict[str, Tensor]]:
+        """Hand the outputs on to the next block; returns what is to be written: linears, and norms and biases."""
         self.block.hidden[:] = self.outputs
         self.block.advanced = True
-        return {name: StoredLinear(*self._final(linear), error=None) for name, linear in self.linears.items()}
+        return {name: linear.stored() for name, linear in self.linears.items()}, self._stored_vectors()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.formats.compressed_tensors import stored_linear
-from compresskit.stages import GridMethod, StoredLinear
+from compresskit.stages import GridMethod
+from compresskit.stored import StoredLinear
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.formats import bitsandbytes
-from compresskit.stages import QuantizeMethod, StoredLinear
+from compresskit.stages import QuantizeMethod
+from compresskit.stored import StoredLinear
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from compresskit.formats.compressed_tensors import stored_linear
-from compresskit.stages import GridMethod, StoredLinear
+from compresskit.stages import GridMethod
+from compresskit.stored import StoredLinear
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,9 @@ from compresskit.block import Block
 from compresskit.checkpoint.writer import Writer
 from compresskit.model import Model
 from compresskit.scheme import Scheme
-from compresskit.stages import QuantizeMethod, StoredLinear
+from compresskit.stages import QuantizeMethod
 from compresskit.stagewise import ATTENTION_STAGES, OnBlock, chosen_stages, collected, finish_block, replace_weight
+from compresskit.stored import StoredLinear
 from compresskit.walk import Walk
 
 
@@ -29,6 +30,8 @@ class Request:
     """In which scales are stored."""
     rank: int = 0
     """Of the adapter that is trained beside the weights."""
+    factor_dtype: torch.dtype = torch.float16
+    """In which the adapter's factors are stored."""
 
     def stages(self, model: Model, index: int) -> list[list[tuple[str, ...]]]:
         """The linears of a block that are quantised, as `Model.linear_stages` gives them; empty groups fall away."""

@@ -6,16 +6,20 @@ Each block of the original sees what its original predecessors give, each quanti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compresskit.block import Block
+from compresskit.checkpoint.dtypes import TORCH_DTYPES
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats.peft import factor_names
+from compresskit.model import Model
 from compresskit.quantize.sequential import Request, put, write_shapes
-from compresskit.stages import BlockMethod, Storage, StoredLinear
+from compresskit.stages import BlockMethod
 from compresskit.stagewise import OnBlock, finish_block
+from compresskit.stored import Storage, StoredBlock, StoredLinear
 from compresskit.walk import Walk
 
 Saliencies = Callable[[int], Mapping[str, Tensor]]
@@ -35,20 +39,37 @@ def quantize_blocks(
         if f"block {compressed.index}" not in writer.done:
             stages = request.stages(model, compressed.index)
             names = [name for groups in stages for group in groups for name in group]
-            facts: dict[str, float] = {}
+            facts: dict[str, Any] = {}
             if names:
                 scheme = request.schemes[names[0]]
                 assert scheme is not None
-                storage = Storage(scheme, request.scale_dtype, request.rank)
-                found, facts = method.quantize_block(original, compressed, stages, storage, saliencies(compressed.index))
+                vectors = _vectors(model, compressed)
+                storage = Storage(scheme, request.scale_dtype, request.rank, request.factor_dtype, vectors)
+                found = method.quantize_block(original, compressed, stages, storage, saliencies(compressed.index))
                 _write(walks[1], compressed, found, writer)
+                facts |= found.facts
+                if method.has_small_factors and request.rank:
+                    short = {name: name.removeprefix(compressed.name + ".") for name in names}
+                    facts["adapter_scales"] = {short[name]: linear.adapter_scale for name, linear in found.linears.items()}
             finish_block(model, compressed, writer, facts)
         on_block("quantizing", compressed.index + 1, model.block_count)
     writer.copy_missing(model.checkpoint)
 
 
-def _write(walk: Walk, block: Block, found: Mapping[str, StoredLinear], writer: Writer) -> None:
-    for name, stored in found.items():
+def _vectors(model: Model, block: Block) -> dict[str, torch.dtype]:
+    """Stored dtypes of the block's norms and biases, by their names inside the block."""
+    found = {}
+    for name, parameter in block.module.named_parameters():
+        stored = model.stored_name(f"{block.name}.{name}")
+        if parameter.ndim == 1 and stored in model.checkpoint.tensors:
+            found[name] = TORCH_DTYPES[model.checkpoint.spec(stored).dtype]
+    return found
+
+
+def _write(walk: Walk, block: Block, found: StoredBlock, writer: Writer) -> None:
+    for name, vector in found.vectors.items():
+        writer.put(walk.model.stored_name(f"{block.name}.{name}"), vector)
+    for name, stored in found.linears.items():
         tensors = dict(stored.tensors)
         for leaf, stored_name in zip(("lora_A.weight", "lora_B.weight"), factor_names(name), strict=True):
             factor: torch.Tensor | None = tensors.pop(leaf, None)

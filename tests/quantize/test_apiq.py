@@ -9,20 +9,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from stock_tools import stock_logits, tokens, walked_logits
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, make_model
 
 from compresskit.architectures import ARCHITECTURES
 from compresskit.error_feedback import round_with_feedback
 from compresskit.errors import RequestError
 from compresskit.grid import from_codes, min_max_grid, to_codes
+from compresskit.lowrank import Metric
 from compresskit.opening import open_model
 from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
 from compresskit.pipeline.quantization import quantize
 from compresskit.quantize.apiq import ApiQ
-from compresskit.quantize.block_training import TrainedLinear, Trainer, clipped_grid
+from compresskit.quantize.block_training import Trainer
 from compresskit.quantize.saliency import fisher_diagonals
+from compresskit.quantize.trained_linear import TrainedLinear, clipped_grid
 from compresskit.scheme import Scheme
-from compresskit.stages import Options, Storage
+from compresskit.stages import Options
+from compresskit.stored import Storage, StoredLinear
 from compresskit.walk import Walk
 
 CPU = torch.device("cpu")
@@ -33,6 +36,10 @@ def options(text: Path) -> Options:
     return Options(calibration=str(text), samples=8, sequence_length=64)
 
 
+def storage(scheme: Scheme, scale_dtype: torch.dtype = torch.float16, rank: int = 0, bits: int = 16) -> Storage:
+    return Storage(scheme, scale_dtype, rank, torch.float16 if bits == 16 else torch.float8_e4m3fn, {})
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_training_begins_exactly_at_the_start(symmetric: bool) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +48,7 @@ def test_training_begins_exactly_at_the_start(symmetric: bool) -> None:
     grid = min_max_grid(weight, scheme, torch.float16)
     rounded = round_with_feedback(weight, x.T @ x, grid, scheme, 0.01, True)
     for target, codes in ((weight, to_codes(weight, grid, scheme)), (rounded.targets, rounded.codes)):
-        found, _ = TrainedLinear.of(weight, target, scheme).weights(scheme, torch.float16)
+        found, _ = TrainedLinear.of(weight, target, storage(scheme)).weights()
         assert torch.allclose(found, from_codes(codes, grid, scheme), atol=1e-6)
 
 
@@ -49,11 +56,11 @@ def test_gradients_are_those_of_the_straight_through_estimator() -> None:
     """By hand: dW/dV = s inside the range and 0 outside; dW/ds = Q - z - inside * T / s."""
     generator = torch.Generator().manual_seed(1)
     target, scheme = 2 * torch.randn(3, 8, generator=generator), Scheme(2, 4, False)
-    linear = TrainedLinear.of(target / 2, target, scheme)
+    linear = TrainedLinear.of(target / 2, target, storage(scheme, torch.float32))
     low, high = linear.low.clone().requires_grad_(True), linear.high.clone().requires_grad_(True)
     linear.low, linear.high = low, high
     linear.offset.requires_grad_(True)
-    weight, _ = linear.weights(scheme, torch.float32)
+    weight, _ = linear.weights()
     upstream = torch.randn(3, 8, generator=generator)
     weight.backward(upstream)
     grid = clipped_grid(low.detach(), high.detach(), scheme, torch.float32)
@@ -79,7 +86,7 @@ def test_the_error_of_a_massive_token_is_divided_by_its_own_energy(tiny: dict[st
     usual = energies.median()
     expected = {"absolute": squares, "relative": squares / energies, "capped": squares / torch.maximum(energies, usual)}
     for error, values in expected.items():
-        trainer = Trainer(ApiQ(error=error), block, [target], Storage(Scheme(2, 16, False), torch.float16, 0), {})  # type: ignore[arg-type]
+        trainer = Trainer(ApiQ(error=error), block, [target], storage(Scheme(2, 16, False)), {})  # type: ignore[arg-type]
         assert torch.allclose(trainer.micro_batch_error(output, 0), values.mean(), rtol=1e-5)
 
 
@@ -134,6 +141,53 @@ def test_the_adapter_counts_as_stored_bits(tiny: dict[str, Path], text_file: Pat
     with_it = evaluate(str(tmp_path / "out"), EvaluateOptions(data=str(text_file), windows=2, sequence_length=64))
     assert without["perplexity"] != with_it["perplexity"]
     assert with_it["bytes"] - without["bytes"] == (tmp_path / "out" / "adapter" / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "qwen2"])
+def test_norms_and_biases_are_trained_in_their_stored_dtype_or_kept(family: str, text_file: Path, tmp_path: Path) -> None:
+    source = make_model(tmp_path / "source", family, dtype=torch.bfloat16)
+    dense = load_file(source / "model.safetensors")
+    for rate in (0.0, 1.0):
+        method = ApiQ(bits=2, group_size=16, rank=0, epochs=12, norm_rate=rate)
+        quantize(method, str(source), tmp_path / str(rate), options(text_file))
+        found = load_file(tmp_path / str(rate) / "model.safetensors")
+        vectors = {n: t for n, t in found.items() if t.ndim == 1 and "layers." in n and not n.endswith("_shape")}
+        assert vectors
+        assert {t.dtype for t in vectors.values()} == {torch.bfloat16}
+        changed = {n for n, t in vectors.items() if not torch.equal(t, dense[n])}
+        assert bool(changed) == bool(rate)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_what_is_stored_is_what_was_trained(bits: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, x = torch.randn(6, 16, generator=generator), torch.randn(40, 16, generator=generator)
+    linear = TrainedLinear.of(weight, weight, storage(Scheme(2, 8, False), rank=3, bits=bits))
+    linear.start_with_adapter(Metric(x.T @ x / len(x)))
+    without, full = linear.weights()
+    stored = linear.stored()
+    assert torch.allclose(stored.weight, full, atol=1e-3)
+    assert torch.allclose(from_adapter(stored), full - without, atol=1e-3)
+    left, before = (((weight - each) @ x.T).square().sum() for each in (full, without))
+    assert left < 0.6 * before
+
+
+def from_adapter(stored: StoredLinear) -> torch.Tensor:
+    first, second = (stored.tensors[f"lora_{each}.weight"].float() for each in "AB")
+    return stored.adapter_scale * second @ first
+
+
+def test_an_adapter_in_eight_bits_takes_half_the_bytes_and_loads_with_stock_tools(
+    tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    for bits in (16, 8):
+        method = ApiQ(bits=2, group_size=16, epochs=2, rank=4, adapter_bits=bits)
+        quantize(method, str(tiny["llama"]), tmp_path / str(bits), options(text_file))
+    large, small = (load_file(tmp_path / str(bits) / "adapter" / "adapter_model.safetensors") for bits in (16, 8))
+    assert {tensor.dtype for tensor in small.values()} == {torch.float8_e4m3fn}
+    assert 2 * sum(t.nbytes for t in small.values()) == sum(t.nbytes for t in large.values())
+    (found,) = stock_logits([tmp_path / "8"], tmp_path)
+    assert (found - walked_logits(tmp_path / "8")).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma2"])
