@@ -200,15 +200,28 @@ def _merge_entries(
     base, out, shard_bytes = where
     specs, sections = vectors[0].specs, merged_reader(method, vectors)
     names = list(specs)
+    dead = {name for name in names if ".lora_B." in name}
 
     def tensor(name: str) -> torch.Tensor:
         bars("merging", names.index(name), len(names))
         found = torch.from_numpy(np.concatenate([*sections(name), np.zeros(0, np.float32)])) * method.scaling
+        if bool(found.any()):
+            dead.discard(name)
         found += base.read(name).reshape(-1).float() if base else offset_of(name)
         return found.to(TORCH_DTYPES[specs[name].dtype]).reshape(specs[name].shape)
 
     if base is None:
-        return write_merged_adapter(out, list(specs.values()), lambda name: stored_bytes(tensor(name)), vectors, settings)
+
+        def checked(name: str) -> bytes:
+            found = stored_bytes(tensor(name))
+            if name == names[-1] and dead and dead == {each for each in names if ".lora_B." in each}:
+                raise RequestError(
+                    f"{vectors[0].folder}: lora_A is so much larger than lora_B that {settings['method']} kept nothing of any "
+                    "lora_B; merge by average, task-arithmetic or ties, with --rank"
+                )
+            return found
+
+        return write_merged_adapter(out, list(specs.values()), checked, vectors, settings)
     key = fingerprint("merge", settings)
     with writing.Writer(out, [specs[name] for name in names], shard_bytes, key) as writer:
         writer.start(read_json(vectors[0].folder / "config.json"), vectors[0].folder, {})

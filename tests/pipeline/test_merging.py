@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoint_damage import edit_tensors
 from conftest import Run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import make_adapter
 
 from compresskit.formats import peft
@@ -65,6 +65,18 @@ def test_ties_trims_dense_sources_over_the_whole_vector(run: Run, adapters: list
     expected = sum(agree) / sum((v != 0).float() for v in agree).clamp_min(1)
     merged = load_file(tmp_path / "m" / peft.WEIGHTS)
     torch.testing.assert_close(torch.cat([merged[name].flatten() for name in sorted(merged)]), expected)
+
+
+def test_a_merge_that_would_keep_nothing_of_any_second_factor_is_refused(run: Run, adapters: list[Path], tmp_path: Path) -> None:
+    for adapter in adapters:
+        tensors = load_file(adapter / peft.WEIGHTS)
+        large = {name: tensor * 1e4 if ".lora_A." in name else tensor for name, tensor in tensors.items()}
+        save_file(large, adapter / peft.WEIGHTS)
+    code, _, err = run("merge", "pcb", *adapters, tmp_path / "m")
+    assert code == 2
+    assert "lora_B" in err
+    assert "--rank" in err
+    assert not (tmp_path / "m").exists()
 
 
 def test_adapters_of_other_ranks_and_linears_merge_as_updates(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
