@@ -155,27 +155,28 @@ class Trainer:
     def _gradients(self, chosen: list[int], start_error: float, distances: dict[str, float]) -> None:
         """Add the gradient of equation 1 over these micro-batches to the parameters'.
 
-        The block runs on detached weights; their gradient goes through equations 2 and 3 once, not once a micro-batch.
+        The block runs on detached weights; their gradient goes through equations 2 and 3 once, not once a micro-batch, and
+        one linear after the other, so that what autograd keeps of those is one linear's.
         """
-        pairs = {name: linear.weights() for name, linear in self.linears.items()}
-        leaves = {name: full.detach().to(self.block.hidden[0]).requires_grad_(True) for name, (_, full) in pairs.items()}
-        inside = {name.removeprefix(self.block.name + ".") + ".weight": leaf for name, leaf in leaves.items()}
+        with torch.no_grad():
+            leaves = {name: linear.weights()[1].to(self.block.hidden[0]) for name, linear in self.linears.items()}
+        inside = {n.removeprefix(self.block.name + ".") + ".weight": leaf.requires_grad_(True) for n, leaf in leaves.items()}
         inside |= self.vectors
         for index in chosen:
             with matrix_products(self.block.hidden[index].device, self.method.precision):
                 output = self.block.run_with(self.block.hidden[index], inside)
             error = self.micro_batch_error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
-        used = [name for name, leaf in leaves.items() if leaf.grad is not None]
-        outputs: list[Tensor] = [pairs[name][1] for name in used]
-        gradients: list[Tensor | None] = [leaves[name].grad.to(pairs[name][1]) for name in used]  # type: ignore[union-attr]
-        held = self.method.regularize == "after-lora"
-        for name, value in distances.items():
-            outputs.append(
-                self.linears[name].distance(pairs[name][held]) * (self.method.saliency_weight / len(distances) / value)
-            )
-            gradients.append(None)
-        torch.autograd.backward(outputs, gradients)
+        inside.clear()
+        for name, linear in self.linears.items():
+            without, full = linear.weights()
+            gradient = leaves.pop(name).grad
+            if gradient is not None:
+                torch.autograd.backward(full, gradient.to(full), retain_graph=name in distances)
+            if name in distances:
+                held = full if self.method.regularize == "after-lora" else without
+                weight = self.method.saliency_weight / len(distances) / distances[name]
+                torch.autograd.backward(linear.distance(held) * weight)
 
     @torch.no_grad()
     def output_error(self) -> float:
