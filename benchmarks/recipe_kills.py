@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from compresskit.checkpoint.reader import sha256
 
@@ -33,7 +34,7 @@ def weights_of(out: Path) -> dict[str, str]:
     return {str(file.relative_to(out)): sha256(file) for file in sorted(out.rglob("*.safetensors"))}
 
 
-def killed(command: list[str], out: Path, seconds: float) -> dict[str, object]:
+def killed(command: list[str], out: Path, seconds: float) -> dict[str, Any]:
     """Run for so long; what the kill hit."""
     with subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -62,7 +63,7 @@ def main() -> None:
     for _ in range(arguments.kills):
         before = {name for name, status in steps_of(out).items() if status == "done"}
         found = killed(command, out, moments.uniform(LEAST_SECONDS, alone / 10))
-        redone |= before - set(found["done"])  # type: ignore[call-overload]
+        redone |= before - set(found["done"])
         finished |= before
         print(json.dumps(found), flush=True)
     last = subprocess.run([*command, str(out), "--quiet", "--json"], check=True, capture_output=True, text=True)

@@ -33,9 +33,10 @@ SMALLEST_EIGENVALUE = 1e-9
 """Directions of less than this share of the largest eigenvalue are not solved for: nothing was seen there."""
 EIGHT_BITS = torch.float8_e4m3fn
 EIGHT_BIT_SPREAD = 8.0
-"""Root mean square of the first factor's rows in 8 bits: entries from 1/500 to 50 times as large keep all mantissa bits."""
+"""The most that the root mean square of a row of A may be in 8 bits, and half of it the least, but for rows with a massive
+entry: of other entries, those down to a five-hundredth of it keep all mantissa bits."""
 EIGHT_BIT_LARGEST = 256.0
-"""Largest entry of the second factor in 8 bits; the format ends at 448."""
+"""The most that an entry of either factor may be in 8 bits; the format ends at 448."""
 EIGHT_BIT_ROUNDS = 2
 
 
@@ -113,16 +114,20 @@ def in_eight_bits(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float]
     Returns:
         (A, B, scale), the factors in float8 e4m3.
     """
-    small_first, powers = _eight_bit_rows(first)
-    small_second, scale = _eight_bit_columns(second * powers.T)
-    return small_first, small_second, scale
+    return _eight_bit_pair(first, second)[:3]
 
 
 def rounded_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """What `in_eight_bits` makes of A (rank, in) and B (out, rank), multiplied back: near each, with the stored product."""
+    small_first, small_second, scale, powers = _eight_bit_pair(first, second)
+    return small_first.to(first) * powers, small_second.to(second) * scale / powers.T
+
+
+def _eight_bit_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float, Tensor]:
+    """(A, B, scale) of `in_eight_bits`, and the powers (rank, 1) that A's rows were divided by and B's columns multiplied."""
     small_first, powers = _eight_bit_rows(first)
     small_second, scale = _eight_bit_columns(second * powers.T)
-    return small_first.to(first) * powers, small_second.to(second) * scale / powers.T
+    return small_first, small_second, scale, powers
 
 
 def _eight_bit_rows(first: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,15 @@ class Storage(NamedTuple):
     """How the linears of a block are stored, and its norms and biases."""
 
     scheme: Scheme
+    """The grid of all of its linears."""
     scale_dtype: torch.dtype
+    """Of the grid's scales."""
     rank: int
     """Of the adapter, 0 for none."""
     factor_dtype: torch.dtype
     """Of the adapter's factors."""
     vectors: Mapping[str, torch.dtype]
-    """Norms and biases that may change, by their names inside the block."""
+    """Norms and biases that may change: their stored dtypes by their names inside the block."""
 
 
 class StoredLinear(NamedTuple):

@@ -19,9 +19,7 @@ def dense_dtype(model: Model) -> str:
 
 def factor_dtype(model: Model, bits: int) -> str:
     """The dtype of an adapter's factors of so many bits, in safetensors' spelling."""
-    if bits == 8:
-        return "F8_E4M3"
-    return "BF16" if dense_dtype(model) == "BF16" else "F16"
+    return peft.factor_dtype(bits, "BF16" if dense_dtype(model) == "BF16" else "F16")
 
 
 def adapter_ranks(model: Model, ranks: Mapping[str, int]) -> dict[str, int]:

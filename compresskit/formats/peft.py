@@ -65,6 +65,16 @@ def configuration(base: str, ranks: Mapping[str, int], scales: Mapping[str, floa
     }
 
 
+def factor_dtype(bits: int, wide: str) -> str:
+    """The dtype of factors stored in 8 bits or 16, in safetensors' spelling; `wide`: the 16-bit one that goes with the model."""
+    return "F8_E4M3" if bits == 8 else wide
+
+
+def scales_by_name(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Scales by module name; given by a block's name, then by a linear's inside it."""
+    return {f"{block}.{short}": scale for block, scales in blocks.items() for short, scale in scales.items()}
+
+
 def _covers_all(ranks: Mapping[str, int]) -> bool:
     """Whether every kind of linear occurs in as many blocks as every other, so that short names target just these."""
     kinds: dict[str, int] = {}

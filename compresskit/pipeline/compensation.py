@@ -238,10 +238,8 @@ def _written(job: Job, request: Repair, writer: writing.Writer) -> Model:
 
 def _adapter_config(job: Job, request: Repair, writer: writing.Writer) -> str:
     """adapter_config.json, with the scales of the blocks that are finished."""
-    scales: dict[str, float] = {}
-    for index, facts in enumerate(writer.facts["blocks"]):
-        block = job.pair.compressed.block_name(index)
-        scales |= {f"{block}.{short}": scale for short, scale in facts["scale"].items()}
+    block_name = job.pair.compressed.block_name
+    scales = peft.scales_by_name({block_name(i): facts["scale"] for i, facts in enumerate(writer.facts["blocks"])})
     if job.method.splits:
         return peft.config_text(str(job.out.resolve()), {name: rank for name, rank in request.ranks.items() if rank}, scales)
     return peft.config_text(job.base, adapter_ranks(job.pair.compressed, request.ranks), scales)

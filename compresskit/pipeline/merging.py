@@ -200,13 +200,14 @@ def _merge_entries(
     base, out, shard_bytes = where
     specs, sections = vectors[0].specs, merged_reader(method, vectors)
     names = list(specs)
-    dead = {name for name in names if ".lora_B." in name}
+    seconds = {name for name in names if ".lora_B." in name}
+    empty = set(seconds)  # of these nothing was kept, so far
 
     def tensor(name: str) -> torch.Tensor:
         bars("merging", names.index(name), len(names))
         found = torch.from_numpy(np.concatenate([*sections(name), np.zeros(0, np.float32)])) * method.scaling
         if bool(found.any()):
-            dead.discard(name)
+            empty.discard(name)
         found += base.read(name).reshape(-1).float() if base else offset_of(name)
         return found.to(TORCH_DTYPES[specs[name].dtype]).reshape(specs[name].shape)
 
@@ -214,10 +215,10 @@ def _merge_entries(
 
         def checked(name: str) -> bytes:
             found = stored_bytes(tensor(name))
-            if name == names[-1] and dead and dead == {each for each in names if ".lora_B." in each}:
+            if name == names[-1] and seconds and empty == seconds:
                 raise RequestError(
-                    f"{vectors[0].folder}: lora_A is so much larger than lora_B that {settings['method']} kept nothing of any "
-                    "lora_B; merge by average, task-arithmetic or ties, with --rank"
+                    f"{vectors[0].folder}: {settings['method']} keeps nothing of any lora_B, which leaves no update (where "
+                    "lora_A is far larger, it takes all places); merge by average, task-arithmetic or ties, with --rank"
                 )
             return found
 

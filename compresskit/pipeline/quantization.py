@@ -95,7 +95,8 @@ class Job:
     @property
     def factor_dtype(self) -> str:
         """Of the adapter's factors, likewise."""
-        return "F8_E4M3" if isinstance(self.method, BlockMethod) and self.method.has_small_factors else self.scale_dtype
+        small = isinstance(self.method, BlockMethod) and self.method.has_small_factors
+        return peft.factor_dtype(8 if small else 16, self.scale_dtype)
 
 
 def weight_dtype(model: Model) -> str:
@@ -197,14 +198,10 @@ def _with_bits(
 
 
 def _written(job: Job, writer: writing.Writer) -> Model:
-    """What is in the partial folder, its adapter included, with the scales of the finished blocks."""
+    """What is in the partial folder; an adapter gets its configuration first, with the scales of the finished blocks."""
     if job.rank:
-        scales = {
-            f"{job.model.block_name(index)}.{short}": scale
-            for index, facts in enumerate(writer.facts["blocks"])
-            for short, scale in facts.get("adapter_scales", {}).items()
-        }
-        text = peft.config_text(str(job.out), dict.fromkeys(job.schemes, job.rank), scales)
+        found = {job.model.block_name(i): facts.get("adapter_scales", {}) for i, facts in enumerate(writer.facts["blocks"])}
+        text = peft.config_text(str(job.out), dict.fromkeys(job.schemes, job.rank), peft.scales_by_name(found))
         writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
     return with_adapter(open_model(writer.partial), None)
 

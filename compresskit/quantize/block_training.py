@@ -51,7 +51,7 @@ class Trainer:
         self.saliencies = saliencies
         self.linears: dict[str, TrainedLinear] = {}
         trained = storage.vectors if method.norm_rate else {}
-        self.start_vectors = {name: block.module.get_parameter(name).detach().clone() for name in trained}
+        self.start_vectors = {name: block.module.get_parameter(name).detach().float().clone() for name in trained}
         self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
         self.usual_energy = _usual_energy(targets)
         self.outputs: list[Tensor] = []
@@ -73,11 +73,11 @@ class Trainer:
             scheme = self.storage.scheme
             grid = min_max_grid(rows, scheme, self.storage.scale_dtype)
             targets = round_with_feedback(rows, hessian, grid, scheme, self.method.damping, ordered=True).targets
-        metric = Metric(hessian, self.method.damping)
+        metric = Metric(hessian, self.method.damping) if self.storage.rank and tokens else None
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
             linear = TrainedLinear.of(weight, target.clone(), self.storage)
             if self.storage.rank:
-                linear.start_with_adapter(metric if tokens else None)
+                linear.start_with_adapter(metric)
             linear.saliency = self._saliency(name, hessian)
             self.linears[name] = linear
             replace_weight(self.block.linear(name), linear.stored().weight)
@@ -123,7 +123,7 @@ class Trainer:
         if self.method.rounding == "learned":
             groups.append((self.method.rounding_rate / steps, [each.offset for each in linears]))
         for vector in self.vectors.values():
-            groups.append((self.method.norm_rate * 2 / steps * float(vector.float().square().mean().sqrt()), [vector]))
+            groups.append((self.method.norm_rate * 2 / steps * float(vector.square().mean().sqrt()), [vector]))
         return [{"params": parameters, "lr": rate} for rate, parameters in groups if parameters]
 
     def _batches_a_step(self) -> int:
@@ -145,12 +145,12 @@ class Trainer:
         if self.method.saliency == "none" or not self.method.saliency_weight:
             return {}
         with torch.no_grad():
-            found = {name: float(linear.distance(self._held(linear))) for name, linear in self.linears.items()}
+            found = {name: float(linear.distance(self._held(linear.weights()))) for name, linear in self.linears.items()}
         return {name: value for name, value in found.items() if value > 0}
 
-    def _held(self, linear: TrainedLinear) -> Tensor:
-        """The weight that the regulariser holds near the original."""
-        return linear.weights()[self.method.regularize == "after-lora"]
+    def _held(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        """The weight that the regulariser holds near the original, of those (without, with) the low-rank pair."""
+        return pair[self.method.regularize == "after-lora"]
 
     def _gradients(self, chosen: list[int], start_error: float, distances: dict[str, float]) -> None:
         """Add the gradient of equation 1 over these micro-batches to the parameters'.
@@ -161,22 +161,26 @@ class Trainer:
         with torch.no_grad():
             leaves = {name: linear.weights()[1].to(self.block.hidden[0]) for name, linear in self.linears.items()}
         inside = {n.removeprefix(self.block.name + ".") + ".weight": leaf.requires_grad_(True) for n, leaf in leaves.items()}
-        inside |= self.vectors
         for index in chosen:
+            vectors = {name: vector.to(self.block.hidden[index]) for name, vector in self.vectors.items()}
             with matrix_products(self.block.hidden[index].device, self.method.precision):
-                output = self.block.run_with(self.block.hidden[index], inside)
+                output = self.block.run_with(self.block.hidden[index], inside | vectors)
             error = self.micro_batch_error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
-        inside.clear()
+        inside.clear()  # so that each leaf goes with its gradient, once that is handed on
         for name, linear in self.linears.items():
-            without, full = linear.weights()
-            gradient = leaves.pop(name).grad
-            if gradient is not None:
-                torch.autograd.backward(full, gradient.to(full), retain_graph=name in distances)
+            pair, gradient = linear.weights(), leaves.pop(name).grad
+            roots: list[Tensor] = []
+            gradients: list[Tensor | None] = []
+            if gradient is not None:  # an expert that no token reached has none
+                roots.append(pair[1])
+                gradients.append(gradient.to(pair[1]))
             if name in distances:
-                held = full if self.method.regularize == "after-lora" else without
                 weight = self.method.saliency_weight / len(distances) / distances[name]
-                torch.autograd.backward(linear.distance(held) * weight)
+                roots.append(linear.distance(self._held(pair)) * weight)
+                gradients.append(None)
+            if roots:
+                torch.autograd.backward(roots, gradients)
 
     @torch.no_grad()
     def output_error(self) -> float:

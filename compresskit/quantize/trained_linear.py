@@ -70,11 +70,11 @@ class TrainedLinear:
             self.start_adapter = self.original.new_zeros(rank, columns), self.original.new_zeros(rows, rank)
         else:
             residual = self.original - self.weights()[0]
-            pair = low_rank_factors(residual, metric, rank)
             if self.eight_bits:
-                small_first, small_second, scale = eight_bit_factors(residual, metric, rank)
-                pair = small_first.float(), scale * small_second.float()
-            self.start_adapter = pair
+                first, second, scale = eight_bit_factors(residual, metric, rank)
+                self.start_adapter = first.float(), scale * second.float()
+            else:
+                self.start_adapter = low_rank_factors(residual, metric, rank)
         self.reset()
 
     @property

@@ -48,9 +48,8 @@ def quantize_blocks(
                 found = method.quantize_block(original, compressed, stages, storage, saliencies(compressed.index))
                 _write(walks[1], compressed, found, writer)
                 facts |= found.facts
-                if method.has_small_factors and request.rank:
-                    short = {name: name.removeprefix(compressed.name + ".") for name in names}
-                    facts["adapter_scales"] = {short[name]: linear.adapter_scale for name, linear in found.linears.items()}
+                scales = {name.removeprefix(compressed.name + "."): each.adapter_scale for name, each in found.linears.items()}
+                facts |= {"adapter_scales": scales} if request.rank and method.has_small_factors else {}
             finish_block(model, compressed, writer, facts)
         on_block("quantizing", compressed.index + 1, model.block_count)
     writer.copy_missing(model.checkpoint)

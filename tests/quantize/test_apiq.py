@@ -25,6 +25,7 @@ from compresskit.quantize.saliency import fisher_diagonals
 from compresskit.quantize.trained_linear import TrainedLinear, clipped_grid
 from compresskit.scheme import Scheme
 from compresskit.stages import Options
+from compresskit.stagewise import chosen_stages
 from compresskit.stored import Storage, StoredLinear
 from compresskit.walk import Walk
 
@@ -156,6 +157,22 @@ def test_norms_and_biases_are_trained_in_their_stored_dtype_or_kept(family: str,
         assert {t.dtype for t in vectors.values()} == {torch.bfloat16}
         changed = {n for n, t in vectors.items() if not torch.equal(t, dense[n])}
         assert bool(changed) == bool(rate)
+
+
+def test_norms_are_trained_in_float32_where_the_block_computes_in_bfloat16(tiny: dict[str, Path]) -> None:
+    """A step of a norm is often below bfloat16's resolution: summed in it, the steps would be lost."""
+    blocks = [next(iter(Walk(open_model(tiny["llama"]), tokens(), CPU, torch.bfloat16))) for _ in range(2)]
+    targets = [output for _, output in blocks[0].advance()]
+    names = {name: torch.bfloat16 for name, each in blocks[1].module.named_parameters() if each.ndim == 1}
+    storage_of = storage(Scheme(2, 16, False))._replace(vectors=names)
+    trainer = Trainer(ApiQ(bits=2, rank=0, epochs=2), blocks[1], targets, storage_of, {})
+    trainer.start(chosen_stages(open_model(tiny["llama"]), 0, open_model(tiny["llama"]).linears))
+    trainer.train(trainer.output_error())
+    assert names
+    for name, vector in trainer.vectors.items():
+        assert vector.dtype == torch.float32
+        assert not torch.equal(vector, vector.bfloat16().float())
+        assert not torch.equal(vector, trainer.start_vectors[name])
 
 
 @pytest.mark.parametrize("bits", [16, 8])
