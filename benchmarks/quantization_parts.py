@@ -76,7 +76,9 @@ def measure(blocks: tuple[Block, Block], stages: Any, settings: dict[str, Any], 
     started = time.monotonic()
     factors = torch.float8_e4m3fn if method.has_small_factors else torch.float16
     storage = Storage(Scheme(bits, 64, False), torch.float16, method.rank or 0, factors, dict.fromkeys(vectors, torch.float32))
-    method.quantize_block(original, compressed, stages, storage, {})
+    for _ in original.advance():
+        pass
+    method.quantize_block(compressed, original.hidden, stages, storage, {})
     seconds = time.monotonic() - started
     seen = relative_error(outputs(compressed, inputs[:samples]), outputs(original, model_inputs[:samples]))
     others = relative_error(outputs(compressed, inputs[samples:]), outputs(original, model_inputs[samples:]))

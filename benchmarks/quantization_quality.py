@@ -29,6 +29,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "nf4": ("nf4", {}),
     **{f"apiq {bits} rank 0": ("apiq", {"bits": bits, "rank": 0}) for bits in (2, 3)},
     "apiq 2 rank 8": ("apiq", {"bits": 2, "rank": 8}),
+    "apiq 2 rank 8 in 8 bits": ("apiq", {"bits": 2, "rank": 8, "adapter_bits": 8}),
+    "apiq 4 rank 0": ("apiq", {"bits": 4, "rank": 0}),
     "apiq 2 rank 0, rtn start": ("apiq", {"bits": 2, "rank": 0, "start": "rtn"}),
     "apiq 2 rank 0, nearest": ("apiq", {"bits": 2, "rank": 0, "rounding": "nearest"}),
     "apiq 2 rank 0, activation": ("apiq", {"bits": 2, "rank": 0, "saliency": "activation"}),

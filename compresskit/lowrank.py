@@ -48,7 +48,8 @@ class Metric:
 
         On devices without float64 (mps) all lies on the CPU.
         """
-        self.matrix = _exact(moments).clone()
+        exact = _exact(moments)
+        self.matrix = exact.clone() if exact is moments else exact
         self.matrix.diagonal().add_(damping * self.matrix.diagonal().mean())
 
     @cached_property

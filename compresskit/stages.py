@@ -216,16 +216,17 @@ class BlockMethod(GridMethod):
 
     def quantize_block(
         self,
-        original: Block,
-        compressed: Block,
+        block: Block,
+        targets: list[Tensor],
         stages: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
     ) -> StoredBlock:
-        """Quantise one block; both blocks are advanced.
+        """Quantise one block of the quantised stream and advance it.
 
-        `stages`: the linears that are quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, (out, in)
-        each, where the method asked for any.
+        `targets`: what the original block gave, one (batch, length, hidden) a micro-batch. `stages`: the linears that are
+        quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, (out, in) each, where the method asked
+        for any.
 
         Raises:
             TypeError: the method does not define how.

@@ -86,9 +86,13 @@ class Walk:
             if not block.advanced:
                 for _ in block.advance():
                     pass
-            skeleton.empty(self.model, self.network, block.name)
+            self.release(block)
             del block
             release_freed_memory()
+
+    def release(self, block: Block) -> None:
+        """Free the weights of a block that has been advanced and that nothing will run again."""
+        skeleton.empty(self.model, self.network, block.name)
 
     @contextmanager
     def block(self, index: int, hidden: list[Tensor], calls: dict[int, Call]) -> Iterator[Block]:

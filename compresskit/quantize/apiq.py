@@ -134,18 +134,16 @@ class ApiQ(BlockMethod, frozen=True):
 
     def quantize_block(
         self,
-        original: Block,
-        compressed: Block,
+        block: Block,
+        targets: list[Tensor],
         stages: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
     ) -> StoredBlock:
-        """Start, train, keep the better (equation 1). Both blocks are advanced, the compressed one edited in place."""
+        """Start, train, keep the better (equation 1). The block is edited in place and advanced."""
         from compresskit.quantize.block_training import Trainer
 
-        for _ in original.advance():
-            pass
-        trainer = Trainer(self, compressed, original.hidden, storage, saliencies)
+        trainer = Trainer(self, block, targets, storage, saliencies)
         trainer.start(stages)
         before = trainer.output_error()
         trainer.train(before)

@@ -63,7 +63,9 @@ class Trainer:
             grams = collected(list(groups), self.block, number >= ATTENTION_STAGES)
             for group in groups:
                 gram = grams.pop(group[0])
-                self._start_group(group, gram.matrix() / max(1, gram.tokens), gram.tokens)
+                hessian, tokens = gram.matrix().div_(max(1, gram.tokens)), gram.tokens
+                del gram
+                self._start_group(group, hessian, tokens)
 
     def _start_group(self, group: tuple[str, ...], hessian: Tensor, tokens: int) -> None:
         weights = [self.block.linear(name).weight.detach().float() for name in group]
@@ -79,11 +81,17 @@ class Trainer:
             if self.storage.rank:
                 linear.start_with_adapter(metric)
             linear.saliency = self._saliency(name, hessian)
+            linear.original = weight if self._holds else None
             self.linears[name] = linear
             replace_weight(self.block.linear(name), linear.stored().weight)
 
+    @property
+    def _holds(self) -> bool:
+        """Whether the saliency term is part of the loss."""
+        return self.method.saliency != "none" and self.method.saliency_weight > 0
+
     def _saliency(self, name: str, hessian: Tensor) -> Tensor | None:
-        if self.method.saliency == "none":
+        if not self._holds:
             return None
         found = hessian.diagonal().clone() if self.method.saliency == "activation" else self.saliencies[name]
         mean = found.mean()
@@ -142,7 +150,7 @@ class Trainer:
 
     def _distances(self) -> dict[str, float]:
         """The saliency terms at the start, by linear; none where there is no saliency."""
-        if self.method.saliency == "none" or not self.method.saliency_weight:
+        if not self._holds:
             return {}
         with torch.no_grad():
             found = {name: float(linear.distance(self._held(linear.weights()))) for name, linear in self.linears.items()}
@@ -155,21 +163,22 @@ class Trainer:
     def _gradients(self, chosen: list[int], start_error: float, distances: dict[str, float]) -> None:
         """Add the gradient of equation 1 over these micro-batches to the parameters'.
 
-        The block runs on detached weights; their gradient goes through equations 2 and 3 once, not once a micro-batch, and
-        one linear after the other, so that what autograd keeps of those is one linear's.
+        The block runs on detached weights, its own; their gradient goes through equations 2 and 3 once, not once a
+        micro-batch, and one linear after the other, so that what autograd keeps of those is one linear's.
         """
+        leaves = {name: self.block.linear(name).weight for name in self.linears}
         with torch.no_grad():
-            leaves = {name: linear.weights()[1].to(self.block.hidden[0]) for name, linear in self.linears.items()}
-        inside = {n.removeprefix(self.block.name + ".") + ".weight": leaf.requires_grad_(True) for n, leaf in leaves.items()}
+            for name, linear in self.linears.items():
+                leaves[name].copy_(linear.weights()[1]).requires_grad_(True)
         for index in chosen:
             vectors = {name: vector.to(self.block.hidden[index]) for name, vector in self.vectors.items()}
             with matrix_products(self.block.hidden[index].device, self.method.precision):
-                output = self.block.run_with(self.block.hidden[index], inside | vectors)
+                output = self.block.run_with(self.block.hidden[index], vectors)
             error = self.micro_batch_error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
-        inside.clear()  # so that each leaf goes with its gradient, once that is handed on
         for name, linear in self.linears.items():
-            pair, gradient = linear.weights(), leaves.pop(name).grad
+            pair, gradient = linear.weights(), leaves[name].grad
+            leaves[name].requires_grad_(False).grad = None
             roots: list[Tensor] = []
             gradients: list[Tensor | None] = []
             if gradient is not None:  # an expert that no token reached has none

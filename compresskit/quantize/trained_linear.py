@@ -42,7 +42,8 @@ def soft_codes(target: Tensor, offset: Tensor, grid: Grid, scheme: Scheme) -> Te
 class TrainedLinear:
     """One linear in training: what stays, and the parameters of equations 2 and 3."""
 
-    original: Tensor
+    original: Tensor | None
+    """(out, in); None once only `target` is needed."""
     target: Tensor
     storage: Storage
     low: Tensor
@@ -65,6 +66,7 @@ class TrainedLinear:
 
     def start_with_adapter(self, metric: Metric | None) -> None:
         """Begin with the best low-rank repair of what rounding leaves; with one of zeros where no inputs were seen."""
+        assert self.original is not None
         rank, (rows, columns) = self.storage.rank, self.original.shape
         if metric is None:
             self.start_adapter = self.original.new_zeros(rank, columns), self.original.new_zeros(rows, rank)
@@ -124,5 +126,6 @@ class TrainedLinear:
 
     def distance(self, weight: Tensor) -> Tensor:
         """sum(F * (W_q - W)^2) of equation 1, a number; weight: W_q (out, in)."""
+        assert self.original is not None
         squares = (weight - self.original).square()
         return (squares if self.saliency is None else squares * self.saliency).sum()

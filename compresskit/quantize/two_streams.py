@@ -45,7 +45,10 @@ def quantize_blocks(
                 assert scheme is not None
                 vectors = _vectors(model, compressed)
                 storage = Storage(scheme, request.scale_dtype, request.rank, request.factor_dtype, vectors)
-                found = method.quantize_block(original, compressed, stages, storage, saliencies(compressed.index))
+                for _ in original.advance():
+                    pass
+                walks[0].release(original)
+                found = method.quantize_block(compressed, original.hidden, stages, storage, saliencies(compressed.index))
                 _write(walks[1], compressed, found, writer)
                 facts |= found.facts
                 scales = {name.removeprefix(compressed.name + "."): each.adapter_scale for name, each in found.linears.items()}
