@@ -201,7 +201,7 @@ def _written(job: Job, writer: writing.Writer) -> Model:
     """What is in the partial folder; an adapter gets its configuration first, with the scales of the finished blocks."""
     if job.rank:
         found = {job.model.block_name(i): facts.get("adapter_scales", {}) for i, facts in enumerate(writer.facts["blocks"])}
-        text = peft.config_text(str(job.out), dict.fromkeys(job.schemes, job.rank), peft.scales_by_name(found))
+        text = peft.config_text(str(job.out.resolve()), dict.fromkeys(job.schemes, job.rank), peft.scales_by_name(found))
         writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
     return with_adapter(open_model(writer.partial), None)
 

@@ -113,7 +113,7 @@ def _side_files(job: Job, ranks: dict[str, int]) -> dict[str, str]:
     """Generated files of a ragged source, and the configuration of the adapter."""
     files = layouts.own_files(job.model)
     if ranks:
-        files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(job.out), ranks)
+        files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(job.out.resolve()), ranks)
     return files
 
 

@@ -129,6 +129,15 @@ def test_every_familys_result_and_adapter_load_with_stock_tools(tiny: dict[str, 
         assert (found - walked_logits(folder)).abs().max() < 1e-3, folder.name
 
 
+def test_the_adapter_finds_its_base_from_another_folder(
+    tiny: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quantize(ApiQ(bits=2, group_size=16, epochs=0, rank=2), str(tiny["llama"]), Path("out"), options(text_file))
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str((tmp_path / "out").resolve())
+
+
 def test_the_adapter_counts_as_stored_bits(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     method = ApiQ(bits=2, group_size=16, epochs=0, rank=4)
     result = quantize(method, str(tiny["llama"]), tmp_path / "out", options(text_file))
