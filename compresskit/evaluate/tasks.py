@@ -33,6 +33,8 @@ LOGITS_BYTES = 1 << 28
 FLOAT32_BYTES = 4
 TOKENS_OF_A_WALK = 1 << 16
 """Hidden states of so many tokens are held at once."""
+BATCH_ON_CPU = 8
+"""Windows that lm-eval computes at once there."""
 LENGTH_STEP = 32
 """Windows are padded to a multiple of this, so that few lengths remain."""
 
@@ -175,7 +177,9 @@ def lm_eval_scores(network: Any, tokenizer: Any, names: list[str], limit: int | 
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise RequestError(f"--tasks {unknown[0]}: lm-eval has no such task; see lm-eval ls tasks")
-    wrapped = HFLM(pretrained=network, tokenizer=tokenizer, batch_size="auto")
+    # Its search for the largest batch runs whole contexts: minutes on a CPU, for nothing that is faster there.
+    batch = BATCH_ON_CPU if network.device.type == "cpu" else "auto"
+    wrapped = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch)
     report = simple_evaluate(
         model=wrapped, tasks=names, limit=limit, num_fewshot=shots or None, task_manager=manager, bootstrap_iters=0
     )

@@ -1,0 +1,87 @@
+"""The checkpoint that another tool makes of the same model on the same tokens, its time and its peak memory.
+
+    PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--iterations 50]
+
+TOOL is llm-compressor (GPTQ, static act-order, damping 1%) or auto-round (sign-gradient rounding). The interpreter is that
+of an environment that holds the tool, torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows of 512
+tokens drawn evenly from the text. Prints one JSON line; OUT is in compressed-tensors or AutoRound's packed format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LENGTH, GROUP_SIZE, KIB = 512, 64, 1024
+
+
+def windows_of(text: Path, tokenizer: Any, samples: int) -> torch.Tensor:
+    """(samples, 512) int64."""
+    from pyarrow import parquet
+
+    whole = "\n\n".join(parquet.read_table(text)["text"].to_pylist())
+    ids = torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"])
+    windows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    return windows[torch.linspace(0, len(windows) - 1, samples).long()]
+
+
+def llm_compressor(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, bits: int, iterations: int) -> None:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    weights = {"num_bits": bits, "type": "int", "symmetric": False, "strategy": "group", "group_size": GROUP_SIZE}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    recipe = GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static", dampening_frac=0.01)
+    data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()})
+    oneshot(
+        model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, max_seq_length=LENGTH,
+        num_calibration_samples=len(windows), output_dir=str(out),
+    )  # fmt: skip
+
+
+def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, bits: int, iterations: int) -> None:
+    from auto_round import AutoRound
+
+    rounding = AutoRound(
+        model, tokenizer, scheme=f"W{bits}A16", bits=bits, group_size=GROUP_SIZE, sym=False, iters=iterations,
+        nsamples=len(windows), seqlen=LENGTH, dataset=list(windows.unsqueeze(1)), device_map="cpu",
+    )  # fmt: skip
+    rounding.quantize_and_save(str(out), format="auto_round")
+
+
+TOOLS = {"llm-compressor": llm_compressor, "auto-round": auto_round}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tool", choices=list(TOOLS))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--bits", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--iterations", type=int, default=50)
+    arguments = parser.parse_args()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    windows = windows_of(arguments.text, tokenizer, arguments.samples)
+    started = time.monotonic()
+    TOOLS[arguments.tool](model, tokenizer, windows, arguments.out, arguments.bits, arguments.iterations)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    print(json.dumps({
+        "tool": arguments.tool, "bits": arguments.bits, "samples": arguments.samples,
+        "seconds": round(time.monotonic() - started), "peak_gb": round(peak / 1e9, 2),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
