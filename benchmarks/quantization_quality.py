@@ -1,14 +1,17 @@
 """Stored bits, perplexity, KL and top-1 agreement of quantised SmolLM2, on text of the calibration's kind and another.
 
     python benchmarks/quantization_quality.py --data FOLDER --results FILE.jsonl [--rows NAME ...] [--samples 64]
+        [--seeds 0 1 2] [--sequence-length 512] [--epochs 6] [--windows 20]
 
 FOLDER holds wikitext2-validation.parquet (calibration), wikitext2-test.parquet and tasks/lambada.jsonl. Finished rows of
-FILE are skipped, so that the run can be stopped and continued; the results are printed as Markdown.
+FILE are skipped, so that the run can be stopped and continued; the results are printed as Markdown. A seed decides which
+windows are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -39,14 +42,17 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 TEXTS = {"wikitext": ("wikitext2-test.parquet", 20), "lambada": ("tasks/lambada.jsonl", 10)}
 
 
-def run(method: str, settings: dict[str, Any], data: Path, samples: int, calibration: str) -> dict[str, Any]:
+def run(method: str, settings: dict[str, Any], arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    data: Path = arguments.data
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
-        text = "self" if calibration == "self" else str(data / calibration)
-        options = Options(calibration=text, samples=samples)
+        text = "self" if arguments.calibration == "self" else str(data / arguments.calibration)
+        length = arguments.sequence_length
+        options = Options(calibration=text, samples=arguments.samples, sequence_length=length, seed=seed)
         result = quantize(method_class("quantize", method)(**settings), DEMO, out, options)
         found = {"stored_bits": result["bits_per_weight"], "seconds": round(result["seconds"])}
-        for name, (file, windows) in TEXTS.items():
+        for name, (file, most) in TEXTS.items():
+            windows = min(most, arguments.windows)
             report = evaluate(str(out), EvaluateOptions(against=DEMO, data=str(data / file), windows=windows))
             found |= {f"{name}_{key}": report[key] for key in ("perplexity", "kl", "top1_agreement")}
         return found
@@ -72,13 +78,22 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="; ".join(ROWS))
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--calibration", default="wikitext2-validation.parquet", help="a file of FOLDER, or self")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--epochs", type=int, default=0, help="of apiq's training; left out, its default")
+    parser.add_argument("--windows", type=int, default=20, help="the most that are scored of a text")
     arguments = parser.parse_args()
     done = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
-    for name in arguments.rows:
-        key = {"row": name, "calibration": arguments.calibration, "samples": arguments.samples}
-        if any(key.items() <= row.items() for row in done):
+    changed = {key: getattr(arguments, key) for key in ("sequence_length", "epochs", "windows")}
+    changed = {key: value for key, value in changed.items() if value != parser.get_default(key)}
+    for seed, name in itertools.product(arguments.seeds, arguments.rows):
+        key = {"row": name, "calibration": arguments.calibration, "samples": arguments.samples} | changed
+        key |= {"seed": seed} if seed else {}
+        if any(key.items() <= row.items() and row.get("seed", 0) == seed for row in done):
             continue
-        done.append(key | run(*ROWS[name], arguments.data, arguments.samples, arguments.calibration))
+        method, settings = ROWS[name]
+        epochs = {"epochs": arguments.epochs} if arguments.epochs else {}
+        done.append(key | run(method, settings | epochs, arguments, seed))
         with arguments.results.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
     print(table(done))
