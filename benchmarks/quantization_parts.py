@@ -1,8 +1,8 @@
 """What each part of ApiQ's training brings, in one block: the error of its output on windows seen and not seen.
 
-    python benchmarks/quantization_parts.py --prefix QUANTISED --text FILE --bits 2 --block 5 [--rows NAME ...]
+    python benchmarks/quantization_parts.py --prefix QUANTISED --text FILE --bits 2 --blocks 5 [--rows NAME ...]
 
-QUANTISED is the demo model after `quantize apiq` at the same bits: its blocks come before the one that is trained, by every
+QUANTISED is the demo model after `quantize apiq` at the same bits: its blocks come before those that are trained, each by every
 row anew. The error of a token is the squared error of the block's output over the output's own square; prints a JSON line
 a row with the means over the windows that it is trained on and over others that it never sees.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compresskit import skeleton
 from compresskit.block import Block
 from compresskit.calibration.windows import calibrate
 from compresskit.opening import open_model
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=Path, required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--bits", type=int, default=2)
-    parser.add_argument("--block", type=int, default=5)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[5])
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--unseen", type=int, default=12)
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="; ".join(ROWS))
@@ -106,14 +107,19 @@ def main() -> None:
     model, prefix = open_model(resolve(DEMO)), open_model(arguments.prefix)
     count = arguments.samples + arguments.unseen
     tokens = calibrate(arguments.text, model, count, LENGTH, 0, CPU, torch.float32).tokens
-    before = lambda index: prefix if index < arguments.block else None  # noqa: E731
+    before = lambda index: None if index in arguments.blocks else prefix  # noqa: E731
     walks = Walk(model, tokens, CPU, torch.float32, micro_batch=1), Walk(model, tokens, CPU, torch.float32, False, before, 1)
     for original, compressed in zip(*walks, strict=True):
-        if original.index == arguments.block:
-            stages = chosen_stages(model, original.index, model.linears)
-            for name in arguments.rows:
-                found = measure((original, compressed), stages, ROWS[name], arguments.bits, arguments.samples)
-                print(json.dumps({"bits": arguments.bits, "block": arguments.block, "row": name} | found), flush=True)
+        if original.index not in arguments.blocks:
+            continue
+        stages = chosen_stages(model, original.index, model.linears)
+        for name in arguments.rows:
+            found = measure((original, compressed), stages, ROWS[name], arguments.bits, arguments.samples)
+            print(json.dumps({"bits": arguments.bits, "block": original.index, "row": name} | found), flush=True)
+        original.advanced = compressed.advanced = False
+        walks[1].release(compressed)
+        skeleton.fill(prefix, walks[1].network, compressed.name, CPU, torch.float32)
+        if original.index == max(arguments.blocks):
             return
 
 

@@ -5,9 +5,9 @@
     top-1      = share of all positions with the same most probable token
 
 The windows are consecutive, do not overlap, and are read without a start token that the tokenizer did not write.
-The model is walked, then the reference; of both only the last hidden states stay, from which the logits of one
-micro-batch at a time are made side by side. Memory: a block, two embeddings and heads, the hidden states of all
-windows twice, and for each model the logits of two micro-batches, the one at work and the one before it.
+The model is walked, then the reference; of both only the last hidden states stay, from which the logits of a few
+positions at a time are made side by side. Memory: a block, two embeddings and heads, the hidden states of all windows
+twice, and half a dozen times `CHUNK_BYTES`.
 
 Differs from arXiv 2410.10672: its code takes the Matrix Nuclear-Norm after the final norm, here it is taken before,
 where the hidden states are those that the blocks made.
@@ -30,10 +30,9 @@ from compresskit.evaluate.scores import Scores, check_comparable, check_context
 from compresskit.model import Model
 from compresskit.walk import Walk, micro_batch_size
 
-LOGITS_BYTES = 1 << 28
-"""Bound on the float32 logits of one micro-batch (256 MiB): one window of 1,024 tokens at 49,152 tokens of vocabulary."""
-CHUNK_BYTES = 1 << 24
-"""Bound on each float32 temporary made from logits (16 MiB)."""
+CHUNK_BYTES = 1 << 25
+"""Bound on the float32 logits of a model, and on each temporary made from them (32 MiB): 170 positions at 49,152 tokens of
+vocabulary."""
 FLOAT32_BYTES = 4
 LARGEST_LOSS = 700.0
 """exp of more overflows a float64."""
@@ -90,7 +89,7 @@ def score(
     """
     models = [model] if reference is None else [model, reference]
     _check(models, windows)
-    size = _shared_micro_batch(models, windows.shape[1])
+    size = min(micro_batch_size(each, windows.shape[1]) for each in models)
     walks = [Walk(each, windows, device, dtype, _own_code(each), micro_batch=size) for each in models]
     _walk_all(walks, on_block or (lambda done, total: None))
     norms = [statistics.fmean(matrix_nuclear_norm(window) for batch in walk.hidden for window in batch) for walk in walks]
@@ -131,12 +130,6 @@ def _own_code(model: Model) -> bool:
     return "auto_map" in model.checkpoint.config and not model.ragged
 
 
-def _shared_micro_batch(models: list[Model], length: int) -> int:
-    """Windows in a micro-batch, the same for all models: their logits are compared one micro-batch at a time."""
-    bytes_per_window = length * int(models[0].checkpoint.config["vocab_size"]) * FLOAT32_BYTES
-    return max(1, min(LOGITS_BYTES // bytes_per_window, *(micro_batch_size(model, length) for model in models)))
-
-
 def _walk_all(walks: list[Walk], on_block: OnBlock) -> None:
     """Walk one model after the other; afterwards each walk's `hidden` holds what leaves its last block."""
     total = sum(walk.model.block_count for walk in walks)
@@ -161,23 +154,23 @@ class _Sums:
 @torch.no_grad()
 def _sums(walks: list[Walk]) -> _Sums:
     sums = _Sums([0.0] * len(walks))
-    for outputs in zip(*(walk.logits() for walk in walks), strict=True):
-        tokens = outputs[0][0].to(outputs[0][2].device)
-        for window, logits in zip(tokens, zip(*(output[2] for output in outputs), strict=True), strict=True):
-            _add_window(sums, window, logits)
+    vocabulary = int(walks[0].model.checkpoint.config["vocab_size"])
+    for outputs in zip(*(walk.heads() for walk in walks), strict=True):
+        for index, window in enumerate(outputs[0][0]):
+            for rows in _chunks(len(window), vocabulary):
+                logits = [head(hidden[index : index + 1, rows]).float()[0] for _, hidden, head in outputs]
+                _add_rows(sums, window[rows.start + 1 : rows.stop + 1].to(logits[0].device), logits)
     return sums
 
 
-def _add_window(sums: _Sums, window: Tensor, logits: tuple[Tensor, ...]) -> None:
-    """Add a window (length,); logits: one (length, vocabulary) a model; in chunks of rows, to keep the temporaries small."""
-    for rows in _chunks(*logits[0].shape):
-        targets = window[rows.start + 1 : rows.stop + 1]
-        for index, each in enumerate(logits):
-            sums.losses[index] += float(token_losses(each[rows][: len(targets)], targets).double().sum())
-        if len(logits) > 1:
-            found, wanted = (each[rows] for each in logits)
-            sums.divergence += float(token_divergences(found, wanted).double().sum())
-            sums.same += float((found.argmax(dim=-1) == wanted.argmax(dim=-1)).sum())
+def _add_rows(sums: _Sums, targets: Tensor, logits: list[Tensor]) -> None:
+    """Add some positions of a window: logits (rows, vocabulary) of each model; the window's last position has no target."""
+    for index, each in enumerate(logits):
+        sums.losses[index] += float(token_losses(each[: len(targets)], targets).double().sum())
+    if len(logits) > 1:
+        found, wanted = logits
+        sums.divergence += float(token_divergences(found, wanted).double().sum())
+        sums.same += float((found.argmax(dim=-1) == wanted.argmax(dim=-1)).sum())
 
 
 def _chunks(length: int, vocabulary: int) -> Iterator[slice]:

@@ -18,7 +18,6 @@ from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.planned import PLANNERS, Planned, planned_source
-from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
@@ -27,8 +26,8 @@ from compresskit.recover.instructions import read_instructions
 from compresskit.stages import BlockMethod, PruneMethod
 
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
-LOGITS_BYTES = 1 << 28
-"""Logits of one micro-batch, as evaluation bounds them."""
+SCORING_BYTES = 6 << 25
+"""Logits of two models and what is made of them, as evaluation bounds them."""
 PROBE_SECONDS = 0.3
 PASSES_PRUNE, PASSES_PRUNE_UNIFORM = 2.5, 1.9
 """Measured (docs/prune.md)."""
@@ -188,9 +187,7 @@ def _memory(step: Step, model: Model) -> int:
     hidden = 2 * streams * _windows(step) * _length(step) * model.hidden_size * FLOAT32_BYTES
     moments = widest**2 * (FLOAT32_BYTES + FLOAT64_BYTES) if step.writes_model else 0
     vocabulary = int(model.checkpoint.config["vocab_size"])
-    scored = 0 if isinstance(step.method, PruneMethod) else HELD_BACK if step.writes_model else _windows(step)
-    window = _length(step) * vocabulary * FLOAT32_BYTES
-    logits = 2 * min(scored * window, max(LOGITS_BYTES, window))
+    logits = 0 if isinstance(step.method, PruneMethod) else SCORING_BYTES
     embedding = vocabulary * model.hidden_size * FLOAT32_BYTES
     return peak_memory_bytes() + (1 + streams) * block * FLOAT32_BYTES + hidden + moments + logits + embedding
 

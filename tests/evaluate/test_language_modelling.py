@@ -89,10 +89,10 @@ def test_models_of_different_widths_are_compared_in_equal_micro_batches(
         assert getattr(found, name) == pytest.approx(expected, rel=1e-4), name
 
 
-def test_the_bound_on_logits_cuts_the_micro_batches(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_on_logits_changes_no_figure(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(tiny["llama"])
     whole = score(model, windows(), CPU, torch.float32)
-    monkeypatch.setattr(language_modelling, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(language_modelling, "CHUNK_BYTES", 1)
     assert score(model, windows(), CPU, torch.float32).perplexity == pytest.approx(whole.perplexity, rel=1e-5)
 
 
