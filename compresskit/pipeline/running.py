@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from compresskit.checkpoint.reader import read_json
 from compresskit.errors import Interrupted, RequestError
 from compresskit.evaluate.gates import GateResult, check_gates, parse_gate
 from compresskit.manifest import NAME as MANIFEST
-from compresskit.memory import restart_peak
+from compresskit.memory import release_freed_memory, restart_peak
 from compresskit.methods import runner, stage_of
 from compresskit.pipeline.state import LOCK, State, open_state
 from compresskit.recipe.reading import Recipe
@@ -153,6 +154,8 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
     if len(sources) == 1 and not getattr(stage_of(step.stage, step.method_name or ""), "several", False):
         sources = sources[0]
     work = runner(step.stage, step.method_name or "")
+    gc.collect()  # a trainer refers to itself: its model would stay until Python happens to look for such circles
+    release_freed_memory()
     restart_peak()
     if not step.writes_model:
         report = work(sources, options, quiet=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from tiny_models import make_model
 from compresskit.checkpoint.reader import sha256
 from compresskit.cli import main
 from compresskit.errors import RequestError
-from compresskit.pipeline import verdict
+from compresskit.pipeline import running, verdict
 from compresskit.pipeline.running import Wanted, run
 from compresskit.recipe.reading import load
 
@@ -66,6 +67,27 @@ def test_a_run_writes_a_folder_a_step_and_judges_it(make: Make, tmp_path: Path) 
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.safetensors")} == set(STEPS[:3])
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == result
     assert (tmp_path / "out" / "recipe.yaml").read_text() == make().read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_step_starts_without_what_the_one_before_it_held(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training leaves circles, which would keep its mapped weights until Python happens to look for them."""
+    pytest.importorskip("bitsandbytes")  # peft's first import of it logs an error, whose frames pytest keeps
+    rows = [{"prompt": f"Say {i}", "response": f"{i} and {i + 1} and {i * i}"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    steps = f"[{{recover: full, original: source, data: {tmp_path}/rows.jsonl, steps: 2, rank: 2}}, {{evaluate: }}]"
+    content = "source: {source}\ndefaults: {{data: {text}, windows: 2, sequence_length: 256, calibration: {text}}}\nsteps: "
+    recipe = load(make(content=content + steps.replace("{", "{{").replace("}", "}}")))
+    mapped: list[int] = []
+    own = str(tmp_path)
+    look = lambda: mapped.append(sum(own in line for line in Path("/proc/self/maps").read_text().splitlines()))  # noqa: E731
+    monkeypatch.setattr(running, "restart_peak", look)
+    gc.disable()
+    try:
+        run(recipe, tmp_path / "out")
+    finally:
+        gc.enable()
+    assert mapped == [0, 0]
 
 
 def test_a_second_run_does_nothing_and_says_so(make: Make, tmp_path: Path) -> None:
