@@ -1,8 +1,8 @@
 """plan: what a recipe would write and need, step by step; nothing is computed but a short probe of this machine's speed.
 
 Bytes and parameters come from the functions by which the stages themselves lay out their files. Memory is a sum of the
-large tensors that a stage holds at once; time is the probe's seconds for one block and one window, times the blocks, the
-windows, and the passes that a stage makes over them. Both are estimates.
+large tensors that a stage holds at once (planned_memory.py); time is the probe's seconds for one block and one window,
+times the blocks, the windows, and the passes that a stage makes over them. Both are estimates.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.planned import PLANNERS, Planned, planned_source
+from compresskit.pipeline.planned_memory import peak_bytes
 from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
@@ -25,9 +26,6 @@ from compresskit.recover.contract import RecoverOptions
 from compresskit.recover.instructions import read_instructions
 from compresskit.stages import BlockMethod, PruneMethod
 
-FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
-SCORING_BYTES = 6 << 25
-"""Logits of two models and what is made of them, as evaluation bounds them."""
 PROBE_SECONDS = 0.3
 PASSES_PRUNE, PASSES_PRUNE_UNIFORM = 2.5, 1.9
 """Measured (docs/prune.md)."""
@@ -62,7 +60,7 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
         given = _given(step, models, sources)
         if given is not None and probe and speed is None:
             speed = _probe(given.model, _length(step))
-        rows.append(_row(step, given, (models, sources), speed))
+        rows.append(_row(step, given, models, speed))
     disk = sum(row["disk_bytes"] or 0 for row in rows)
     free = shutil.disk_usage(Path.cwd()).free
     if disk > free:
@@ -93,21 +91,7 @@ def _given(step: Step, models: dict[str, Planned | None], sources: dict[str, Pla
     return sources[name]
 
 
-def _read(step: Step, given: Planned | None, models: dict[str, Planned | None], sources: dict[str, Planned]) -> list[Planned]:
-    """The models whose files the step maps into memory: its source, and what it compares with."""
-    found = [given] if given else []
-    for field in ("original", "against"):
-        name = getattr(step.options, field, None)
-        inner = REFERENCE.fullmatch(name) if name else None
-        other = models.get(inner[1]) if inner else sources.get(name or "")
-        found += [other] if other else []
-    return found
-
-
-def _row(
-    step: Step, given: Planned | None, known: tuple[dict[str, Planned | None], dict[str, Planned]], speed: float | None
-) -> dict[str, Any]:
-    models, sources = known
+def _row(step: Step, given: Planned | None, models: dict[str, Planned | None], speed: float | None) -> dict[str, Any]:
     shard_bytes = parse_bytes(str(getattr(step.options, "max_shard_size", "5GB")))
     row: dict[str, Any] = {"step": step.name, "title": step.title}
     if not step.writes_model:
@@ -122,8 +106,8 @@ def _row(
             "parameters": made.parameters if made else None,
             "disk_bytes": made.disk_bytes(shard_bytes) if made else None,
         }
-    mapped = sum(each.bytes(shard_bytes) for each in _read(step, given, models, sources))
-    row["peak_memory_bytes"] = _memory(step, given.model) + mapped if given else None
+    needed = peak_bytes(step, given.model, _windows(step), _length(step)) if given else 0
+    row["peak_memory_bytes"] = peak_memory_bytes() + needed if given else None
     row["seconds"] = round(_passes(step, given.model) * speed, 1) if given and speed is not None else None
     return row
 
@@ -177,19 +161,6 @@ def _head_share(model: Model) -> float:
     """The work of the output head over that of all blocks."""
     head = int(model.checkpoint.config["vocab_size"]) * model.hidden_size
     return head / sum(math.prod(model.linear_shape(name)) for name in model.linears)
-
-
-def _memory(step: Step, model: Model) -> int:
-    """Bytes: the process as it is, one or two blocks in float32, the hidden states, second moments, logits; files come on top."""
-    block = max(sum(math.prod(model.linear_shape(n)) for n in _linears(model, i)) for i in range(model.block_count))
-    widest = max(model.linear_shape(name)[1] for name in model.linears)
-    streams = 2 if isinstance(step.method, BlockMethod) or not step.writes_model else 1
-    hidden = 2 * streams * _windows(step) * _length(step) * model.hidden_size * FLOAT32_BYTES
-    moments = widest**2 * (FLOAT32_BYTES + FLOAT64_BYTES) if step.writes_model else 0
-    vocabulary = int(model.checkpoint.config["vocab_size"])
-    logits = 0 if isinstance(step.method, PruneMethod) else SCORING_BYTES
-    embedding = vocabulary * model.hidden_size * FLOAT32_BYTES
-    return peak_memory_bytes() + (1 + streams) * block * FLOAT32_BYTES + hidden + moments + logits + embedding
 
 
 def _linears(model: Model, index: int) -> list[str]:

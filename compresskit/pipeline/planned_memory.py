@@ -1,0 +1,92 @@
+"""The memory that a step would need at its peak: the sum of the large tensors that its stage holds at once.
+
+Phases of a stage come one after the other, so the largest counts:
+
+    capture   embedding + hidden states                                the walk's start
+    block     block + hidden states + activations + second moments     edits of a block
+    training  what ApiQ holds of a block in training, or fine-tuning of the whole model
+    scoring   two embeddings + logits of some positions                the sanity figure, evaluate
+
+All in bytes, on top of the process as it is; weight files are read a tensor at a time and do not count.
+"""
+
+from __future__ import annotations
+
+import math
+
+from compresskit.model import Model
+from compresskit.recipe.steps import Step
+from compresskit.recover.contract import RecoverOptions
+from compresskit.recover.schedule import MICRO_BATCH_TOKENS
+from compresskit.stages import BlockMethod, PruneMethod
+
+FLOAT32_BYTES = 4
+MICRO_BATCH_BYTES = 1 << 25
+"""Activations of the widest linear in a micro-batch, as the walk bounds them."""
+ACTIVATIONS = 5
+"""Tensors as large as those that are alive at once: two projections, the activation, the product, attention's."""
+SCORING_BYTES = 6 << 25
+"""Logits of two models and what is made of them, as evaluation bounds them."""
+MOMENT_BYTES = 24
+"""A second moment in float32, its reordered copy, and two matrices of float64 while it is factorised."""
+COPIES_OF_A_GROUP = 5
+"""Of the weights that are rounded or refitted together."""
+TRAINED_COPIES = 6
+"""Of a block in ApiQ's training: gradient, target, offset, its gradient, and two of AdamW."""
+GRAPH_COPIES = 8
+"""Of one linear, in the graph of its rounding."""
+LOGIT_COPIES = 6
+"""Of the logits of a micro-batch in fine-tuning, gradients included."""
+FINE_TUNING_BYTES = 6
+"""A weight in float32 and its copy in bfloat16."""
+LIBRARIES_BYTES = 150 << 20
+"""What peft and accelerate take."""
+
+
+def peak_bytes(step: Step, model: Model, windows: int, length: int) -> int:
+    """Bytes at the peak of a step over `windows` windows of `length` tokens, without the process as it is."""
+    if isinstance(step.options, RecoverOptions):
+        return max(_fine_tuning(model), _walking(step, model, windows, length), _scoring(model, windows * length))
+    scored = 0 if isinstance(step.method, PruneMethod) else _scoring(model, windows * length if not step.writes_model else 0)
+    return max(_walking(step, model, windows, length), scored)
+
+
+def _walking(step: Step, model: Model, windows: int, length: int) -> int:
+    """The largest phase of a walk that looks at, and perhaps edits, block after block."""
+    shapes = [model.linear_shape(name) for name in _linears(model, 0)]
+    block = FLOAT32_BYTES * max(
+        sum(math.prod(model.linear_shape(n)) for n in _linears(model, i)) for i in range(model.block_count)
+    )
+    hidden = FLOAT32_BYTES * windows * length * model.hidden_size
+    widest = max(columns for _, columns in shapes)
+    window = FLOAT32_BYTES * length * max(widest, model.hidden_size)
+    activations = ACTIVATIONS * max(window, MICRO_BATCH_BYTES // window * window)
+    largest = FLOAT32_BYTES * max(map(math.prod, shapes))
+    edited = MOMENT_BYTES * widest**2 + COPIES_OF_A_GROUP * largest if step.writes_model else 0
+    capture = _embedding(model) + hidden
+    if not isinstance(step.method, BlockMethod):
+        return max(capture, block + 2 * hidden + activations + edited)
+    trained = block + TRAINED_COPIES * block + GRAPH_COPIES * largest + ACTIVATIONS * window
+    started = 3 * block + edited
+    return max(capture + hidden, 3 * hidden + max(trained, started))
+
+
+def _fine_tuning(model: Model) -> int:
+    """The whole model, what a backward pass needs of a micro-batch, and its logits."""
+    numbers = sum(sum(model.linear_shape(name)) for name in model.linears)
+    vocabulary = int(model.checkpoint.config["vocab_size"])
+    logits = LOGIT_COPIES * MICRO_BATCH_TOKENS * vocabulary * FLOAT32_BYTES
+    return LIBRARIES_BYTES + FINE_TUNING_BYTES * model.parameters + MICRO_BATCH_TOKENS * numbers * FLOAT32_BYTES + logits
+
+
+def _scoring(model: Model, tokens: int) -> int:
+    """Two models' last hidden states, embeddings and logits."""
+    return 2 * (FLOAT32_BYTES * tokens * model.hidden_size + _embedding(model)) + SCORING_BYTES
+
+
+def _embedding(model: Model) -> int:
+    return FLOAT32_BYTES * int(model.checkpoint.config["vocab_size"]) * model.hidden_size
+
+
+def _linears(model: Model, index: int) -> list[str]:
+    return [name for stage in model.linear_stages(index) for group in stage for name in group]
