@@ -41,6 +41,8 @@ FINE_TUNING_BYTES = 6
 """A weight in float32 and its copy in bfloat16."""
 LIBRARIES_BYTES = 150 << 20
 """What peft and accelerate take."""
+LEFT_BY_FINE_TUNING = 480 << 20
+"""What stays in the process for the steps after it: those libraries, and holes in the heap."""
 
 
 def peak_bytes(step: Step, model: Model, windows: int, length: int) -> int:

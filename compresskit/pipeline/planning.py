@@ -18,7 +18,7 @@ from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.planned import PLANNERS, Planned, planned_source
-from compresskit.pipeline.planned_memory import peak_bytes
+from compresskit.pipeline.planned_memory import LEFT_BY_FINE_TUNING, peak_bytes
 from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
@@ -37,6 +37,9 @@ PASSES_FINE_TUNING = 3.0
 """A forward, and a backward of twice its work."""
 PASSES_SELECTION = {"paser": 3.0, "kmeans": 1.0}
 """Embeddings take one pass of the compressed model, divergences one of each."""
+FIXED_SECONDS = {"recover": 25.0}
+"""Imports, hashes, files: by stage, where that is more than `OTHER_SECONDS`."""
+OTHER_SECONDS = 5.0
 BYTES_PER_TOKEN = 4
 """Of English text."""
 
@@ -55,12 +58,17 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
     models: dict[str, Planned | None] = {}
     sources: dict[str, Planned] = {}
     speed = None
+    left_behind = 0
     rows = []
     for step in recipe.steps:
         given = _given(step, models, sources)
         if given is not None and probe and speed is None:
             speed = _probe(given.model, _length(step))
         rows.append(_row(step, given, models, speed))
+        if given is not None:
+            rows[-1]["peak_memory_bytes"] += left_behind
+        if step.stage == "recover":
+            left_behind = LEFT_BY_FINE_TUNING
     disk = sum(row["disk_bytes"] or 0 for row in rows)
     free = shutil.disk_usage(Path.cwd()).free
     if disk > free:
@@ -108,7 +116,8 @@ def _row(step: Step, given: Planned | None, models: dict[str, Planned | None], s
         }
     needed = peak_bytes(step, given.model, _windows(step), _length(step)) if given else 0
     row["peak_memory_bytes"] = peak_memory_bytes() + needed if given else None
-    row["seconds"] = round(_passes(step, given.model) * speed, 1) if given and speed is not None else None
+    fixed = FIXED_SECONDS.get(step.stage, OTHER_SECONDS)
+    row["seconds"] = round(fixed + _passes(step, given.model) * speed, 1) if given and speed is not None else None
     return row
 
 
