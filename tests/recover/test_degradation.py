@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
@@ -37,13 +37,16 @@ def samples_of(lengths: tuple[int, ...] = (9, 30, 17, 24)) -> list[Sample]:
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 30))
+@example(393, 24.0)  # scipy's own jensenshannon takes the root of a rounding error below 0 there
 def test_divergence_is_scipys_and_lies_between_0_and_log_2(seed: int, scale: float) -> None:
-    scipy = pytest.importorskip("scipy.spatial.distance")
+    relative_entropy = pytest.importorskip("scipy.special").rel_entr
     generator = torch.Generator().manual_seed(seed)
     first, second = scale * torch.randn(2, 5, 11, generator=generator, dtype=torch.float64)
     found = jensen_shannon(first, second)
     for row, p, q in zip(found, first.softmax(-1), second.softmax(-1), strict=True):
-        assert float(row) == pytest.approx(float(scipy.jensenshannon(p, q)) ** 2, abs=1e-9)
+        middle = (p + q) / 2
+        expected = (relative_entropy(p, middle) + relative_entropy(q, middle)).sum() / 2
+        assert float(row) == pytest.approx(float(expected), abs=1e-9)
         assert 0 <= float(row) <= math.log(2)
     assert torch.equal(jensen_shannon(first, first), torch.zeros(5, dtype=torch.float64))
 
