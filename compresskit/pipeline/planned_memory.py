@@ -64,7 +64,8 @@ def _walking(step: Step, model: Model, windows: int, length: int) -> int:
     window = FLOAT32_BYTES * length * max(widest, model.hidden_size)
     activations = ACTIVATIONS * max(window, MICRO_BATCH_BYTES // window * window)
     largest = FLOAT32_BYTES * max(map(math.prod, shapes))
-    edited = MOMENT_BYTES * widest**2 + COPIES_OF_A_GROUP * largest if step.writes_model else 0
+    moments = MOMENT_BYTES * widest**2 if getattr(step.method, "needs_activations", True) else 0
+    edited = moments + COPIES_OF_A_GROUP * largest if step.writes_model else 0
     capture = _embedding(model) + hidden
     if not isinstance(step.method, BlockMethod):
         return max(capture, block + 2 * hidden + activations + edited)

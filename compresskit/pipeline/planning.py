@@ -19,6 +19,7 @@ from compresskit.model import Model
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.planned import PLANNERS, Planned, planned_source
 from compresskit.pipeline.planned_memory import LEFT_BY_FINE_TUNING, peak_bytes
+from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
@@ -141,7 +142,10 @@ def _passes(step: Step, model: Model) -> float:
         return sampling + windows * (PASSES_QUANTIZE + PASSES_TRAINING * float(getattr(method, "epochs", 1)))
     if isinstance(step.options, RecoverOptions):
         return _recover_passes(step, step.options) * (1 + _head_share(model))
-    return sampling + windows * (PASSES_COMPENSATE if step.stage == "compensate" else PASSES_QUANTIZE)
+    if step.stage == "compensate":
+        return sampling + windows * PASSES_COMPENSATE
+    looked = windows * PASSES_QUANTIZE if getattr(method, "needs_activations", True) else 0.0
+    return sampling + looked + 2 * HELD_BACK * (1 + _head_share(model))
 
 
 def _recover_passes(step: Step, options: RecoverOptions) -> float:
