@@ -1,4 +1,4 @@
-"""The checkpoint that another tool makes of the same model on the same tokens, its time and its peak memory.
+"""The checkpoint that another tool makes of the same model on as many tokens of the same text, its time and peak memory.
 
     PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--iterations 50]
 

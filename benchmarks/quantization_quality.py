@@ -39,6 +39,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "apiq 2 rank 0, activation": ("apiq", {"bits": 2, "rank": 0, "saliency": "activation"}),
     "apiq 2 rank 0, fisher": ("apiq", {"bits": 2, "rank": 0, "saliency": "fisher"}),
 }
+SETTINGS = {"sequence_length": 512, "epochs": 0, "windows": 20}
+"""Of rows that do not name them; 0 epochs are apiq's default."""
 TEXTS = {"wikitext": ("wikitext2-test.parquet", 20), "lambada": ("tasks/lambada.jsonl", 10)}
 
 
@@ -79,17 +81,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--calibration", default="wikitext2-validation.parquet", help="a file of FOLDER, or self")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--epochs", type=int, default=0, help="of apiq's training; left out, its default")
-    parser.add_argument("--windows", type=int, default=20, help="the most that are scored of a text")
+    parser.add_argument("--sequence-length", type=int)
+    parser.add_argument("--epochs", type=int, help="of apiq's training; 0, its default")
+    parser.add_argument("--windows", type=int, help="the most that are scored of a text")
+    parser.set_defaults(**SETTINGS)
     arguments = parser.parse_args()
     done = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
-    changed = {key: getattr(arguments, key) for key in ("sequence_length", "epochs", "windows")}
-    changed = {key: value for key, value in changed.items() if value != parser.get_default(key)}
+    asked = {key: getattr(arguments, key) for key in ("calibration", "samples", *SETTINGS)}
     for seed, name in itertools.product(arguments.seeds, arguments.rows):
-        key = {"row": name, "calibration": arguments.calibration, "samples": arguments.samples} | changed
-        key |= {"seed": seed} if seed else {}
-        if any(key.items() <= row.items() and row.get("seed", 0) == seed for row in done):
+        key = {"row": name, "seed": seed} | asked
+        if any(key.items() <= ({"seed": 0} | SETTINGS | row).items() for row in done):
             continue
         method, settings = ROWS[name]
         epochs = {"epochs": arguments.epochs} if arguments.epochs else {}

@@ -99,7 +99,7 @@ class Walk:
         """One block out of the order, for these inputs; `calls` are those that the walk gave the block."""
         block = self._filled(index, [each.to(device=self.device, dtype=self.dtype) for each in hidden], calls)
         yield block
-        skeleton.empty(self.model, self.network, block.name)
+        self.release(block)
 
     def _filled(self, index: int, hidden: list[Tensor], calls: dict[int, Call]) -> Block:
         """A block with its weights, from the model that `source_of` names."""

@@ -89,7 +89,7 @@ def score(
     """
     models = [model] if reference is None else [model, reference]
     _check(models, windows)
-    size = min(micro_batch_size(each, windows.shape[1]) for each in models)
+    size = min(micro_batch_size(each, windows.shape[1]) for each in models)  # equal, so that they can be compared side by side
     walks = [Walk(each, windows, device, dtype, _own_code(each), micro_batch=size) for each in models]
     _walk_all(walks, on_block or (lambda done, total: None))
     norms = [statistics.fmean(matrix_nuclear_norm(window) for batch in walk.hidden for window in batch) for walk in walks]

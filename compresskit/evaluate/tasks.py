@@ -34,7 +34,7 @@ FLOAT32_BYTES = 4
 TOKENS_OF_A_WALK = 1 << 16
 """Hidden states of so many tokens are held at once."""
 BATCH_ON_CPU = 8
-"""Windows that lm-eval computes at once there."""
+"""Windows that lm-eval computes at once on a CPU."""
 LENGTH_STEP = 32
 """Windows are padded to a multiple of this, so that few lengths remain."""
 

@@ -200,14 +200,14 @@ def _merge_entries(
     base, out, shard_bytes = where
     specs, sections = vectors[0].specs, merged_reader(method, vectors)
     names = list(specs)
-    seconds = {name for name in names if ".lora_B." in name}
-    empty = set(seconds)  # of these nothing was kept, so far
+    second_factors = {name for name in names if ".lora_B." in name}
+    kept = set[str]()  # tensors of which the method keeps anything, so far
 
     def tensor(name: str) -> torch.Tensor:
         bars("merging", names.index(name), len(names))
         found = torch.from_numpy(np.concatenate([*sections(name), np.zeros(0, np.float32)])) * method.scaling
         if bool(found.any()):
-            empty.discard(name)
+            kept.add(name)
         found += base.read(name).reshape(-1).float() if base else offset_of(name)
         return found.to(TORCH_DTYPES[specs[name].dtype]).reshape(specs[name].shape)
 
@@ -215,7 +215,7 @@ def _merge_entries(
 
         def checked(name: str) -> bytes:
             found = stored_bytes(tensor(name))
-            if name == names[-1] and seconds and empty == seconds:
+            if name == names[-1] and second_factors and not second_factors & kept:
                 raise RequestError(
                     f"{vectors[0].folder}: {settings['method']} keeps nothing of any lora_B, which leaves no update (where "
                     "lora_A is far larger, it takes all places); merge by average, task-arithmetic or ties, with --rank"

@@ -21,12 +21,11 @@ from compresskit.recover.schedule import MICRO_BATCH_TOKENS
 from compresskit.stages import BlockMethod, PruneMethod
 
 FLOAT32_BYTES = 4
-MICRO_BATCH_BYTES = 1 << 25
-"""Activations of the widest linear in a micro-batch, as the walk bounds them."""
 ACTIVATIONS = 5
-"""Tensors as large as those that are alive at once: two projections, the activation, the product, attention's."""
-SCORING_BYTES = 6 << 25
-"""Logits of two models and what is made of them, as evaluation bounds them."""
+"""Tensors as large as the inputs of the widest linear that are alive at once: two projections, the activation, the product,
+attention's."""
+SCORING_CHUNKS = 6
+"""Logits of two models and what is made of them, each as large as evaluation bounds it."""
 MOMENT_BYTES = 24
 """A second moment in float32, its reordered copy, and two matrices of float64 while it is factorised."""
 COPIES_OF_A_GROUP = 5
@@ -55,14 +54,15 @@ def peak_bytes(step: Step, model: Model, windows: int, length: int) -> int:
 
 def _walking(step: Step, model: Model, windows: int, length: int) -> int:
     """The largest phase of a walk that looks at, and perhaps edits, block after block."""
-    shapes = [model.linear_shape(name) for name in _linears(model, 0)]
-    block = FLOAT32_BYTES * max(
-        sum(math.prod(model.linear_shape(n)) for n in _linears(model, i)) for i in range(model.block_count)
-    )
+    from compresskit.walk import micro_batch_size
+
+    shapes = [model.linear_shape(name) for name in block_linears(model, 0)]
+    sizes = [sum(math.prod(model.linear_shape(name)) for name in block_linears(model, i)) for i in range(model.block_count)]
+    block = FLOAT32_BYTES * max(sizes)
     hidden = FLOAT32_BYTES * windows * length * model.hidden_size
     widest = max(columns for _, columns in shapes)
     window = FLOAT32_BYTES * length * max(widest, model.hidden_size)
-    activations = ACTIVATIONS * max(window, MICRO_BATCH_BYTES // window * window)
+    activations = ACTIVATIONS * window * micro_batch_size(model, length)
     largest = FLOAT32_BYTES * max(map(math.prod, shapes))
     moments = MOMENT_BYTES * widest**2 if getattr(step.method, "needs_activations", True) else 0
     edited = moments + COPIES_OF_A_GROUP * largest if step.writes_model else 0
@@ -84,12 +84,15 @@ def _fine_tuning(model: Model) -> int:
 
 def _scoring(model: Model, tokens: int) -> int:
     """Two models' last hidden states, embeddings and logits."""
-    return 2 * (FLOAT32_BYTES * tokens * model.hidden_size + _embedding(model)) + SCORING_BYTES
+    from compresskit.evaluate.language_modelling import CHUNK_BYTES
+
+    return 2 * (FLOAT32_BYTES * tokens * model.hidden_size + _embedding(model)) + SCORING_CHUNKS * CHUNK_BYTES
 
 
 def _embedding(model: Model) -> int:
     return FLOAT32_BYTES * int(model.checkpoint.config["vocab_size"]) * model.hidden_size
 
 
-def _linears(model: Model, index: int) -> list[str]:
+def block_linears(model: Model, index: int) -> list[str]:
+    """The linears of a block, by plain name."""
     return [name for stage in model.linear_stages(index) for group in stage for name in group]

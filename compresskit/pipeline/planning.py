@@ -18,7 +18,7 @@ from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
 from compresskit.pipeline.device import parse_bytes
 from compresskit.pipeline.planned import PLANNERS, Planned, planned_source
-from compresskit.pipeline.planned_memory import LEFT_BY_FINE_TUNING, peak_bytes
+from compresskit.pipeline.planned_memory import LEFT_BY_FINE_TUNING, block_linears, peak_bytes
 from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.pipeline.table import aligned
 from compresskit.recipe.reading import Recipe
@@ -65,9 +65,7 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
         given = _given(step, models, sources)
         if given is not None and probe and speed is None:
             speed = _probe(given.model, _length(step))
-        rows.append(_row(step, given, models, speed))
-        if given is not None:
-            rows[-1]["peak_memory_bytes"] += left_behind
+        rows.append(_row(step, given, models, speed, left_behind))
         if step.stage == "recover":
             left_behind = LEFT_BY_FINE_TUNING
     disk = sum(row["disk_bytes"] or 0 for row in rows)
@@ -100,7 +98,10 @@ def _given(step: Step, models: dict[str, Planned | None], sources: dict[str, Pla
     return sources[name]
 
 
-def _row(step: Step, given: Planned | None, models: dict[str, Planned | None], speed: float | None) -> dict[str, Any]:
+def _row(
+    step: Step, given: Planned | None, models: dict[str, Planned | None], speed: float | None, left_behind: int
+) -> dict[str, Any]:
+    """One line of the plan. `speed`: seconds of a pass of one window; `left_behind`: bytes that earlier steps leave."""
     shard_bytes = parse_bytes(str(getattr(step.options, "max_shard_size", "5GB")))
     row: dict[str, Any] = {"step": step.name, "title": step.title}
     if not step.writes_model:
@@ -115,8 +116,8 @@ def _row(step: Step, given: Planned | None, models: dict[str, Planned | None], s
             "parameters": made.parameters if made else None,
             "disk_bytes": made.disk_bytes(shard_bytes) if made else None,
         }
-    needed = peak_bytes(step, given.model, _windows(step), _length(step)) if given else 0
-    row["peak_memory_bytes"] = peak_memory_bytes() + needed if given else None
+    before = peak_memory_bytes() + left_behind
+    row["peak_memory_bytes"] = before + peak_bytes(step, given.model, _windows(step), _length(step)) if given else None
     fixed = FIXED_SECONDS.get(step.stage, OTHER_SECONDS)
     row["seconds"] = round(fixed + _passes(step, given.model) * speed, 1) if given and speed is not None else None
     return row
@@ -142,9 +143,8 @@ def _passes(step: Step, model: Model) -> float:
         return sampling + windows * (PASSES_QUANTIZE + PASSES_TRAINING * float(getattr(method, "epochs", 1)))
     if isinstance(step.options, RecoverOptions):
         return _recover_passes(step, step.options) * (1 + _head_share(model))
-    if step.stage == "compensate":
-        return sampling + windows * PASSES_COMPENSATE
-    looked = windows * PASSES_QUANTIZE if getattr(method, "needs_activations", True) else 0.0
+    passes = PASSES_COMPENSATE if step.stage == "compensate" else PASSES_QUANTIZE
+    looked = windows * passes if getattr(method, "needs_activations", True) else 0.0
     return sampling + looked + 2 * HELD_BACK * (1 + _head_share(model))
 
 
@@ -176,15 +176,11 @@ def _head_share(model: Model) -> float:
     return head / sum(math.prod(model.linear_shape(name)) for name in model.linears)
 
 
-def _linears(model: Model, index: int) -> list[str]:
-    return [name for stage in model.linear_stages(index) for group in stage for name in group]
-
-
 def _probe(model: Model, length: int) -> float:
     """Seconds of one window of `length` tokens through the linears and the attention of all blocks, as this machine is now."""
     import torch
 
-    shapes = [model.linear_shape(name) for name in _linears(model, 0)]
+    shapes = [model.linear_shape(name) for name in block_linears(model, 0)]
     weights = [torch.rand(shape) for shape in shapes]
     inputs = {columns: torch.rand(length, columns) for _, columns in shapes}
     rounds, started = 0, time.monotonic()

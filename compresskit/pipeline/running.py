@@ -154,7 +154,7 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
     if len(sources) == 1 and not getattr(stage_of(step.stage, step.method_name or ""), "several", False):
         sources = sources[0]
     work = runner(step.stage, step.method_name or "")
-    gc.collect()  # a trainer refers to itself: its model would stay until Python happens to look for such circles
+    gc.collect()  # fine-tuning leaves reference cycles, which keep the source's weights mapped until they are collected
     release_freed_memory()
     restart_peak()
     if not step.writes_model:

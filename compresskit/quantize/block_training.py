@@ -63,9 +63,8 @@ class Trainer:
             grams = collected(list(groups), self.block, number >= ATTENTION_STAGES)
             for group in groups:
                 gram = grams.pop(group[0])
-                hessian, tokens = gram.matrix().div_(max(1, gram.tokens)), gram.tokens
-                del gram
-                self._start_group(group, hessian, tokens)
+                # In place: of 8,192 inputs a second matrix would be a quarter of a gigabyte.
+                self._start_group(group, gram.matrix().div_(max(1, gram.tokens)), gram.tokens)
 
     def _start_group(self, group: tuple[str, ...], hessian: Tensor, tokens: int) -> None:
         weights = [self.block.linear(name).weight.detach().float() for name in group]
@@ -79,20 +78,18 @@ class Trainer:
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
             linear = TrainedLinear.of(weight, target.clone(), self.storage)
             if self.storage.rank:
-                linear.start_with_adapter(metric)
-            linear.saliency = self._saliency(name, hessian)
-            linear.original = weight if self._holds else None
+                linear.start_with_adapter(weight, metric)
+            if self._has_saliency_term:
+                linear.original, linear.saliency = weight, self._saliency(name, hessian)
             self.linears[name] = linear
             replace_weight(self.block.linear(name), linear.stored().weight)
 
     @property
-    def _holds(self) -> bool:
+    def _has_saliency_term(self) -> bool:
         """Whether the saliency term is part of the loss."""
         return self.method.saliency != "none" and self.method.saliency_weight > 0
 
     def _saliency(self, name: str, hessian: Tensor) -> Tensor | None:
-        if not self._holds:
-            return None
         found = hessian.diagonal().clone() if self.method.saliency == "activation" else self.saliencies[name]
         mean = found.mean()
         return found / mean if mean > 0 else None
@@ -150,7 +147,7 @@ class Trainer:
 
     def _distances(self) -> dict[str, float]:
         """The saliency terms at the start, by linear; none where there is no saliency."""
-        if not self._holds:
+        if not self._has_saliency_term:
             return {}
         with torch.no_grad():
             found = {name: float(linear.distance(self._held(linear.weights()))) for name, linear in self.linears.items()}

@@ -42,8 +42,6 @@ def soft_codes(target: Tensor, offset: Tensor, grid: Grid, scheme: Scheme) -> Te
 class TrainedLinear:
     """One linear in training: what stays, and the parameters of equations 2 and 3."""
 
-    original: Tensor | None
-    """(out, in); None once only `target` is needed."""
     target: Tensor
     storage: Storage
     low: Tensor
@@ -56,22 +54,26 @@ class TrainedLinear:
     start_adapter: Pair | None = None
     saliency: Tensor | None = None
     """(out, in), or (in,) where every row has the same."""
+    original: Tensor | None = None
+    """(out, in), where the saliency term holds the weight near it."""
 
     @classmethod
     def of(cls, original: Tensor, target: Tensor, storage: Storage) -> TrainedLinear:
         """At the starting point, without an adapter; original and target (out, in)."""
         low, high = range_of(original, storage.scheme)
         clipping = torch.full_like(low, START_CLIPPING)
-        return cls(original, target, storage, low, high, torch.zeros_like(original), clipping, clipping.clone())
+        return cls(target, storage, low, high, torch.zeros_like(target), clipping, clipping.clone())
 
-    def start_with_adapter(self, metric: Metric | None) -> None:
-        """Begin with the best low-rank repair of what rounding leaves; with one of zeros where no inputs were seen."""
-        assert self.original is not None
-        rank, (rows, columns) = self.storage.rank, self.original.shape
+    def start_with_adapter(self, original: Tensor, metric: Metric | None) -> None:
+        """Begin with the best low-rank repair of what rounding leaves of the original weight (out, in).
+
+        `metric` None, where no inputs were seen: with one of zeros.
+        """
+        rank, (rows, columns) = self.storage.rank, original.shape
         if metric is None:
-            self.start_adapter = self.original.new_zeros(rank, columns), self.original.new_zeros(rows, rank)
+            self.start_adapter = original.new_zeros(rank, columns), original.new_zeros(rows, rank)
         else:
-            residual = self.original - self.weights()[0]
+            residual = original - self.weights()[0]
             if self.eight_bits:
                 first, second, scale = eight_bit_factors(residual, metric, rank)
                 self.start_adapter = first.float(), scale * second.float()

@@ -189,7 +189,7 @@ def test_what_is_stored_is_what_was_trained(bits: int) -> None:
     generator = torch.Generator().manual_seed(3)
     weight, x = torch.randn(6, 16, generator=generator), torch.randn(40, 16, generator=generator)
     linear = TrainedLinear.of(weight, weight, storage(Scheme(2, 8, False), rank=3, bits=bits))
-    linear.start_with_adapter(Metric(x.T @ x / len(x)))
+    linear.start_with_adapter(weight, Metric(x.T @ x / len(x)))
     without, full = linear.weights()
     stored = linear.stored()
     assert torch.allclose(stored.weight, full, atol=1e-3)
