@@ -3,13 +3,16 @@
     python benchmarks/compensation_quality.py --data FOLDER --scratch FOLDER --results FILE.jsonl [--rows NAME ...]
 
 FOLDER of the data holds wikitext2-validation.parquet (calibration) and wikitext2-test.parquet. The compressed models are
-made once, in the scratch folder. Finished rows are skipped, so that the run can be stopped and continued.
+made once, in the scratch folder; repaired ones are deleted once measured. Finished rows are skipped, so that the run can be
+stopped and continued. "for task" rows: calibrated on the first 5,000 questions and answers of instructions-gsm8k.jsonl, or on
+wikitext; both are then scored on the rest of that file, "task_perplexity" and "task_kl".
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from compresskit.pipeline.quantization import quantize
 from compresskit.source import DEMO, resolve
 from compresskit.stages import Options
 
-RANK_32_SHARE = 0.092014
-"""Parameters of rank 32 everywhere over those of the linears of SmolLM2-135M."""
+BUDGET = "budget of rank"
+TASK = "instructions-gsm8k.jsonl"
+TASK_SAMPLES = 5000
 SOURCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rtn 3": ("quantize", "rtn", {"bits": 3}),
     "rtn 2": ("quantize", "rtn", {"bits": 2}),
@@ -47,15 +51,20 @@ ROWS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     },
     **{f"{source}, eora 8 in 8 bits": (source, "eora", {"rank": 8, "adapter_bits": 8}) for source in ("gptq 3", "gptq 2")},
     **{
-        f"{source}, eora budget of rank {rank}": (source, "eora", {"rank_budget": RANK_32_SHARE * rank / 32})
-        for source in ("gptq 3", "gptq 2", "cfsp 0.3")
+        f"{source}, eora budget of rank {rank}": (source, "eora", {BUDGET: rank})
+        for source in ("gptq 3", "gptq 2", "rtn 3", "rtn 2", "cfsp 0.3")
         for rank in (8, 32)
     },
-    "gptq 3, eora budget of rank 8 in 8 bits": ("gptq 3", "eora", {"rank_budget": RANK_32_SHARE / 4, "adapter_bits": 8}),
+    "gptq 3, eora budget of rank 8 in 8 bits": ("gptq 3", "eora", {BUDGET: 8, "adapter_bits": 8}),
     "gptq 3, eora 8 for outputs": ("gptq 3", "eora", {"rank": 8, "aim": "output"}),
     "gptq 2, eora 8 for outputs": ("gptq 2", "eora", {"rank": 8, "aim": "output"}),
     "cfsp 0.3, eora 32": ("cfsp 0.3", "eora", {"rank": 32}),
     **{f"2:4, {method} 16": ("2:4", method, {"rank": 16}) for method in ("eora", "act", "svd")},
+    **{
+        f"{source}, eora 16 for task, calibrated on {text}": (source, "eora", {"rank": 16})
+        for source in ("2:4", "gptq 3")
+        for text in ("wikitext", "task")
+    },
 }
 
 
@@ -90,19 +99,46 @@ def made(name: str, scratch: Path, options: Options) -> Path:
     return out
 
 
+def share_of(rank: int, folder: Path) -> float:
+    """Parameters of this rank everywhere over those of the model's linears."""
+    model = open_model(folder)
+    shapes = [model.linear_shape(name) for name in model.linears]
+    return sum(rank * (rows + columns) for rows, columns in shapes) / sum(rows * columns for rows, columns in shapes)
+
+
+def task_texts(data: Path, scratch: Path) -> tuple[Path, Path]:
+    """The task's samples as plain text: to calibrate on, and to score."""
+    texts = scratch / "task-calibration.txt", scratch / "task-scored.txt"
+    rows = [json.loads(line) for line in (data / TASK).read_text().splitlines()]
+    for path, part in zip(texts, (rows[:TASK_SAMPLES], rows[TASK_SAMPLES:]), strict=True):
+        path.write_text("\n\n".join("\n".join(str(value) for value in row.values()) for row in part))
+    return texts
+
+
 def run(row: str, data: Path, scratch: Path, samples: int) -> dict[str, Any]:
     source, method, settings = ROWS[row]
     text = str(data / "wikitext2-validation.parquet")
     folder = made(source, scratch, Options(calibration=text, samples=64))
     found: dict[str, Any] = {}
+    task = task_texts(data, scratch) if "for task" in row else None
     if method is not None:
         out = scratch / row.replace(" ", "-").replace(":", "-").replace(",", "")
-        options = CompensateOptions(calibration=text, samples=samples, original=DEMO, overwrite=True)
+        if BUDGET in settings:
+            settings = {key: value for key, value in settings.items() if key != BUDGET}
+            settings["rank_budget"] = share_of(ROWS[row][2][BUDGET], folder)
+        chosen = str(task[0]) if task and row.endswith("on task") else text
+        options = CompensateOptions(calibration=chosen, samples=samples, original=DEMO, overwrite=True)
         result = compensate(method_class("compensate", method)(**settings), str(folder), out, options)
         found = {key: result[key] for key in ("rank_total", "seconds", "time_shares", "bytes_after")}
         folder = out
     report = evaluate(str(folder), EvaluateOptions(against=DEMO, data=str(data / "wikitext2-test.parquet")))
-    return found | {key: report[key] for key in ("bytes", "perplexity", "kl", "top1_agreement")}
+    found |= {key: report[key] for key in ("bytes", "perplexity", "kl", "top1_agreement")}
+    if task:
+        report = evaluate(str(folder), EvaluateOptions(against=DEMO, data=str(task[1])))
+        found |= {"task_perplexity": report["perplexity"], "task_kl": report["kl"]}
+    if method is not None:
+        shutil.rmtree(folder)
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,18 +1,21 @@
-"""Selections compared at equal budgets and steps: held-back response loss, wikitext, LAMBADA; one JSON line a run.
+"""Selections compared at equal budgets and steps: held-back response loss, wikitext, LAMBADA, four tasks; a JSON line a run.
 
     python benchmarks/recovery_selection.py --data DATA --compressed PRUNED --work FOLDER --out results.jsonl
 
 Runs that `results.jsonl` holds already are skipped, so that it can be stopped and started. `--ablation` switches each part
 of paser off alone instead of comparing methods. Fine-tuned checkpoints are deleted once measured. `--pool 0` takes all of
-the 32,711 samples, which is what a table needs; less shows whether everything runs.
+the 32,711 samples, which is what a table needs; less shows whether everything runs. What all runs of a seed share (the data
+that is read, its vectors, what was lost on each sample) is computed once a process.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +23,13 @@ from typing import Any
 from recovery_share import losses, texts
 
 from compresskit import source
+from compresskit.evaluate.task_files import read_tasks
+from compresskit.evaluate.tasks import score_tasks
 from compresskit.methods import method_class
-from compresskit.pipeline.recovery import recover
+from compresskit.opening import open_model
+from compresskit.pipeline import recovery
+from compresskit.pipeline.device import choose_device
+from compresskit.recover import degradation, embeddings
 from compresskit.recover.contract import RecoverOptions
 
 METHODS = ("paser", "random", "kmeans", "dsir", "zip-fit", "full")
@@ -36,6 +44,39 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 
 
+TASKS = ("arc_easy", "hellaswag", "lambada", "piqa")
+
+
+def remember(module: Any, name: str, key: Callable[..., object]) -> None:
+    """Replace a function of a module by one that computes once for each key of its arguments."""
+    original, known = getattr(module, name), {}
+
+    def call(*arguments: Any) -> Any:
+        found = key(*arguments)
+        if found not in known:
+            known[found] = original(*arguments)
+        return copy.copy(known[found])
+
+    setattr(module, name, call)
+
+
+def remember_what_runs_share() -> None:
+    identity = lambda samples: hash(tuple(sample.text if hasattr(sample, "text") else str(sample) for sample in samples))  # noqa: E731
+    remember(recovery, "drop_duplicates", identity)
+    remember(recovery, "encode_samples", lambda reading, _, length: (identity(reading.samples), length))
+    numbers = lambda samples: hash(tuple(tuple(sample.tokens) for sample in samples))  # noqa: E731
+    remember(embeddings, "own_embeddings", lambda _, samples, __: numbers(samples))
+    remember(degradation, "divergences", lambda _, __, samples, ___: numbers(samples))
+
+
+def task_scores(folder: Path, data: Path) -> dict[str, float]:
+    """Length-normalised accuracy of each task; plain where there is one answer."""
+    model = open_model(folder)
+    tasks = read_tasks(data / "tasks", list(TASKS), None, 0, 0)
+    found = score_tasks(model, tasks, choose_device("auto", "float32", model), lambda done, total: None)
+    return {name: scores.get("accuracy_normalised", scores["accuracy"]) for name, scores in found.items()}
+
+
 def runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every run: its method, its settings, its seed."""
     found = []
@@ -44,7 +85,7 @@ def runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             if arguments.ablation:
                 found += [{"name": n, "method": "paser", "seed": seed, "budget": budget, **more} for n, more in ABLATION.items()]
             else:
-                found += [{"name": name, "method": name, "seed": seed, "budget": budget} for name in METHODS]
+                found += [{"name": name, "method": name, "seed": seed, "budget": budget} for name in arguments.methods]
     return found
 
 
@@ -61,11 +102,13 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
         calibration=arguments.calibration, samples=16,
     )  # fmt: skip
     started, processor = time.monotonic(), time.process_time()
-    result = recover(method, arguments.compressed, out, options)
+    result = recovery.recover(method, arguments.compressed, out, options)
     took = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - processor, 1)}
     chosen = SimpleNamespace(**{**vars(arguments), "seed": run["seed"], "responses": 0})
     found = texts(arguments.data, source.resolve(arguments.dense), chosen)
-    after = losses(out, {name: samples for name, samples in found.items() if samples})
+    after: dict[str, Any] = losses(out, {name: samples for name, samples in found.items() if samples})
+    if arguments.tasks:
+        after["tasks"] = task_scores(out, arguments.data)
     shutil.rmtree(out)
     held = {f"held_back_{when}": result[f"held_back_{when}"]["loss"] for when in ("before", "after")}
     return run | {"steps": result["steps"], "selected": result["selected"], **held, **after, **took}
@@ -79,6 +122,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dense", default="demo:smollm2-135m")
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--tasks", action="store_true", help="score the four tasks of DATA/tasks too")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--loss", choices=("response", "distill"), default="response")
@@ -92,6 +137,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="self")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    remember_what_runs_share()
     done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     for run in runs(arguments):
         if any(all(line.get(key) == value for key, value in run.items()) for line in done):

@@ -15,11 +15,11 @@ import random
 from pathlib import Path
 
 import pyarrow.parquet
-import torch
 
 from compresskit import source
 from compresskit.calibration import encode
 from compresskit.opening import open_model, with_adapter
+from compresskit.pipeline.device import choose_device
 from compresskit.recover.duplicates import drop_duplicates
 from compresskit.recover.encoding import Sample, encode_samples, open_tokenizer
 from compresskit.recover.held_back import hold_back
@@ -50,12 +50,13 @@ def texts(data: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, 
     windows = [ids[i * length : (i + 1) * length] for i in range(min(arguments.windows, len(ids) // length))]
     rows = [json.loads(line)["text"] for line in (data / "tasks" / "lambada.jsonl").read_text().splitlines()]
     passages = [encode(folder, row, False)[:length] for row in rows[: arguments.passages]]
-    held = held_back(data, folder, arguments.pool, length, arguments.seed)[: arguments.responses]
+    held = held_back(data, folder, arguments.pool, length, arguments.seed)[: arguments.responses] if arguments.responses else []
     return {"wikitext": plain(windows), "lambada": plain(passages), "responses": held}
 
 
 def losses(folder: Path, found: dict[str, list[Sample]]) -> dict[str, float]:
-    walk = open_walk(with_adapter(open_model(folder), None), torch.device("cpu"), torch.float32)
+    model = with_adapter(open_model(folder), None)
+    walk = open_walk(model, *choose_device("auto", "float32", model))
     result = {}
     for name, samples in found.items():
         counts = [sample.response_tokens for sample in samples]

@@ -43,13 +43,13 @@ EIGHT_BIT_ROUNDS = 2
 class Metric:
     """How errors of a weight are measured: C, shared by the linears that share their input."""
 
-    def __init__(self, moments: Tensor, damping: float = 0.0):
+    def __init__(self, moments: Tensor, damping: float = 0.0, shrinkage: float = 0.0):
         """`moments`: (in, in), of any float dtype; `damping` times their mean diagonal is added to the diagonal.
 
-        On devices without float64 (mps) all lies on the CPU.
+        `shrinkage`: share that all entries off the diagonal lose. On devices without float64 (mps) all lies on the CPU.
         """
         exact = _exact(moments)
-        self.matrix = exact.clone() if exact is moments else exact
+        self.matrix = exact.lerp(torch.diag(exact.diagonal()), shrinkage)
         self.matrix.diagonal().add_(damping * self.matrix.diagonal().mean())
 
     @cached_property
@@ -60,14 +60,30 @@ class Metric:
         return root
 
 
-def low_rank_factors(residual: Tensor, metric: Metric, rank: int, smallest: bool = False) -> tuple[Tensor, Tensor]:
-    """(A (rank, in), B (out, rank)) float32: equation 4. residual (out, in). `smallest`: the directions that matter least."""
-    exact = _exact(residual)
+def low_rank_factors(
+    residual: Tensor, metric: Metric, rank: int, smallest: bool = False, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The best pair, equation 4. residual (out, in). `smallest`: the directions that matter least.
+
+    `weights`: how much the square of each output's error counts, (out,), above 0; all alike where left out.
+
+    Returns:
+        (A (rank, in), B (out, rank)), float32 on the residual's device.
+    """
+    exact = weighted(residual, weights)
     squares, directions = _directions(exact, metric, rank, smallest)
     scale = squares.sqrt().sqrt()
     scale = torch.where(scale > SMALLEST * scale.max(), scale, 1.0)
     first, second = (directions.T @ exact) / scale[:, None], directions * scale
+    if weights is not None:
+        second /= _exact(weights).to(second.device).sqrt()[:, None]
     return first.to(residual.device, torch.float32).contiguous(), second.to(residual.device, torch.float32).contiguous()
+
+
+def weighted(residual: Tensor, weights: Tensor | None) -> Tensor:
+    """G^1/2 D in float64, whose error counts as D's does with the outputs weighed by G = diag(weights). residual (out, in)."""
+    exact = _exact(residual)
+    return exact if weights is None else exact * _exact(weights).to(exact.device).sqrt()[:, None]
 
 
 def gains(residual: Tensor, metric: Metric) -> Tensor:
@@ -82,27 +98,28 @@ def remaining_error(residual: Tensor, metric: Metric, update: Tensor) -> float:
     return float((left @ metric.matrix * left).sum())
 
 
-def eight_bit_factors(residual: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, float]:
+def eight_bit_factors(residual: Tensor, metric: Metric, rank: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
     """A pair in 8 bits, with update = scale * B A; each factor solved again given the other rounded. residual (out, in).
 
-    Given A: B = D C A^T (A C A^T)^-1. Given B: A = (B^T B)^-1 B^T D, whatever the inputs. The best of all rounds is kept.
+    Given A: B = D C A^T (A C A^T)^-1, whatever the weights. Given B: A = (B^T G B)^-1 B^T G D, G = diag(weights), whatever
+    the inputs. The best of all rounds is kept.
 
     Returns:
         (A (rank, in), B (out, rank), scale), the factors in float8 e4m3 on the residual's device.
     """
-    first, _ = low_rank_factors(residual, metric, rank)
-    exact = _exact(residual)
+    first, _ = low_rank_factors(residual, metric, rank, weights=weights)
+    exact, counted = _exact(residual), weighted(residual, weights)
     best: tuple[float, Tensor, Tensor, float] | None = None
     for _ in range(EIGHT_BIT_ROUNDS):
         small_first, _ = _eight_bit_rows(_exact(first))
         rows = small_first.double()
         second = _solved(rows @ metric.matrix @ rows.T, rows @ metric.matrix @ exact.T).T
         small_second, scale = _eight_bit_columns(second)
-        columns = small_second.double()
-        error = remaining_error(exact, metric, scale * (columns @ rows))
+        columns = weighted(small_second, weights)
+        error = remaining_error(counted, metric, scale * (columns @ rows))
         if best is None or error < best[0]:
             best = (error, small_first, small_second, scale)
-        first = _solved(columns.T @ columns, columns.T @ exact)
+        first = _solved(columns.T @ columns, columns.T @ counted)
     assert best is not None
     return best[1].to(residual.device), best[2].to(residual.device), best[3]
 

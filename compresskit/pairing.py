@@ -47,9 +47,21 @@ class Pair:
         if self.lost_inputs(name):
             found = weight[:, chosen]
             return torch.cat([found, found.new_zeros(rows, columns - len(chosen))], dim=1)
+        return self._cut_rows(name, weight)
+
+    def cut_outputs(self, name: str, values: Tensor) -> Tensor:
+        """One number for every output of the original's linear -> those of the outputs that are kept, 0 where it is padded."""
+        if name not in self.kept or self.lost_inputs(name):
+            return values
+        return self._cut_rows(name, values[:, None])[:, 0]
+
+    def _cut_rows(self, name: str, weight: Tensor) -> Tensor:
+        import torch
+
+        rows, chosen = self.compressed.linear_shape(name)[0], torch.tensor(self.kept[name])
         fused = next(group.fused for ffn, group in self._networks(name) if name in ffn.in_projections)
         parts = [part[chosen] for part in weight.chunk(fused)]
-        return torch.cat([torch.cat([part, part.new_zeros(rows // fused - len(chosen), columns)]) for part in parts])
+        return torch.cat([torch.cat([part, part.new_zeros(rows // fused - len(chosen), weight.shape[1])]) for part in parts])
 
     def _networks(self, name: str) -> list[tuple[Ffn, FfnGroup]]:
         groups = self.compressed.ffn_groups(self.compressed.block_of(name))

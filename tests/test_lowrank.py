@@ -19,6 +19,7 @@ from compresskit.lowrank import (
     low_rank_factors,
     remaining_error,
     rounded_pair,
+    weighted,
 )
 
 SHAPES = [(7, 12), (12, 12), (20, 12)]
@@ -65,6 +66,43 @@ def test_no_pair_found_by_200_restarts_of_gradient_descent_is_better() -> None:
         errors.sum().backward()
         optimizer.step()
     assert ours <= float(errors.detach().min()) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weighed_outputs_get_the_best_approximation_of_the_weighed_outputs(rank: int, shape: tuple[int, int]) -> None:
+    residual, x = problem(200, shape[0])
+    weights = torch.logspace(-3, 2, shape[0], dtype=torch.float64)
+    first, second = low_rank_factors(residual, moments(x), rank, weights=weights)
+    left = weights.sqrt()[:, None] * (residual - second.double() @ first.double()) @ x.T
+    values = torch.linalg.svdvals(weights.sqrt()[:, None] * residual @ x.T)
+    assert abs(left.square().sum() - values[rank:].square().sum()) < 1e-6 * values.square().sum()
+    assert torch.allclose(weighted(residual, weights) @ x.T, weights.sqrt()[:, None] * residual @ x.T)
+    assert torch.equal(weighted(residual, None), residual)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_pair_in_eight_bits_knows_which_outputs_count(shape: tuple[int, int]) -> None:
+    residual, x = problem(200, shape[0])
+    weights = torch.logspace(-3, 2, shape[0], dtype=torch.float64)
+    errors = []
+    for given in (weights, None):
+        first, second, scale = eight_bit_factors(residual, moments(x), 3, given)
+        update = scale * second.double() @ first.double()
+        errors.append(remaining_error(weighted(residual, weights), moments(x), weighted(update, weights)))
+    exact = low_rank_factors(residual, moments(x), 3, weights=weights)
+    best = remaining_error(weighted(residual, weights), moments(x), weighted(exact[1].double() @ exact[0].double(), weights))
+    assert best <= errors[0] * (1 + 1e-6)
+    assert errors[0] < errors[1]
+
+
+def test_shrinkage_takes_a_share_of_what_is_off_the_diagonal() -> None:
+    _, x = problem(50)
+    matrix = x.T @ x
+    found = Metric(matrix, shrinkage=0.25).matrix
+    assert torch.allclose(found, 0.75 * matrix + 0.25 * torch.diag(matrix.diagonal()))
+    assert torch.equal(Metric(matrix).matrix, matrix)
+    assert torch.equal(Metric(matrix, shrinkage=1).matrix, torch.diag(matrix.diagonal()))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

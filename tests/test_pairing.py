@@ -30,6 +30,9 @@ def test_the_original_cut_to_the_kept_channels_is_the_pruned_model(
     for name in found.compressed.linears:
         stored = read_plain(found.compressed, f"{name}.weight").float()
         assert torch.equal(found.original_weight(name), stored), name
+        column = read_plain(found.original, f"{name}.weight").float()[:, 0]
+        if not found.lost_inputs(name):
+            assert torch.equal(found.cut_outputs(name, column), stored[:, 0]), name
     (tmp_path / "out" / "compresskit.json").unlink()
     if found.compressed.linear_shape(found.compressed.linears[-1]) == found.original.linear_shape(found.original.linears[-1]):
         return  # padded to the original's width: without a manifest nothing tells that channels are missing

@@ -48,6 +48,8 @@ class CompensateMethod(Method):
     """16, or 8: factors in float8 e4m3, half the size."""
     aim: Literal["auto", "weight", "output"] = "auto"
     """Repair each weight, or the output that the original gave; auto: weights, outputs where channels are missing."""
+    output_weights: Literal["auto", "none", "fisher"] = "auto"
+    """Weigh each output's error by how much the original's predictions mind it (a backward pass); auto: under a budget."""
     ignore: tuple[str, ...] = ()
     """Leave linears whose name contains this alone, such as down or layers.0; may be repeated."""
 
@@ -85,6 +87,11 @@ class CompensateMethod(Method):
             raise RequestError(f"--rank-budget {self.rank_budget:g}: {found}; raise it")
 
     @property
+    def weighs_outputs(self) -> bool:
+        """Whether outputs count by how much the original's predictions mind an error in them."""
+        return self.output_weights == "fisher" or (self.output_weights == "auto" and self.rank_budget is not None)
+
+    @property
     def smallest(self) -> bool:
         """Whether the pair takes the directions that matter least."""
         return False
@@ -110,7 +117,7 @@ class SecondMomentsMethod(CompensateMethod):
 
         return Gram(features, device)
 
-    def moments(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
+    def moments(self, statistic: Statistic | None, features: int, device: torch.device, shrinkage: float = 0.0) -> Metric:
         """X^T X / tokens, (features, features), damped; the identity for an expert that no token reached."""
         import torch
 
@@ -120,4 +127,4 @@ class SecondMomentsMethod(CompensateMethod):
         assert isinstance(statistic, Gram)
         if not statistic.tokens:
             return Metric(torch.eye(features, device=device))
-        return Metric(statistic.matrix() / statistic.tokens, self.damping)
+        return Metric(statistic.matrix() / statistic.tokens, self.damping, shrinkage)

@@ -19,7 +19,7 @@ from compresskit.checkpoint.writer import Writer
 from compresskit.compensate.contract import CompensateMethod
 from compresskit.compensate.residuals import Outputs, Paired, output_error
 from compresskit.formats.peft import factor_names
-from compresskit.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error
+from compresskit.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error, weighted
 from compresskit.pairing import Pair
 from compresskit.skeleton import to_stored
 from compresskit.stagewise import ATTENTION_STAGES, OnBlock, chosen_stages, collect_inputs, finish_block, replace_weight
@@ -35,6 +35,12 @@ class Task(NamedTuple):
     name: str
     residual: Tensor
     metric: Metric
+    weights: Tensor | None
+    """How much each output counts, (out,); all alike for None."""
+
+    def error(self, update: Tensor) -> float:
+        """What an update (out, in) leaves of the error, in the task's own measure."""
+        return remaining_error(weighted(self.residual, self.weights), self.metric, weighted(update, self.weights))
 
 
 @dataclass
@@ -47,6 +53,8 @@ class Repair:
     """Linears to repair, by plain name."""
     aim_output: bool
     ranks: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """By linear, how much the predictions mind an error in each output, (out,) float64; empty where all count alike."""
     dtype: torch.dtype = torch.float16
     """Of the factors; float8 e4m3 for 8 bits."""
     merged: torch.dtype | None = None
@@ -79,12 +87,13 @@ def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writ
 
 
 def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: OnBlock) -> dict[str, list[float]]:
-    """What each further rank takes off the output error of every linear, over the energy of the original's output.
+    """What each further rank takes off the output error of every linear.
 
     One pass over the compressed model as it is: all linears of a block are measured at once.
 
     Returns:
-        By linear min(out, in) shares, falling; none where the original's output has no energy.
+        By linear min(out, in) numbers, falling: weighed where outputs are weighed, else as shares of the energy of the
+        original's output, none where that has no energy.
     """
     count = request.pair.compressed.block_count
     found: dict[str, list[float]] = {}
@@ -92,9 +101,12 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
         groups = [group for stage in request.stages(compressed.index) for group in stage]
         for task in _tasks(request, compressed, groups, _original_outputs(request, original, groups), False):
             started = time.perf_counter()
-            weight = request.pair.original_weight(task.name).to(task.residual)
-            energy = remaining_error(weight, task.metric, torch.zeros_like(weight))
-            found[task.name] = (gains(task.residual, task.metric) / energy).tolist() if energy else []
+            energy = 1.0
+            if task.weights is None:
+                weight = request.pair.original_weight(task.name).to(task.residual)
+                energy = remaining_error(weight, task.metric, torch.zeros_like(weight))
+            taken = gains(weighted(task.residual, task.weights), task.metric)
+            found[task.name] = (taken / energy).tolist() if energy else []
             request.seconds["decompositions"] += time.perf_counter() - started
         on_block("measuring", compressed.index + 1, count)
     return found
@@ -119,8 +131,8 @@ def _repair_block(request: Repair, block: Block, original: Block | None, writer:
             update, scale = _repair_linear(request, block, task, writer)
             facts["rank"][short] = request.ranks.get(task.name, 0)
             facts["scale"][short] = scale
-            facts["error_before"][short] = remaining_error(task.residual, task.metric, torch.zeros_like(update))
-            facts["error_after"][short] = remaining_error(task.residual, task.metric, update)
+            facts["error_before"][short] = task.error(torch.zeros_like(update))
+            facts["error_after"][short] = task.error(update)
             request.seconds["decompositions"] += time.perf_counter() - started
     return facts
 
@@ -168,7 +180,7 @@ def _tasks(
             if found is not None and found.outputs is not None and found.gram.tokens:
                 error = output_error(weight, error, found, slice(row, row + len(weight)), OUTPUT_DAMPING)
             row += len(weight)
-            yield Task(name, error, metric)
+            yield Task(name, error, metric, request.weights.get(name))
 
 
 def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
@@ -188,9 +200,9 @@ def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) ->
     if not rank:
         first, second = (torch.zeros(shape, dtype=dtype, device=task.residual.device) for shape in ((0, columns), (rows, 0)))
     elif dtype == EIGHT_BITS:
-        first, second, scale = eight_bit_factors(task.residual, task.metric, rank)
+        first, second, scale = eight_bit_factors(task.residual, task.metric, rank, task.weights)
     else:
-        found = low_rank_factors(task.residual, task.metric, rank, request.method.smallest)
+        found = low_rank_factors(task.residual, task.metric, rank, request.method.smallest, task.weights)
         first, second = (factor.to(dtype) for factor in found)
     update = scale * second.float() @ first.float()
     sign = -1 if request.method.splits else 1

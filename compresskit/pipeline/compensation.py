@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from compresskit.compensate.repair import Repair
     from compresskit.walk import Walk
 
+FISHER_WINDOWS = 32
+"""Windows that the weights of outputs are taken from."""
 Where = tuple["torch.device", "torch.dtype"]
 
 
@@ -68,7 +71,7 @@ class Job:
     def text(self) -> tuple[str, int]:
         """(calibration text, windows of it), those that are held back included."""
         spec = self.options.calibration
-        if self.method.needs_activations or self.aim_output or self.method.rank_budget:
+        if self.method.needs_activations or self.aim_output or self.method.rank_budget or self.method.weighs_outputs:
             return spec, self.options.samples + HELD_BACK
         return "builtin" if spec == "self" else spec, HELD_BACK
 
@@ -202,7 +205,9 @@ def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, A
     names = compressed.linears if job.dense else job.names
     merged = TORCH_DTYPES[dense_dtype(compressed)] if job.dense else None
     factors = TORCH_DTYPES[factor_dtype(compressed, method.adapter_bits)]
-    request = Repair(method, job.pair, names, job.aim_output, {}, factors, merged)
+    request = Repair(method, job.pair, names, job.aim_output, dtype=factors, merged=merged)
+    if method.weighs_outputs and not method.splits:
+        request.weights = _output_weights(job, tokens, where, bars)
     if progress:
         request.ranks = progress["facts"]["ranks"]
     elif method.rank_budget is None:
@@ -212,6 +217,18 @@ def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, A
         costs = {name: sum(compressed.linear_shape(name)) for name in job.names}
         request.ranks = deal_ranks(found, costs, method.budget(compressed, job.names), method.round_rank)
     return request
+
+
+def _output_weights(job: Job, tokens: torch.Tensor, where: Where, bars: ProgressBars) -> dict[str, torch.Tensor]:
+    """How much the original's predictions mind errors of the repaired linears' outputs, from some of the windows."""
+    from compresskit.compensate.influence import LEAST, output_weights
+    from compresskit.walk import Walk
+
+    options, both = job.options, job.pair
+    walk = Walk(both.original, tokens[:FISHER_WINDOWS], *where, options.trust_remote_code, micro_batch=1)
+    with tempfile.TemporaryDirectory(dir=job.out.absolute().parent, prefix=f".{job.out.name}.scratch-") as scratch:
+        found = output_weights(walk, job.names, Path(scratch), bars, options.seed)
+    return {name: both.cut_outputs(name, values).clamp_min(LEAST) for name, values in found.items()}
 
 
 def _walks(job: Job, tokens: torch.Tensor, where: Where, finished: dict[str, Model]) -> tuple[Walk, Walk | None]:

@@ -17,7 +17,7 @@ from compresskit.recover.encoding import Sample
 from compresskit.recover.held_back import mean_losses
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.passes import open_walk
-from compresskit.recover.schedule import loss_curve, steps_of
+from compresskit.recover.schedule import ACCELERATOR_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, loss_curve, steps_of
 from compresskit.recover.selection import read_selection
 from compresskit.recover.teacher import Teacher, ask, width_of
 
@@ -54,7 +54,8 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     whole = [distilled] * len(samples) + [True] * len(own)
     samples += own
     teacher = _teacher(job, samples, where, bars) if distilled else None
-    steps = steps_of([len(s.tokens) for s in samples], options.batch_size, options.epochs, options.steps, options.seed)
+    most = MICRO_BATCH_TOKENS if where[0].type == "cpu" else ACCELERATOR_MICRO_BATCH_TOKENS
+    steps = steps_of([len(s.tokens) for s in samples], options.batch_size, options.epochs, options.steps, options.seed, most)
     ranks = linear_ranks(model, options.rank)
     network = whole_network(replace(model, adapter=None), *where, options.trust_remote_code)
     trained = add_factors(network, ranks, model.adapter, options.seed)

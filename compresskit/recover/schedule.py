@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 MICRO_BATCH_TOKENS = 1024
 """Bound on the padded tokens of one forward and backward pass; the logits of 1,024 tokens take 200 MB at 49,152 words."""
+ACCELERATOR_MICRO_BATCH_TOKENS = 4096
+"""The same bound on an accelerator, whose time goes into starting kernels rather than into small products."""
 
 CURVE_POINTS = 40
 MARKS = "▁▂▃▄▅▆▇█"
@@ -20,7 +22,9 @@ Step = list[list[int]]
 """Micro-batches of one optimiser step, as positions of samples."""
 
 
-def steps_of(lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int) -> list[Step]:
+def steps_of(
+    lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int, most_tokens: int = MICRO_BATCH_TOKENS
+) -> list[Step]:
     """Every optimiser step in order: each epoch a new shuffle; the samples of a step grouped by length."""
     wanted = steps or max(1, math.ceil(epochs * len(lengths) / batch_size))
     generator = random.Random(seed)  # noqa: S311
@@ -32,15 +36,15 @@ def steps_of(lengths: Sequence[int], batch_size: int, epochs: float, steps: int,
             generator.shuffle(order)
             queue += order
         chosen, queue = queue[:batch_size], queue[batch_size:]
-        found.append(_micro_batches(chosen, lengths))
+        found.append(_micro_batches(chosen, lengths, most_tokens))
     return found
 
 
-def _micro_batches(chosen: Sequence[int], lengths: Sequence[int]) -> Step:
+def _micro_batches(chosen: Sequence[int], lengths: Sequence[int], most_tokens: int) -> Step:
     """By length, the longest first, as many as stay below the bound."""
     step: Step = []
     for index in sorted(chosen, key=lambda i: (-lengths[i], i)):
-        if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > MICRO_BATCH_TOKENS:
+        if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > most_tokens:
             step.append([])
         step[-1].append(index)
     return step
