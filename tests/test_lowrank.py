@@ -86,8 +86,8 @@ def test_a_pair_in_eight_bits_knows_which_outputs_count(shape: tuple[int, int]) 
     residual, x = problem(200, shape[0])
     weights = torch.logspace(-3, 2, shape[0], dtype=torch.float64)
     errors = []
-    for given in (weights, None):
-        first, second, scale = eight_bit_factors(residual, moments(x), 3, given)
+    for counted in (weights, None):
+        first, second, scale = eight_bit_factors(residual, moments(x), 3, counted)
         update = scale * second.double() @ first.double()
         errors.append(remaining_error(weighted(residual, weights), moments(x), weighted(update, weights)))
     exact = low_rank_factors(residual, moments(x), 3, weights=weights)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HIDDEN_PER_RANK = 64
 SMALLEST_RANK = 4
+FISHER_WINDOWS = 32
+"""Windows of the calibration text that the weights of outputs are taken from."""
 
 
 class CompensateOptions(Options):
@@ -46,8 +48,9 @@ class CompensateMethod(Method):
     """Under a budget, ranks are multiples of this."""
     adapter_bits: Annotated[int, Field(ge=8, le=16, multiple_of=8)] = 16
     """16, or 8: factors in float8 e4m3, half the size."""
-    aim: Literal["auto", "weight", "output"] = "auto"
-    """Repair each weight, or the output that the original gave; auto: weights, outputs where channels are missing."""
+    aim: Literal["auto", "weight", "block", "output"] = "auto"
+    """Repair weights, or outputs: as the original's block gives on the same inputs, or as the whole original gives; auto: block
+    where channels are missing, else weight."""
     output_weights: Literal["auto", "none", "fisher"] = "auto"
     """Weigh each output's error by how much the original's predictions mind it (a backward pass); auto: under a budget."""
     ignore: tuple[str, ...] = ()
@@ -89,7 +92,8 @@ class CompensateMethod(Method):
     @property
     def weighs_outputs(self) -> bool:
         """Whether outputs count by how much the original's predictions mind an error in them."""
-        return self.output_weights == "fisher" or (self.output_weights == "auto" and self.rank_budget is not None)
+        asked = self.output_weights == "fisher" or (self.output_weights == "auto" and self.rank_budget is not None)
+        return asked and not self.splits
 
     @property
     def smallest(self) -> bool:

@@ -33,6 +33,8 @@ from compresskit.walk import Walk
 
 DAMPING = 0.1
 """Share of the mean that is added to every number: outputs that the text hardly used are not left to chance."""
+ROWS_AT_ONCE = 64
+"""Positions whose distributions, in float64, exist at a time."""
 LEAST = 1e-30
 """Of an expert that no token reached, and of outputs that only pad the linear: above 0, as the solver divides by it."""
 
@@ -90,7 +92,9 @@ def _surprise(seed: int) -> Loss:
 
     def loss(tokens: Tensor, logits: Tensor) -> Tensor:
         rows = logits.flatten(0, -2)
-        drawn = pick(rows.detach(), torch.rand(len(rows), 1, dtype=torch.float64, generator=generator))
+        uniform = torch.rand(len(rows), 1, dtype=torch.float64, generator=generator)
+        parts = zip(torch.split(rows.detach(), ROWS_AT_ONCE), torch.split(uniform, ROWS_AT_ONCE), strict=True)
+        drawn = torch.cat([pick(*part) for part in parts])
         return functional.cross_entropy(rows, drawn.to(rows.device), reduction="sum")
 
     return loss

@@ -1,6 +1,7 @@
 """The walk that the compensations share: block by block, linear by linear, on the already repaired prefix.
 
-The compressed model is walked; with aim "output" the original beside it, each of its blocks before the repaired one.
+The compressed model is walked; with aim "output" or "block" the original beside it, each of its blocks before the repaired
+one, on its own inputs or on those of the repaired block.
 Linears that share their input share its statistic and the eigendecomposition of its measure.
 """
 
@@ -51,7 +52,8 @@ class Repair:
     pair: Pair
     names: list[str]
     """Linears to repair, by plain name."""
-    aim_output: bool
+    aim: str
+    """weight, block or output."""
     ranks: dict[str, int] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     """By linear, how much the predictions mind an error in each output, (out,) float64; empty where all count alike."""
@@ -73,7 +75,7 @@ def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writ
     finished are only run, from what that run wrote.
     """
     count = request.pair.compressed.block_count
-    for compressed, original in _side_by_side(walks):
+    for compressed, original in _side_by_side(request, walks):
         if f"block {compressed.index}" in writer.done:
             _original_outputs(request, original, [])
         else:
@@ -97,7 +99,7 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
     """
     count = request.pair.compressed.block_count
     found: dict[str, list[float]] = {}
-    for compressed, original in _side_by_side(walks):
+    for compressed, original in _side_by_side(request, walks):
         groups = [group for stage in request.stages(compressed.index) for group in stage]
         for task in _tasks(request, compressed, groups, _original_outputs(request, original, groups), False):
             started = time.perf_counter()
@@ -112,12 +114,15 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
     return found
 
 
-def _side_by_side(walks: tuple[Walk, Walk | None]) -> Iterator[tuple[Block, Block | None]]:
+def _side_by_side(request: Repair, walks: tuple[Walk, Walk | None]) -> Iterator[tuple[Block, Block | None]]:
     compressed, original = walks
     if original is None:
         yield from ((block, None) for block in compressed)
-    else:
-        yield from zip(compressed, original, strict=True)
+        return
+    for here, there in zip(compressed, original, strict=True):
+        if request.aim == "block":
+            there.hidden[:] = here.hidden
+        yield here, there
 
 
 def _repair_block(request: Repair, block: Block, original: Block | None, writer: Writer) -> dict[str, dict[str, float]]:

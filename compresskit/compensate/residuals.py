@@ -1,11 +1,14 @@
 """What is to be repaired in a linear: the error of its weight, or what its output lacks to the original's.
 
     aim "weight":  D = W - W_c                                                                                         (1)
-    aim "output":  D = argmin ||W X^T - (W_c + D) X_c^T||_F^2 + damping ||D - D_1||^2
+    aim "output" or "block":
+                   D = argmin ||W X^T - (W_c + D) X_c^T||_F^2 + damping ||D - D_1||^2
                      = D_1 + (W X^T X_c - (W_c + D_1) X_c^T X_c) (X_c^T X_c + damping)^-1                              (2)
 
 symbol  meaning                                                    shape             name here
-X       inputs of the linear in the original model                 (tokens, in)      seen only through W X^T
+X       inputs of the linear in the original model; for "block":   (tokens, in)      seen only through W X^T
+        in the original's block on the compressed model's hidden
+        states
 X_c     its inputs in the compressed model, repaired so far        (tokens, in_c)
 D_1     D of equation 1, or 0 where the linear lost inputs         (out, in_c)       weight_error
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compresskit import calibration, layouts, source
 from compresskit.checkpoint import writer as writing
 from compresskit.checkpoint.reader import TensorSpec
-from compresskit.compensate.contract import CompensateMethod, CompensateOptions
+from compresskit.compensate.contract import FISHER_WINDOWS, CompensateMethod, CompensateOptions
 from compresskit.compensate.plan import adapter_plan, adapter_ranks, dense_dtype, factor_dtype, merged_plan
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.formats import peft
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from compresskit.compensate.repair import Repair
     from compresskit.walk import Walk
 
-FISHER_WINDOWS = 32
-"""Windows that the weights of outputs are taken from."""
 Where = tuple["torch.device", "torch.dtype"]
 
 
@@ -62,16 +60,18 @@ class Job:
         return f"{peft.FOLDER}/" if self.method.splits else ""
 
     @property
-    def aim_output(self) -> bool:
-        """Whether the original's outputs are aimed at, not its weights."""
-        asked = self.method.aim == "output" or (self.method.aim == "auto" and bool(self.pair.kept))
-        return asked and not self.method.splits
+    def aim(self) -> str:
+        """What is repaired: weight, block or output."""
+        if self.method.splits:
+            return "weight"
+        chosen: str = self.method.aim
+        return ("block" if self.pair.kept else "weight") if chosen == "auto" else chosen
 
     @property
     def text(self) -> tuple[str, int]:
         """(calibration text, windows of it), those that are held back included."""
         spec = self.options.calibration
-        if self.method.needs_activations or self.aim_output or self.method.rank_budget or self.method.weighs_outputs:
+        if self.method.needs_activations or self.aim != "weight" or self.method.rank_budget or self.method.weighs_outputs:
             return spec, self.options.samples + HELD_BACK
         return "builtin" if spec == "self" else spec, HELD_BACK
 
@@ -134,7 +134,7 @@ def _check_method(job: Job) -> None:
         raise UnsupportedArchitecture(f"{compressed.family}: adapters cannot reach its experts; pass --merge")
     if compressed.architecture.transposed and (method.splits or not job.options.merge):
         raise UnsupportedArchitecture(f"{compressed.family}: its linears are stored transposed; pass --merge")
-    if compressed.architecture.experts and job.aim_output:
+    if compressed.architecture.experts and job.aim != "weight":
         raise UnsupportedArchitecture(
             f"{compressed.family}: its experts see other tokens than the original's; only --aim weight of unpruned ones is built"
         )
@@ -205,8 +205,8 @@ def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, A
     names = compressed.linears if job.dense else job.names
     merged = TORCH_DTYPES[dense_dtype(compressed)] if job.dense else None
     factors = TORCH_DTYPES[factor_dtype(compressed, method.adapter_bits)]
-    request = Repair(method, job.pair, names, job.aim_output, dtype=factors, merged=merged)
-    if method.weighs_outputs and not method.splits:
+    request = Repair(method, job.pair, names, job.aim, dtype=factors, merged=merged)
+    if method.weighs_outputs:
         request.weights = _output_weights(job, tokens, where, bars)
     if progress:
         request.ranks = progress["facts"]["ranks"]
@@ -238,7 +238,7 @@ def _walks(job: Job, tokens: torch.Tensor, where: Where, finished: dict[str, Mod
     options, both = job.options, job.pair
     size = micro_batch_size(both.original, tokens.shape[1])
     walk = Walk(both.compressed, tokens, *where, options.trust_remote_code, lambda i: finished.get(f"block {i}"), size)
-    if not job.aim_output:
+    if job.aim == "weight":
         return walk, None
     return walk, Walk(both.original, tokens, *where, options.trust_remote_code, micro_batch=size)
 
@@ -272,7 +272,7 @@ def _configuration(job: Job) -> dict[str, Any]:
 def _settings(job: Job, where: Where) -> dict[str, Any]:
     """Everything that decides the weights, besides the models and the text."""
     shared = job.options.model_dump(include={"calibration", "samples", "sequence_length", "seed", "merge"})
-    used = {"dtype": str(where[1]).removeprefix("torch."), "device": where[0].type, "aim_output": job.aim_output}
+    used = {"dtype": str(where[1]).removeprefix("torch."), "device": where[0].type, "aim": job.aim}
     return {"method": name_of("compensate", job.method), **job.method.model_dump(), **shared, **used}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+from compresskit.compensate.contract import FISHER_WINDOWS, CompensateMethod
 from compresskit.model import Model
 from compresskit.recipe.steps import Step
 from compresskit.recover.contract import RecoverOptions
@@ -49,7 +50,15 @@ def peak_bytes(step: Step, model: Model, windows: int, length: int) -> int:
     if isinstance(step.options, RecoverOptions):
         return max(_fine_tuning(model), _walking(step, model, windows, length), _scoring(model, windows * length))
     scored = 0 if isinstance(step.method, PruneMethod) else _scoring(model, windows * length if not step.writes_model else 0)
-    return max(_walking(step, model, windows, length), scored)
+    weighed = isinstance(step.method, CompensateMethod) and step.method.weighs_outputs
+    head = _head_gradient(model, min(windows, FISHER_WINDOWS), length) if weighed else 0
+    return max(_walking(step, model, windows, length), scored, head)
+
+
+def _head_gradient(model: Model, windows: int, length: int) -> int:
+    """Last hidden states and their gradients, the head, and what a backward pass needs of one window's logits."""
+    logits = LOGIT_COPIES * length * int(model.checkpoint.config["vocab_size"]) * FLOAT32_BYTES
+    return 2 * FLOAT32_BYTES * windows * length * model.hidden_size + _embedding(model) + logits
 
 
 def _walking(step: Step, model: Model, windows: int, length: int) -> int:

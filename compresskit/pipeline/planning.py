@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from compresskit.compensate.contract import FISHER_WINDOWS, CompensateMethod
 from compresskit.errors import RequestError
 from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
@@ -34,6 +35,8 @@ PASSES_SAMPLING = 2.0
 """Sampling `self` took about as long as two forward passes over as many tokens."""
 PASSES_QUANTIZE, PASSES_COMPENSATE, PASSES_TRAINING = 2.7, 4.0, 4.0
 """GPTQ on 2.6; a training pass is a forward, a backward of twice its work, and the rounding of the weights."""
+PASSES_MEASURED_GAINS, PASSES_OUTPUT_WEIGHTS = 1.5, 4.0
+"""Under a rank budget; a forward, and another with gradients."""
 PASSES_FINE_TUNING = 3.0
 """A forward, and a backward of twice its work."""
 PASSES_SELECTION = {"paser": 3.0, "kmeans": 1.0}
@@ -143,9 +146,17 @@ def _passes(step: Step, model: Model) -> float:
         return sampling + windows * (PASSES_QUANTIZE + PASSES_TRAINING * float(getattr(method, "epochs", 1)))
     if isinstance(step.options, RecoverOptions):
         return _recover_passes(step, step.options) * (1 + _head_share(model))
-    passes = PASSES_COMPENSATE if step.stage == "compensate" else PASSES_QUANTIZE
+    if isinstance(method, CompensateMethod):
+        return sampling + _compensate_passes(method, windows, model) + 2 * HELD_BACK * (1 + _head_share(model))
+    passes = PASSES_QUANTIZE
     looked = windows * passes if getattr(method, "needs_activations", True) else 0.0
     return sampling + looked + 2 * HELD_BACK * (1 + _head_share(model))
+
+
+def _compensate_passes(method: CompensateMethod, windows: int, model: Model) -> float:
+    looked = PASSES_COMPENSATE * method.needs_activations + PASSES_MEASURED_GAINS * (method.rank_budget is not None)
+    weighed = PASSES_OUTPUT_WEIGHTS * min(windows, FISHER_WINDOWS) * (1 + _head_share(model)) * method.weighs_outputs
+    return windows * looked + weighed
 
 
 def _recover_passes(step: Step, options: RecoverOptions) -> float:

@@ -114,8 +114,19 @@ def test_a_pruned_model_wins_back_some_of_its_output(
     pruned = tmp_path / "pruned"
     prune(CFSP(sparsity=0.4, layout=layout, refit=False, round_to=16), str(tiny["llama"]), pruned, Options(**text))
     result = run(EoRA(rank=8), pruned, tmp_path / "out", tiny["llama"], text)
-    assert result["settings"]["aim_output"]
+    assert result["settings"]["aim"] == "block"
     assert result["kl_after"] < result["kl_before"]
+
+
+def test_what_a_pruning_left_alone_has_no_error_to_repair(tiny: dict[str, Path], text: dict[str, Any], tmp_path: Path) -> None:
+    """On the same inputs linears that kept all channels give what the original gives; only the others lack something."""
+    pruned = tmp_path / "pruned"
+    prune(CFSP(sparsity=0.4, round_to=16), str(tiny["llama"]), pruned, Options(**text))
+    run(EoRA(rank=8), pruned, tmp_path / "out", tiny["llama"], text)
+    facts = json.loads((tmp_path / "out" / "compresskit.json").read_text())["facts"]["blocks"]
+    unpruned = [block["error_before"][name] for block in facts for name in ("self_attn.q_proj", "mlp.gate_proj")]
+    pruned_errors = [block["error_before"]["mlp.down_proj"] for block in facts]
+    assert max(unpruned) < 1e-4 * max(pruned_errors)
 
 
 def test_a_pruned_and_quantised_model_is_repaired_with_a_budget(

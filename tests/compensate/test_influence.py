@@ -45,7 +45,9 @@ def test_the_weights_are_the_mean_squared_gradients_at_the_outputs(family: str, 
         drawn = pick(logits.detach(), torch.rand(len(logits), 1, dtype=torch.float64, generator=generator))
         (-logits.log_softmax(dim=-1).gather(1, drawn[:, None])).sum().backward()
     for name in names:
-        squares = sum((each.grad.flatten(0, -2).square().sum(dim=0) for each in added[name] if each.grad is not None), torch.zeros(1))
+        squares = sum(
+            (each.grad.flatten(0, -2).square().sum(dim=0) for each in added[name] if each.grad is not None), torch.zeros(1)
+        )
         squares = squares.double() / tokens().numel()
         expected = (squares + DAMPING * squares.mean()).clamp_min(LEAST).expand(model.linear_shape(name)[0])
         assert torch.allclose(found[name], expected, rtol=1e-3, atol=1e-9), name
