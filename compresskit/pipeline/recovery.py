@@ -181,29 +181,40 @@ def _select(job: Job, where: Where, bars: ProgressBars) -> Selection:
 
 
 def _pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
-    """The samples, and how what costs passes of a model is computed."""
-    from safetensors.torch import save_file
+    """The samples, and how what costs passes of a model is computed; an interrupted run's passes are not repeated."""
+    from safetensors.torch import load_file, save_file
 
     from compresskit.pipeline.training import VECTORS
     from compresskit.recover import degradation, embeddings
     from compresskit.recover.passes import open_walk
 
     trusted = job.options.trust_remote_code
+    vectors_file, divergences_file = job.workspace / VECTORS, job.workspace / "divergences.json"
 
     def vectors(embedder: str) -> torch.Tensor:
+        if vectors_file.is_file():
+            stored: torch.Tensor = load_file(vectors_file)["vectors"]
+            return stored[: len(job.pool)]
         progress = lambda done, total: bars("embedding samples", done, total)  # noqa: E731
         samples = [*job.pool, *job.held_back]
         if embedder:
             found = embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in samples], progress)
         else:
             found = embeddings.own_embeddings(open_walk(job.model, *where, trusted), samples, progress)
-        save_file({"vectors": found}, job.workspace / VECTORS)
+        partial = vectors_file.with_suffix(".partial")
+        save_file({"vectors": found}, partial)
+        partial.replace(vectors_file)
         return found[: len(job.pool)]
 
     def lost() -> list[float]:
+        if divergences_file.is_file():
+            known: list[float] = read_json(divergences_file)["divergences"]
+            return known
         original, compressed = (open_walk(each, *where, trusted) for each in (job.original, job.model))
         progress = lambda done, total: bars("measuring what was lost", done, total)  # noqa: E731
-        return degradation.divergences(original, compressed, job.pool, progress)
+        found = degradation.divergences(original, compressed, job.pool, progress)
+        folders.write_whole(divergences_file, json.dumps({"divergences": found}))
+        return found
 
     def target() -> list[str]:
         from compresskit import calibration

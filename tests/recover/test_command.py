@@ -191,6 +191,31 @@ def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("stopped_in", ["divergences", "budget"])
+def test_passes_that_an_interrupted_selection_had_finished_are_not_repeated(
+    stopped_in: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compresskit.recover import degradation, embeddings, paser
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def repeated(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a pass that had finished was repeated")
+
+    method, asked = Paser(budget=0.5, clusters=2), options(tiny["llama"], data, steps=2)
+    recover(method, str(damaged), tmp_path / "whole", asked)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(*((degradation, "divergences") if stopped_in == "divergences" else (paser, "split_budget")), stopped)
+        recover(method, str(damaged), tmp_path / "out", asked)
+    with monkeypatch.context() as patched:
+        patched.setattr(embeddings, "own_embeddings", repeated)
+        if stopped_in != "divergences":
+            patched.setattr(degradation, "divergences", repeated)
+        recover(method, str(damaged), tmp_path / "out", asked.model_copy(update={"resume": True}))
+    assert sha256(tmp_path / "whole" / "model.safetensors") == sha256(tmp_path / "out" / "model.safetensors")
+
+
 def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_earlier_ones_stay(
     tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
