@@ -207,7 +207,9 @@ def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, A
     factors = TORCH_DTYPES[factor_dtype(compressed, method.adapter_bits)]
     request = Repair(method, job.pair, names, job.aim, dtype=factors, merged=merged)
     if method.weighs_outputs:
+        started = time.perf_counter()
         request.weights = _output_weights(job, tokens, where, bars)
+        request.seconds["output_weights"] = time.perf_counter() - started
     if progress:
         request.ranks = progress["facts"]["ranks"]
     elif method.rank_budget is None:
