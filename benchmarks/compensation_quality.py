@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from compresskit.checkpoint.reader import open_checkpoint
-from compresskit.compensate.contract import CompensateOptions
+from compresskit.compensate.contract import CompensateMethod, CompensateOptions
 from compresskit.methods import method_class
 from compresskit.opening import open_model
 from compresskit.pipeline.compensation import compensate
@@ -115,20 +115,26 @@ def task_texts(data: Path, scratch: Path) -> tuple[Path, Path]:
     return texts
 
 
-def run(row: str, data: Path, scratch: Path, samples: int) -> dict[str, Any]:
-    source, method, settings = ROWS[row]
-    text = str(data / "wikitext2-validation.parquet")
-    folder = made(source, scratch, Options(calibration=text, samples=64))
+def chosen(row: str, folder: Path) -> CompensateMethod | None:
+    """The row's method with all its settings, None for the source alone."""
+    _, method, settings = ROWS[row]
+    if method is None:
+        return None
+    given = {key: value for key, value in settings.items() if key != BUDGET}
+    if BUDGET in settings:
+        given["rank_budget"] = share_of(settings[BUDGET], folder)
+    found: CompensateMethod = method_class("compensate", method)(**given)
+    return found
+
+
+def run(row: str, method: CompensateMethod | None, folder: Path, data: Path, scratch: Path, samples: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     task = task_texts(data, scratch) if "for task" in row else None
     if method is not None:
         out = scratch / row.replace(" ", "-").replace(":", "-").replace(",", "")
-        if BUDGET in settings:
-            settings = {key: value for key, value in settings.items() if key != BUDGET}
-            settings["rank_budget"] = share_of(ROWS[row][2][BUDGET], folder)
-        chosen = str(task[0]) if task and row.endswith("on task") else text
-        options = CompensateOptions(calibration=chosen, samples=samples, original=DEMO, overwrite=True)
-        result = compensate(method_class("compensate", method)(**settings), str(folder), out, options)
+        text = task[0] if task and row.endswith("on task") else data / "wikitext2-validation.parquet"
+        options = CompensateOptions(calibration=str(text), samples=samples, original=DEMO, overwrite=True)
+        result = compensate(method, str(folder), out, options)
         found = {key: result[key] for key in ("rank_total", "seconds", "time_shares", "bytes_after")}
         folder = out
     report = evaluate(str(folder), EvaluateOptions(against=DEMO, data=str(data / "wikitext2-test.parquet")))
@@ -159,9 +165,13 @@ def main() -> None:
     arguments = parser.parse_args()
     done = [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
     for name in arguments.rows:
-        if any(row["row"] == name and row["samples"] == arguments.samples for row in done):
+        text = str(arguments.data / "wikitext2-validation.parquet")
+        folder = made(ROWS[name][0], arguments.scratch, Options(calibration=text, samples=64))
+        method = chosen(name, folder)
+        row = {"row": name, "samples": arguments.samples, "settings": method.model_dump(mode="json") if method else None}
+        if any(all(other.get(key) == value for key, value in row.items()) for other in done):
             continue
-        done.append({"row": name, "samples": arguments.samples} | run(name, arguments.data, arguments.scratch, arguments.samples))
+        done.append(row | run(name, method, folder, arguments.data, arguments.scratch, arguments.samples))
         with arguments.results.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
     print(table(done))
