@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from compresskit.compensate.repair import Repair
     from compresskit.walk import Walk
 
+WORSE = 1.05
+"""KL after a repair over that before it, above which the repair is called a failure; less is noise of few windows."""
 Where = tuple["torch.device", "torch.dtype"]
 
 
@@ -279,13 +281,16 @@ def _settings(job: Job, where: Where) -> dict[str, Any]:
 
 
 def _scores(job: Job, repaired: Model, windows: torch.Tensor, where: Where) -> dict[str, Any]:
-    """KL to the original on the windows that were held back, before and after, and what it says of a collapse."""
+    """KL to the original on the windows that were held back, before and after, and what is wrong with it."""
     from compresskit.evaluate.language_modelling import score
     from compresskit.evaluate.scores import collapse_warning
 
     both = job.pair
     before, after = (score(model, windows, *where, reference=both.original) for model in (both.compressed, repaired))
-    return {"kl_before": before.kl, "kl_after": after.kl, "warning": collapse_warning(after)}
+    warning = collapse_warning(after)
+    if warning is None and (after.kl or 0.0) > WORSE * (before.kl or 0.0):
+        warning = f"{job.out}: worse than its source, KL {before.kl:.4g} -> {after.kl:.4g} on held-back text; keep the source"
+    return {"kl_before": before.kl, "kl_after": after.kl, "warning": warning}
 
 
 def _result(job: Job, settings: dict[str, Any], added: int, bytes_after: int) -> dict[str, Any]:

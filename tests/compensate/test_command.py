@@ -212,6 +212,18 @@ def test_evaluate_takes_the_adapter_as_its_source(
     assert repaired["kl"] == beside["kl"] < alone["kl"]
 
 
+def test_a_repair_that_made_it_worse_is_written_and_named(
+    tiny: dict[str, Path], rounded: Path, text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compresskit.compensate import repair
+
+    factors = repair.low_rank_factors
+    monkeypatch.setattr(repair, "low_rank_factors", lambda *given, **named: [1.6 * each for each in factors(*given, **named)])
+    result = run(EoRA(rank=8), rounded, tmp_path / "out", tiny["llama"], text)
+    assert (tmp_path / "out").is_dir()
+    assert f"KL {result['kl_before']:.4g} -> {result['kl_after']:.4g}" in result["warning"]
+
+
 def test_equal_models_have_nothing_to_compensate(tiny: dict[str, Path], text: dict[str, Any], tmp_path: Path) -> None:
     result = run(EoRA(rank=4), tiny["llama"], tmp_path / "out", tiny["llama"], text)
     assert "nothing to compensate" in result["note"]
