@@ -23,7 +23,7 @@ from compresskit.recover.held_back import hold_back
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.paser import Paser, efficiency
 from compresskit.recover.ranks import block_ranks, known_importances
-from compresskit.recover.schedule import MICRO_BATCH_TOKENS, loss_curve, steps_of
+from compresskit.recover.schedule import ACCELERATOR_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, loss_curve, steps_of
 from compresskit.recover.zip_fit import alignments
 
 CLUSTERS = 3
@@ -185,6 +185,11 @@ def test_a_course_shows_every_sample_before_any_twice_in_bounded_micro_batches(
     assert counts.max() - counts.min() <= 1 + (batch > len(lengths))
     for micro in (micro for step in course for micro in step):
         assert len(micro) == 1 or len(micro) * max(lengths[i] for i in micro) <= MICRO_BATCH_TOKENS
+    larger = steps_of(lengths, batch, 1.0, steps, 0, ACCELERATOR_MICRO_BATCH_TOKENS)
+    assert [sorted(itertools.chain(*step)) for step in larger] == [sorted(itertools.chain(*step)) for step in course]
+    assert all(len(few) <= len(many) for few, many in zip(larger, course, strict=True))
+    for micro in (micro for step in larger for micro in step):
+        assert len(micro) == 1 or len(micro) * max(lengths[i] for i in micro) <= ACCELERATOR_MICRO_BATCH_TOKENS
 
 
 def test_a_loss_curve_is_one_line_from_the_highest_to_the_lowest_mark() -> None:
