@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from compresskit.block import Statistic
     from compresskit.lowrank import Metric
 
+Aim = Literal["weight", "block", "output"]
+"""What is repaired: weights, or outputs within a block or of the whole original (residuals.py)."""
 HIDDEN_PER_RANK = 64
 SMALLEST_RANK = 4
-FISHER_WINDOWS = 32
+OUTPUT_WEIGHT_WINDOWS = 32
 """Windows of the calibration text that the weights of outputs are taken from."""
 
 

@@ -11,10 +11,10 @@ X       inputs of the linear, from the prefix     (tokens, in)  seen only throug
         that is compressed and already repaired
 
 Differs from the paper: the second moments are shrunk towards their diagonal (`--shrinkage`), C <- (1 - s) C + s diag(C),
-as estimates of a covariance are (Ledoit and Wolf 2004), and damped (`--damping`): GPTQ has moved its errors to where the
-text of its calibration hardly shows them, so that the same text alone would find little left to repair. KL of SmolLM2-135M
-at rank 8, s = 0, 0.23 and 0.5: GPTQ 3 0.419, 0.371, 0.370; RTN 3 0.556, 0.541, 0.542; GPTQ 2 3.49, 3.38, not run. The pair
-needs no inverse (lowrank.py).
+as estimates of a covariance are (Schaefer and Strimmer 2005, target D), and damped (`--damping`): GPTQ has moved its
+errors to where the text of its calibration hardly shows them, so that the same text alone would find little left to
+repair. KL of SmolLM2-135M at rank 8, s = 0, 0.23 and 0.5: GPTQ 3 0.419, 0.371, 0.370; RTN 3 0.556, 0.541, 0.542; GPTQ 2
+3.49, 3.38, not run. The pair needs no inverse (lowrank.py).
 """
 
 from __future__ import annotations

@@ -49,10 +49,12 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
         NumericalError: activations are not finite.
     """
     found: dict[str, Tensor] = {}
+    device = torch.device("cpu") if walk.device.type == "mps" else walk.device  # which has no float64
 
     @contextmanager
     def visit(block: Block) -> Iterator[Step]:
-        moments = {name: Moments(block.linear(name).out_features, walk.device) for name in names if _within(name, block)}
+        own = [name for name in names if name.startswith(block.name + ".")]
+        moments = {name: Moments(block.linear(name).out_features, device) for name in own}
 
         def step(given: Tensor, gradient: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -72,13 +74,9 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
     return found
 
 
-def _within(name: str, block: Block) -> bool:
-    return name.startswith(block.name + ".")
-
-
 def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
     """A forward hook that adds the gradients which will reach a linear's output."""
-    add: Callable[[Tensor], None] = lambda gradient: moment.add(gradient.flatten(0, -2))  # noqa: E731
+    add: Callable[[Tensor], None] = lambda gradient: moment.add(gradient.flatten(0, -2).to(moment.sum.device))  # noqa: E731
 
     def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
         output.register_hook(add)  # type: ignore[no-untyped-call]

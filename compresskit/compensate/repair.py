@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compresskit.block import Block
 from compresskit.checkpoint.writer import Writer
-from compresskit.compensate.contract import CompensateMethod
+from compresskit.compensate.contract import Aim, CompensateMethod
 from compresskit.compensate.residuals import Outputs, Paired, output_error
 from compresskit.formats.peft import factor_names
 from compresskit.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error, weighted
@@ -52,8 +52,7 @@ class Repair:
     pair: Pair
     names: list[str]
     """Linears to repair, by plain name."""
-    aim: str
-    """weight, block or output."""
+    aim: Aim
     ranks: dict[str, int] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     """By linear, how much the predictions mind an error in each output, (out,) float64; empty where all count alike."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compresskit import calibration, layouts, source
 from compresskit.checkpoint import writer as writing
 from compresskit.checkpoint.reader import TensorSpec
-from compresskit.compensate.contract import FISHER_WINDOWS, CompensateMethod, CompensateOptions
+from compresskit.compensate.contract import OUTPUT_WEIGHT_WINDOWS, Aim, CompensateMethod, CompensateOptions
 from compresskit.compensate.plan import adapter_plan, adapter_ranks, dense_dtype, factor_dtype, merged_plan
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.formats import peft
@@ -62,12 +62,11 @@ class Job:
         return f"{peft.FOLDER}/" if self.method.splits else ""
 
     @property
-    def aim(self) -> str:
-        """What is repaired: weight, block or output."""
-        if self.method.splits:
-            return "weight"
-        chosen: str = self.method.aim
-        return ("block" if self.pair.kept else "weight") if chosen == "auto" else chosen
+    def aim(self) -> Aim:
+        """What is repaired, as asked for or by what the source lost."""
+        if self.method.aim != "auto" and not self.method.splits:
+            return self.method.aim
+        return "block" if self.pair.kept and not self.method.splits else "weight"
 
     @property
     def text(self) -> tuple[str, int]:
@@ -229,7 +228,7 @@ def _output_weights(job: Job, tokens: torch.Tensor, where: Where, bars: Progress
     from compresskit.walk import Walk
 
     options, both = job.options, job.pair
-    walk = Walk(both.original, tokens[:FISHER_WINDOWS], *where, options.trust_remote_code, micro_batch=1)
+    walk = Walk(both.original, tokens[:OUTPUT_WEIGHT_WINDOWS], *where, options.trust_remote_code, micro_batch=1)
     with tempfile.TemporaryDirectory(dir=job.out.absolute().parent, prefix=f".{job.out.name}.scratch-") as scratch:
         found = output_weights(walk, job.names, Path(scratch), bars, options.seed)
     return {name: both.cut_outputs(name, values).clamp_min(LEAST) for name, values in found.items()}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from compresskit.compensate.contract import FISHER_WINDOWS, CompensateMethod
+from compresskit.compensate.contract import OUTPUT_WEIGHT_WINDOWS, CompensateMethod
 from compresskit.model import Model
 from compresskit.recipe.steps import Step
 from compresskit.recover.contract import RecoverOptions
@@ -51,7 +51,7 @@ def peak_bytes(step: Step, model: Model, windows: int, length: int) -> int:
         return max(_fine_tuning(model), _walking(step, model, windows, length), _scoring(model, windows * length))
     scored = 0 if isinstance(step.method, PruneMethod) else _scoring(model, windows * length if not step.writes_model else 0)
     weighed = isinstance(step.method, CompensateMethod) and step.method.weighs_outputs
-    head = _head_gradient(model, min(windows, FISHER_WINDOWS), length) if weighed else 0
+    head = _head_gradient(model, min(windows, OUTPUT_WEIGHT_WINDOWS), length) if weighed else 0
     return max(_walking(step, model, windows, length), scored, head)
 
 

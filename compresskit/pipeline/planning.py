@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compresskit.compensate.contract import FISHER_WINDOWS, CompensateMethod
+from compresskit.compensate.contract import OUTPUT_WEIGHT_WINDOWS, CompensateMethod
 from compresskit.errors import RequestError
 from compresskit.memory import peak_memory_bytes
 from compresskit.model import Model
@@ -148,15 +148,18 @@ def _passes(step: Step, model: Model) -> float:
         return _recover_passes(step, step.options) * (1 + _head_share(model))
     if isinstance(method, CompensateMethod):
         return sampling + _compensate_passes(method, windows, model) + 2 * HELD_BACK * (1 + _head_share(model))
-    passes = PASSES_QUANTIZE
-    looked = windows * passes if getattr(method, "needs_activations", True) else 0.0
+    looked = windows * PASSES_QUANTIZE if getattr(method, "needs_activations", True) else 0.0
     return sampling + looked + 2 * HELD_BACK * (1 + _head_share(model))
 
 
 def _compensate_passes(method: CompensateMethod, windows: int, model: Model) -> float:
-    looked = PASSES_COMPENSATE * method.needs_activations + PASSES_MEASURED_GAINS * (method.rank_budget is not None)
-    weighed = PASSES_OUTPUT_WEIGHTS * min(windows, FISHER_WINDOWS) * (1 + _head_share(model)) * method.weighs_outputs
-    return windows * looked + weighed
+    """The same for the repair itself, the gains of a budget, and the weights of outputs."""
+    passes = PASSES_COMPENSATE * windows if method.needs_activations else 0.0
+    if method.rank_budget is not None:
+        passes += PASSES_MEASURED_GAINS * windows
+    if method.weighs_outputs:
+        passes += PASSES_OUTPUT_WEIGHTS * min(windows, OUTPUT_WEIGHT_WINDOWS) * (1 + _head_share(model))
+    return passes
 
 
 def _recover_passes(step: Step, options: RecoverOptions) -> float:
