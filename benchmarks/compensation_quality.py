@@ -38,6 +38,9 @@ SOURCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gptq 3": ("quantize", "gptq", {"bits": 3}),
     "gptq 2": ("quantize", "gptq", {"bits": 2}),
     "gptq 4": ("quantize", "gptq", {"bits": 4}),
+    "apiq 2": ("quantize", "apiq", {"bits": 2, "rank": 0}),
+    "apiq 3": ("quantize", "apiq", {"bits": 3, "rank": 0}),
+    "apiq 4": ("quantize", "apiq", {"bits": 4, "rank": 0}),
     "cfsp 0.3": ("prune", "cfsp", {"sparsity": 0.3}),
     "2:4": ("zeros", "magnitude", {}),
 }
@@ -56,6 +59,11 @@ ROWS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         for rank in (8, 32)
     },
     "gptq 3, eora budget of rank 8 in 8 bits": ("gptq 3", "eora", {BUDGET: 8, "adapter_bits": 8}),
+    **{
+        f"{source}, eora budget of rank 8 in 8 bits for {aim}": (source, "eora", {BUDGET: 8, "adapter_bits": 8, "aim": aim})
+        for source in ("apiq 2", "apiq 3")
+        for aim in ("weight", "block", "output")
+    },
     "gptq 3, eora 8 for outputs": ("gptq 3", "eora", {"rank": 8, "aim": "output"}),
     "gptq 2, eora 8 for outputs": ("gptq 2", "eora", {"rank": 8, "aim": "output"}),
     "cfsp 0.3, eora 32": ("cfsp 0.3", "eora", {"rank": 32}),

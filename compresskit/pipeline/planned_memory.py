@@ -39,6 +39,8 @@ LOGIT_COPIES = 6
 """Of the logits of a micro-batch in fine-tuning, gradients included."""
 FINE_TUNING_BYTES = 6
 """A weight in float32 and its copy in bfloat16."""
+FULL_UPDATE_BYTES = 12
+"""Of a weight that is itself trained: its gradient, and two of AdamW."""
 LIBRARIES_BYTES = 150 << 20
 """What peft and accelerate take."""
 LEFT_BY_FINE_TUNING = 480 << 20
@@ -48,7 +50,7 @@ LEFT_BY_FINE_TUNING = 480 << 20
 def peak_bytes(step: Step, model: Model, windows: int, length: int) -> int:
     """Bytes at the peak of a step over `windows` windows of `length` tokens, without the process as it is."""
     if isinstance(step.options, RecoverOptions):
-        return max(_fine_tuning(model), _walking(step, model, windows, length), _scoring(model, windows * length))
+        return max(_fine_tuning(model, step.options), _walking(step, model, windows, length), _scoring(model, windows * length))
     scored = 0 if isinstance(step.method, PruneMethod) else _scoring(model, windows * length if not step.writes_model else 0)
     weighed = isinstance(step.method, CompensateMethod) and step.method.weighs_outputs
     head = _head_gradient(model, min(windows, OUTPUT_WEIGHT_WINDOWS), length) if weighed else 0
@@ -83,12 +85,14 @@ def _walking(step: Step, model: Model, windows: int, length: int) -> int:
     return max(capture + hidden, 3 * hidden + max(trained, started))
 
 
-def _fine_tuning(model: Model) -> int:
-    """The whole model, what a backward pass needs of a micro-batch, and its logits."""
+def _fine_tuning(model: Model, options: RecoverOptions) -> int:
+    """The whole model, what a full update adds to it, what a backward pass needs of a micro-batch, and its logits."""
     numbers = sum(sum(model.linear_shape(name)) for name in model.linears)
     vocabulary = int(model.checkpoint.config["vocab_size"])
     logits = LOGIT_COPIES * MICRO_BATCH_TOKENS * vocabulary * FLOAT32_BYTES
-    return LIBRARIES_BYTES + FINE_TUNING_BYTES * model.parameters + MICRO_BATCH_TOKENS * numbers * FLOAT32_BYTES + logits
+    trained = sum(math.prod(model.linear_shape(name)) for name in model.linears) if options.update == "full" else 0
+    weights = FINE_TUNING_BYTES * model.parameters + FULL_UPDATE_BYTES * trained
+    return LIBRARIES_BYTES + weights + MICRO_BATCH_TOKENS * numbers * FLOAT32_BYTES + logits
 
 
 def _scoring(model: Model, tokens: int) -> int:

@@ -95,18 +95,25 @@ def write_checkpoint(job: Job, account: Account, training: Training, measure: Me
 
 
 def _merge(model: Model, training: Training, writer: Writer) -> None:
-    """W + B A of every trained linear, in the dtype in which W is stored; all else bit for bit."""
+    """What was trained, or W + B A of it, in the dtype in which W is stored; all else bit for bit."""
     from compresskit import skeleton
     from compresskit.checkpoint.dtypes import TORCH_DTYPES
 
     stored = replace(model, adapter=None)
-    names = {model.stored_name(f"{name}.weight"): name for name in training.factors}
+    trained = training.weights or [f"{name}.weight" for name in training.factors]
+    names = {model.stored_name(name): name for name in trained}
     writer.copy([name for name in model.checkpoint.tensors if name not in names], model.checkpoint)
     for key, name in names.items():
-        first, second = training.factors[name]
-        weight = skeleton.read_plain(stored, f"{name}.weight").float() + second @ first
+        weight = training.weights[name] if training.weights else _updated(stored, name, training)
         dtype = TORCH_DTYPES[model.checkpoint.spec(key).dtype]
-        writer.put(key, skeleton.to_stored(stored, f"{name}.weight", weight.to(dtype)))
+        writer.put(key, skeleton.to_stored(stored, name, weight.to(dtype)))
+
+
+def _updated(model: Model, name: str, training: Training) -> Tensor:
+    from compresskit import skeleton
+
+    first, second = training.factors[name.removesuffix(".weight")]
+    return skeleton.read_plain(model, name).float() + second @ first
 
 
 def _side_files(job: Job, ranks: dict[str, int]) -> dict[str, str]:

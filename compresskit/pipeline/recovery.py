@@ -107,6 +107,11 @@ def _checked(method: SelectionMethod, models: tuple[Model, Model], out: Path, op
         raise RequestError(
             f"{model.family}: peft loads no adapters of its experts; recover a dense checkpoint, without --adapter-only"
         )
+    if options.update == "full" and (options.adapter_only or model.quantized or model.adapter):
+        raise RequestError(
+            f"{folder}: --update full trains whole weights, of a dense source; use --update low-rank where weights are low-bit, "
+            "or an adapter is wanted or already there"
+        )
     writing.check_out(out, folder, model.bytes + ADAPTER_BYTES * _adapter_numbers(model, options.rank), options.overwrite)
     reading = read_instructions([Path(path).expanduser() for path in options.data])
     kept, dropped = drop_duplicates([sample.text for sample in reading.samples])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.model import Model
 from compresskit.progress import ProgressBars
 from compresskit.recover import ranks as ranking
-from compresskit.recover.contract import Selection
+from compresskit.recover.contract import DEFAULT_LEARNING_RATES, Selection
 from compresskit.recover.encoding import Sample
 from compresskit.recover.held_back import mean_losses
 from compresskit.recover.instructions import Instruction
@@ -22,8 +24,6 @@ from compresskit.recover.selection import read_selection
 from compresskit.recover.teacher import Teacher, ask, width_of
 
 if TYPE_CHECKING:
-    import torch
-
     from compresskit.pipeline.recovery import Job
 
     Where = tuple[torch.device, torch.dtype]
@@ -37,14 +37,16 @@ VECTORS = "vectors.safetensors"
 class Training:
     """What came of the fine-tuning."""
 
-    factors: dict[str, tuple[Tensor, Tensor]]
-    """(A, B) by linear, float32."""
     facts: dict[str, Any]
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """(A, B) by linear, float32."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Whole weights by plain name, float32, where those were trained."""
 
 
 def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) -> Training:
-    """Train low-rank pairs for all linears of the blocks on the selection and on texts of the original itself."""
-    from compresskit.recover.finetune import Course, add_factors, factors, train, whole_network
+    """Train the blocks' weights, or low-rank pairs beside them, on the selection and on texts of the original itself."""
+    from compresskit.recover.finetune import BlockWeights, Course, add_factors, block_weights, factors, train, whole_network
 
     options, model = job.options, job.model
     samples = [job.pool[choice.sample] for choice in selection.choices]
@@ -56,24 +58,32 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     teacher = _teacher(job, samples, where, bars) if distilled else None
     most = MICRO_BATCH_TOKENS if where[0].type == "cpu" else ACCELERATOR_MICRO_BATCH_TOKENS
     steps = steps_of([len(s.tokens) for s in samples], options.batch_size, options.epochs, options.steps, options.seed, most)
+    rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
+    width = width_of(int(model.checkpoint.config["vocab_size"]))
+    course = Course(samples, whole, steps, teacher, width, rate, options.seed, options.checkpoint_steps, options.precision)
+    more = options.trust_remote_code, options.gradient_checkpointing
+    progress = lambda done, total, _: bars("training", done, total)  # noqa: E731
+    folder = job.workspace / "trainer"
+    if options.update == "full":
+        # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
+        trained = BlockWeights(whole_network(model, where[0], torch.float32, *more), model.architecture.blocks)
+        facts = _facts(own, train(trained, course, where[0], folder, progress))
+        return Training(facts, weights=block_weights(trained))
     ranks = linear_ranks(model, options.rank)
-    network = whole_network(replace(model, adapter=None), *where, options.trust_remote_code)
-    trained = add_factors(network, ranks, model.adapter, options.seed)
-    course = Course(
-        samples, whole, steps, teacher, width_of(int(model.checkpoint.config["vocab_size"])), options.learning_rate,
-        options.seed, options.checkpoint_steps, options.gradient_checkpointing, options.precision,
-    )  # fmt: skip
-    history = train(trained, course, where[0], job.workspace / "trainer", lambda done, total, _: bars("training", done, total))
-    facts = {
+    paired = add_factors(whole_network(replace(model, adapter=None), *where, *more), ranks, model.adapter, options.seed)
+    facts = _facts(own, train(paired, course, where[0], folder, progress))
+    facts |= {"rank_total": sum(ranks.values()), "ranks": _block_ranks(model, ranks)}
+    return Training(facts, factors=factors(paired, list(ranks)))
+
+
+def _facts(own: Sequence[Sample], history: Sequence[dict[str, float]]) -> dict[str, Any]:
+    return {
         "self_samples": len(own),
-        "steps": len(steps),
+        "steps": len(history),
         "losses": [entry["loss"] for entry in history],
         "loss_curve": loss_curve([entry["loss"] for entry in history]),
         "tokens_learned": int(sum(entry["tokens"] for entry in history)),
-        "rank_total": sum(ranks.values()),
-        "ranks": _block_ranks(model, ranks),
     }
-    return Training(factors(trained, list(ranks)), facts)
 
 
 def linear_ranks(model: Model, rank: int) -> dict[str, int]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Loss = Literal["response", "distill"]
+Update = Literal["low-rank", "full"]
+DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4}
 
 
 class Choice(NamedTuple):
@@ -98,10 +100,12 @@ class RecoverOptions(Options):
     """Optimiser steps, whatever the epochs; 0 goes by them."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Samples of an optimiser step."""
+    update: Update = "low-rank"
+    """low-rank: a pair beside every linear of the blocks; full: every weight of the blocks, of a dense source."""
     rank: Annotated[int, Field(ge=1)] = 16
     """Mean rank of the low-rank updates; blocks share it by their importances, where pruning measured them."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak of the cosine schedule."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak of the cosine schedule; left out, 1e-3 for low-rank updates, 2e-4 for full ones."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 20
     """Steps after which the training is saved for --resume."""
     gradient_checkpointing: bool = False

@@ -1,4 +1,4 @@
-"""Train low-rank updates of all linears of the blocks with transformers' Trainer and peft, resumable at any moment.
+"""Train low-rank updates of all linears of the blocks, or all their weights, with transformers' Trainer, resumably.
 
 The model is the stock one in plain form (skeleton.py), whole and in memory: dense, ragged and low-bit sources train
 alike, low-bit weights as what they unpack to. An item of the data is a whole optimiser step, whose micro-batches are of
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -63,17 +63,21 @@ class Course:
     learning_rate: float
     seed: int
     checkpoint_steps: int
-    gradient_checkpointing: bool
     precision: Precision
 
 
-def whole_network(model: Model, device: torch.device, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    """The model in plain form with all its weights, without its adapter."""
+def whole_network(
+    model: Model, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, gradient_checkpointing: bool = False
+) -> PreTrainedModel:
+    """The model in plain form with all its weights, without its adapter; `gradient_checkpointing`: computes activations twice."""
     network = skeleton.build(model, trust_remote_code)
     for prefix in ("", *(model.block_name(index) for index in range(model.block_count))):
         skeleton.fill(model, network, prefix, device, dtype)
     network.to(device)  # the buffers
     network.name_or_path = str(model.checkpoint.folder)
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable()
+        network.enable_input_require_grads()
     return network
 
 
@@ -105,6 +109,33 @@ def factors(trained: PeftModel, names: Sequence[str]) -> dict[str, tuple[Tensor,
         pair = trained.base_model.model.get_submodule(name)
         found[name] = tuple(pair.get_submodule(f"lora_{part}.default").weight.detach().float().cpu() for part in "AB")
     return found
+
+
+class BlockWeights(nn.Module):
+    """A network of which the weights of the blocks alone are trained, and saved in the training's checkpoints."""
+
+    _keys_to_ignore_on_save = None
+    """Trainer asks any model that it resumes for this."""
+
+    def __init__(self, network: PreTrainedModel, blocks: str):
+        """`blocks`: name of the module that holds them."""
+        super().__init__()
+        self.network = network
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{blocks}."))
+
+    def forward(self, **inputs: Any) -> Any:
+        """As the network."""
+        return self.network(**inputs)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """What is trained; the rest is read from the source again."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+
+def block_weights(trained: BlockWeights) -> dict[str, Tensor]:
+    """Every trained weight by its plain name, float32 on the CPU."""
+    return {name: p.detach().float().cpu() for name, p in trained.network.named_parameters() if p.requires_grad}
 
 
 class _Steps(torch.utils.data.Dataset[int]):
@@ -212,9 +243,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def train(
-    trained: PeftModel, course: Course, device: torch.device, workspace: Path, progress: Progress
+    trained: PeftModel | BlockWeights, course: Course, device: torch.device, workspace: Path, progress: Progress
 ) -> list[dict[str, float]]:
-    """Train the low-rank pairs in place, from the last whole checkpoint in `workspace` on.
+    """Train in place what asks for gradients, from the last whole checkpoint in `workspace` on.
 
     Returns:
         For every step "step", its "loss" in nats a token, and the "tokens" learned in it.
@@ -223,7 +254,7 @@ def train(
         NumericalError: the loss became NaN or infinity.
         CompresskitError: a checkpoint could not be saved.
     """
-    dtype = next(trained.base_model.model.parameters()).dtype
+    dtype = next(trained.parameters()).dtype  # the embedding's, which is never trained
     in_bfloat16 = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, course.precision))
     arguments = TrainingArguments(
         output_dir=str(workspace), max_steps=len(course.steps), per_device_train_batch_size=1, learning_rate=course.learning_rate,
@@ -233,9 +264,6 @@ def train(
         use_cpu=device.type == "cpu", bf16=in_bfloat16, fp16=dtype == torch.float16 and device.type == "cuda",
         remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
     )  # fmt: skip
-    if course.gradient_checkpointing:
-        trained.base_model.model.gradient_checkpointing_enable()
-        trained.enable_input_require_grads()
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft and the data loader warn of settings that are meant here
         trainer = _Trainer(

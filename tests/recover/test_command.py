@@ -17,7 +17,7 @@ import torch
 from conftest import TEXT
 from stock_tools import tokens, walked_logits
 from tiny_models import make_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compresskit.checkpoint.reader import sha256
 from compresskit.compensate.contract import CompensateOptions
@@ -91,12 +91,63 @@ def test_the_merged_checkpoint_loads_in_stock_tools_and_has_lost_less(
     assert not out.with_name("out.training").exists()
 
 
+def test_a_capability_lost_on_purpose_gets_the_largest_share(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Arithmetic and words; the damaged model can no longer read digits."""
+    from checkpoint_damage import edit_tensors
+
+    generator, words = random.Random(1), TEXT.split()
+    number = lambda: str(generator.randrange(10**7, 10**8))  # noqa: E731
+    rows = [{"prompt": f"{number()} {number()}", "response": f"{number()} {number()}", "source": "digits"} for _ in range(20)]
+    for _ in range(40):
+        prompt, response = (" ".join(generator.choices(words, k=5)) for _ in range(2))
+        rows.append({"prompt": prompt, "response": response, "source": "words"})
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    tokenizer = AutoTokenizer.from_pretrained(tiny["llama"])
+    digits = tokenizer("0123456789", add_special_tokens=False).input_ids
+    damaged = make_model(tmp_path / "damaged", "llama")
+
+    def without_digits(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"][digits] = 0
+
+    edit_tensors(damaged, without_digits)
+    asked = options(tiny["llama"], file, select_only=True, sequence_length=256)
+    clusters = recover(Paser(budget=0.2, clusters=2), str(damaged), tmp_path / "out", asked)["clusters"]
+    largest = max(clusters, key=lambda cluster: cluster["budget"])
+    assert largest["sources"].get("digits", 0) > largest["sources"].get("words", 0)
+    assert largest["budget"] > sum(cluster["budget"] for cluster in clusters) / 2
+
+
 @pytest.mark.parametrize("method", [Random(budget=0.5), Full()])
 def test_the_responses_of_the_data_are_learned(
     method: SelectionMethod, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
 ) -> None:
     result = recover(method, str(damaged), tmp_path / "out", options(tiny["llama"], data, steps=20, learning_rate=2e-2))
     assert result["held_back_after"]["loss"] < result["held_back_before"]["loss"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_a_full_update_changes_the_weights_of_the_blocks_alone(
+    family: str, tiny: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    asked = options(tiny[family], data, steps=12, update="full", learning_rate=5e-3, loss="response")
+    result = recover(Random(budget=0.5), str(tiny[family]), tmp_path / "out", asked)
+    assert result["held_back_after"]["loss"] < result["held_back_before"]["loss"]
+    before, after = (open_model(folder) for folder in (tiny[family], tmp_path / "out"))
+    inside = f"{before.architecture.blocks}."
+    for name in before.checkpoint.tensors:
+        same = torch.equal(before.checkpoint.read(name), after.checkpoint.read(name))
+        assert same == (inside not in f"{before.removed_prefix}{name}"), name
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.allclose(stock(tokens()).logits, walked_logits(tmp_path / "out"), atol=1e-4)
+
+
+def test_a_full_update_of_low_bit_weights_is_refused(tiny: dict[str, Path], data: Path, text_file: Path, tmp_path: Path) -> None:
+    text = Options(calibration=str(text_file), samples=2, sequence_length=64)
+    quantize(RTN(bits=4, group_size=16), str(tiny["llama"]), tmp_path / "low", text)
+    with pytest.raises(RequestError, match="--update low-rank"):
+        recover(Random(), str(tmp_path / "low"), tmp_path / "out", options(tiny["llama"], data, update="full"))
 
 
 def test_an_adapter_alone_is_one_that_peft_adds_to_the_source(
@@ -165,16 +216,16 @@ def test_the_same_command_gives_the_same_bytes(tiny: dict[str, Path], damaged: P
     assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
 
 
+@pytest.mark.parametrize("update", ["low-rank", "full"])
 def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
-    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+    update: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    settings: dict[str, Any] = {"steps": 16, "loss": "distill", "checkpoint_steps": 2}
+    settings: dict[str, Any] = {"steps": 16, "loss": "distill", "checkpoint_steps": 2, "update": update}
     recover(Random(budget=0.5), str(damaged), whole, options(tiny["llama"], data, **settings))
     flags = [
         "--sequence-length", "256", "--batch-size", "4", "--held-back", "0.1", "--rank", "4", "--steps", "16",
-        "--loss", "distill",
-             "--checkpoint-steps", "2", "--budget", "0.5", "--original", str(tiny["llama"]), "--data", str(data),
+        "--loss", "distill", "--update", update, "--checkpoint-steps", "2", "--budget", "0.5", "--original", str(tiny["llama"]), "--data", str(data),
     ]  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, "-m", "compresskit", "recover", "random", str(damaged), str(out), *flags, "--quiet"]
