@@ -1,4 +1,4 @@
-"""How precisely matrices are multiplied while something is trained."""
+"""How precisely matrices are multiplied while something is trained, or chosen to train on."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from compresskit.methods import name_of
 from compresskit.model import Model
 from compresskit.opening import open_any, open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
+from compresskit.precision import matrix_products
 from compresskit.progress import ProgressBars
 from compresskit.recover.contract import Pool, RecoverOptions, Selection, SelectionMethod
 from compresskit.recover.duplicates import drop_duplicates
@@ -205,7 +206,8 @@ def _pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
         if embedder:
             found = embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in samples], progress)
         else:
-            found = embeddings.own_embeddings(open_walk(job.model, *where, trusted), samples, progress)
+            with matrix_products(where[0], job.options.precision):
+                found = embeddings.own_embeddings(open_walk(job.model, *where, trusted), samples, progress)
         partial = vectors_file.with_suffix(".partial")
         save_file({"vectors": found}, partial)
         partial.replace(vectors_file)
@@ -217,7 +219,8 @@ def _pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
             return known
         original, compressed = (open_walk(each, *where, trusted) for each in (job.original, job.model))
         progress = lambda done, total: bars("measuring what was lost", done, total)  # noqa: E731
-        found = degradation.divergences(original, compressed, job.pool, progress)
+        with matrix_products(where[0], job.options.precision):
+            found = degradation.divergences(original, compressed, job.pool, progress)
         folders.write_whole(divergences_file, json.dumps({"divergences": found}))
         return found
 

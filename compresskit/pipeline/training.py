@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.model import Model
+from compresskit.precision import matrix_products
 from compresskit.progress import ProgressBars
 from compresskit.recover import ranks as ranking
 from compresskit.recover.contract import DEFAULT_LEARNING_RATES, Selection
@@ -116,7 +117,8 @@ def _own_samples(job: Job, where: Where, bars: ProgressBars) -> list[Sample]:
 
 def _teacher(job: Job, samples: list[Sample], where: Where, bars: ProgressBars) -> Teacher:
     walk = open_walk(job.original, *where, job.options.trust_remote_code)
-    return ask(walk, samples, job.workspace / "teacher", lambda done, total: bars("asking the original", done, total))
+    with matrix_products(where[0], job.options.precision):
+        return ask(walk, samples, job.workspace / "teacher", lambda done, total: bars("asking the original", done, total))
 
 
 def held_back_losses(job: Job, model: Model, where: Where) -> dict[str, Any] | None:

@@ -111,4 +111,4 @@ class RecoverOptions(Options):
     gradient_checkpointing: bool = False
     """Compute activations twice to keep fewer of them."""
     precision: Precision = "auto"
-    """Of the matrix products in training: bfloat16 where the device multiplies it faster."""
+    """Of the matrix products in selection and training: bfloat16 where the device multiplies it faster."""

@@ -179,11 +179,11 @@ def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
 
 def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Losses in nats: logits (samples, length, vocabulary) -> one for every learned position, (positions,)."""
-    said = logits[batch["rows"], batch["columns"]].float()
+    said = logits[batch["rows"], batch["columns"]]
     if "top" in batch:
         return distillation_losses(said, batch["top"], batch["values"])
     targets = batch["tokens"][batch["rows"], batch["columns"] + 1]
-    return torch.nn.functional.cross_entropy(said, targets, reduction="none")
+    return torch.nn.functional.cross_entropy(said.float(), targets, reduction="none")
 
 
 class _Trainer(Trainer):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from compresskit.walk import Walk
 TOP = 64
 """Tokens kept of a position."""
 READY = "teacher.json"
+SMALLEST = 1e-38
+"""Probabilities below, which float32 rounds to 0, count as this in logarithms."""
 SMALLEST_REST = 1e-6
 """Mass of all other tokens that is counted at least; the rounding of float16 log-probabilities is larger."""
 
@@ -87,10 +89,39 @@ def distillation_losses(logits: Tensor, tokens: Tensor, log_probabilities: Tenso
     Returns:
         (rows,), in nats.
     """
-    log_student = logits.log_softmax(dim=-1)
-    kept = log_student.gather(-1, tokens)
-    rest = log_student.scatter(-1, tokens, -torch.inf).logsumexp(dim=-1)
-    probabilities = log_probabilities.exp()
-    teacher_rest = (1 - probabilities.sum(dim=-1)).clamp(min=SMALLEST_REST)
-    inside = (probabilities * (log_probabilities - kept)).sum(dim=-1)
-    return inside + teacher_rest * (teacher_rest.log() - rest)
+    found: Tensor = _Distillation.apply(logits, tokens, log_probabilities)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Distillation(torch.autograd.Function):
+    """The divergence and its gradient in closed form.
+
+    With p the teacher, q = softmax(z) the student, K the kept tokens, p_R and q_R the mass of all others:
+
+        loss = sum over j in K of p_j log(p_j / q_j) + p_R log(p_R / q_R)
+        d loss / d z_j = s q_j - p_j for j in K, q_j (s - p_R / q_R) for the others
+
+    s = sum of all p is 1 but for the rounding of what is stored.
+
+    The gradient is made with the loss, in the one tensor of the logits' size that is kept; differentiated step by step the
+    same loss keeps three, which at 49,152 words and 1,024 positions are 0.2 GB each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:
+        probabilities = log_probabilities.exp()
+        teacher_rest = (1 - probabilities.sum(dim=-1)).clamp(min=SMALLEST_REST)
+        total = (probabilities.sum(dim=-1) + teacher_rest)[:, None]
+        student = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        kept = student.gather(-1, tokens)
+        rest = student.scatter_(-1, tokens, 0.0).sum(dim=-1).clamp(min=SMALLEST)
+        inside = (probabilities * (log_probabilities - kept.clamp(min=SMALLEST).log())).sum(dim=-1)
+        gradient = student.mul_(total - (teacher_rest / rest)[:, None]).scatter_(-1, tokens, total * kept - probabilities)
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        return inside + teacher_rest * (teacher_rest.log() - rest.log())
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outer[0][:, None]).to(ctx.dtype), None, None

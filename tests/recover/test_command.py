@@ -225,7 +225,8 @@ def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
     recover(Random(budget=0.5), str(damaged), whole, options(tiny["llama"], data, **settings))
     flags = [
         "--sequence-length", "256", "--batch-size", "4", "--held-back", "0.1", "--rank", "4", "--steps", "16",
-        "--loss", "distill", "--update", update, "--checkpoint-steps", "2", "--budget", "0.5", "--original", str(tiny["llama"]), "--data", str(data),
+        "--loss", "distill", "--update", update, "--checkpoint-steps", "2", "--budget", "0.5",
+        "--original", str(tiny["llama"]), "--data", str(data),
     ]  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, "-m", "compresskit", "recover", "random", str(damaged), str(out), *flags, "--quiet"]
