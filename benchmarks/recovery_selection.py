@@ -65,7 +65,7 @@ def remember_what_runs_share() -> None:
     remember(recovery, "drop_duplicates", identity)
     remember(recovery, "encode_samples", lambda reading, _, length: (identity(reading.samples), length))
     numbers = lambda samples: hash(tuple(tuple(sample.tokens) for sample in samples))  # noqa: E731
-    remember(embeddings, "own_embeddings", lambda _, samples, __: numbers(samples))
+    remember(embeddings, "own_states", lambda _, samples, __: numbers(samples))
     remember(degradation, "divergences", lambda _, __, samples, ___: numbers(samples))
 
 

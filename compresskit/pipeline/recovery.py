@@ -27,9 +27,8 @@ from compresskit.methods import name_of
 from compresskit.model import Model
 from compresskit.opening import open_any, open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
-from compresskit.precision import matrix_products
 from compresskit.progress import ProgressBars
-from compresskit.recover.contract import Pool, RecoverOptions, Selection, SelectionMethod
+from compresskit.recover.contract import RecoverOptions, Selection, SelectionMethod
 from compresskit.recover.duplicates import drop_duplicates
 from compresskit.recover.encoding import Sample, check_same_tokenizer, encode_samples, open_tokenizer
 from compresskit.recover.held_back import hold_back
@@ -181,61 +180,11 @@ def _select(job: Job, where: Where, bars: ProgressBars) -> Selection:
     earlier = read_selection(job.workspace)
     if earlier is not None:
         return earlier
-    selection = job.method.select(_pool(job, where, bars))
+    from compresskit.pipeline.selecting import open_pool
+
+    selection = job.method.select(open_pool(job, where, bars))
     write_selection(job.workspace, selection)
     return selection
-
-
-def _pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
-    """The samples, and how what costs passes of a model is computed; an interrupted run's passes are not repeated."""
-    from safetensors.torch import load_file, save_file
-
-    from compresskit.pipeline.training import VECTORS
-    from compresskit.recover import degradation, embeddings
-    from compresskit.recover.passes import open_walk
-
-    trusted = job.options.trust_remote_code
-    vectors_file, divergences_file = job.workspace / VECTORS, job.workspace / "divergences.json"
-
-    def vectors(embedder: str) -> torch.Tensor:
-        if vectors_file.is_file():
-            stored: torch.Tensor = load_file(vectors_file)["vectors"]
-            return stored[: len(job.pool)]
-        progress = lambda done, total: bars("embedding samples", done, total)  # noqa: E731
-        samples = [*job.pool, *job.held_back]
-        if embedder:
-            found = embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in samples], progress)
-        else:
-            with matrix_products(where[0], job.options.precision):
-                found = embeddings.own_embeddings(open_walk(job.model, *where, trusted), samples, progress)
-        partial = vectors_file.with_suffix(".partial")
-        save_file({"vectors": found}, partial)
-        partial.replace(vectors_file)
-        return found[: len(job.pool)]
-
-    def lost() -> list[float]:
-        if divergences_file.is_file():
-            known: list[float] = read_json(divergences_file)["divergences"]
-            return known
-        original, compressed = (open_walk(each, *where, trusted) for each in (job.original, job.model))
-        progress = lambda done, total: bars("measuring what was lost", done, total)  # noqa: E731
-        with matrix_products(where[0], job.options.precision):
-            found = degradation.divergences(original, compressed, job.pool, progress)
-        folders.write_whole(divergences_file, json.dumps({"divergences": found}))
-        return found
-
-    def target() -> list[str]:
-        from compresskit import calibration
-
-        options = job.options
-        found = calibration.calibrate(
-            options.calibration, job.original, options.samples, options.sequence_length, options.seed, *where,
-            trusted, lambda done, total: bars("sampling text", done, total),
-        )  # fmt: skip
-        texts: list[str] = open_tokenizer(job.model.checkpoint.folder, trusted).batch_decode(found.tokens)
-        return texts
-
-    return Pool(job.pool, job.options.seed, vectors, lost, target)
 
 
 def _train(job: Job, selection: Selection, settings: dict[str, Any], where: Where, bars: ProgressBars) -> dict[str, Any]:

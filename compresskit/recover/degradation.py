@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compresskit.errors import NumericalError
 from compresskit.recover.encoding import Sample
-from compresskit.recover.passes import chunks, predictions
+from compresskit.recover.passes import chunks, mean_hidden, predictions, walked
 from compresskit.walk import Walk
 
 
@@ -32,20 +32,24 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
 
 def divergences(
     original: Walk, compressed: Walk, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
-) -> list[float]:
+) -> tuple[list[float], Tensor]:
     """The degradation of every sample; neither model is ever whole in memory.
 
     Returns:
-        By sample, in nats, from 0 to ln 2.
+        (by sample, in nats, from 0 to ln 2; the compressed model's states of `embeddings.own_states`, from the same pass).
 
     Raises:
         NumericalError: a prediction is NaN.
     """
     found = [0.0] * len(samples)
+    states = torch.empty(len(samples), compressed.model.hidden_size)
     done = 0
     for chunk in chunks(samples, original.model.hidden_size):
         sums = torch.zeros(len(chunk), dtype=torch.float64)
-        for rows in predictions([original, compressed], [samples[i] for i in chunk]):
+        members = [samples[i] for i in chunk]
+        both = walked([original, compressed], members)
+        states[chunk] = mean_hidden(both[1], members)
+        for rows in predictions(both, members):
             sums.index_add_(0, rows.owners, jensen_shannon(*rows.logits).double().cpu())
         if not bool(sums.isfinite().all()):
             raise NumericalError(f"{compressed.model.checkpoint.folder}: its predictions hold NaN; use --dtype float32")
@@ -54,4 +58,4 @@ def divergences(
         done += len(chunk)
         if progress:
             progress(done, len(samples))
-    return found
+    return found, states

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compresskit.errors import RequestError
 from compresskit.recover.encoding import Sample
-from compresskit.recover.passes import chunks, mean_hidden
+from compresskit.recover.passes import chunks, mean_hidden, walked
 from compresskit.walk import Walk
 
 ENCODER_BATCH = 32
@@ -31,16 +31,17 @@ def centred(vectors: Tensor) -> Tensor:
     return moved / lengths.clamp(min=torch.finfo(moved.dtype).tiny)
 
 
-def own_embeddings(walk: Walk, samples: Sequence[Sample], progress: Progress | None = None) -> Tensor:
-    """Vectors from the walk, (samples, hidden) float32, centred and of length 1."""
+def own_states(walk: Walk, samples: Sequence[Sample], progress: Progress | None = None) -> Tensor:
+    """What `centred` makes vectors of: (samples, hidden) float32, the last block's output averaged over a sample's tokens."""
     found = torch.empty(len(samples), walk.model.hidden_size)
     done = 0
     for chunk in chunks(samples, walk.model.hidden_size):
-        found[chunk] = mean_hidden(walk, [samples[i] for i in chunk])
+        members = [samples[i] for i in chunk]
+        found[chunk] = mean_hidden(walked([walk], members)[0], members)
         done += len(chunk)
         if progress:
             progress(done, len(samples))
-    return centred(found)
+    return found
 
 
 @torch.no_grad()

@@ -65,8 +65,8 @@ class Paser(BudgetMethod):
 
     def select(self, pool: Pool) -> Selection:
         """The five parts in order."""
+        divergences = pool.divergences()  # first: the pass that measures them makes the vectors too
         members = self._clusters(pool)
-        divergences = pool.divergences()
         sizes = [len(each) for each in members]
         degradations = [statistics.fmean(divergences[i] for i in each) for each in members]
         weights = degradations if self.share_by == "degradation" else [float(size) for size in sizes]

@@ -61,19 +61,22 @@ def padded(samples: Sequence[Sample]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def walked(walk: Walk, tokens: Tensor, micro_batch: int = 0) -> Walk:
-    """The walk over these tokens (samples, length), done: its `hidden` is what leaves the last block."""
-    part = copy.copy(walk)
-    part.hidden = []
-    part.batches = list(torch.split(tokens, micro_batch or micro_batch_size(walk.model, tokens.shape[1])))
-    for _ in part:
-        pass
-    return part
+def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
+    """The walks over these samples, done, in the same micro-batches: `hidden` is what leaves the last block."""
+    tokens = padded(samples)
+    batches = torch.split(tokens, min(micro_batch_size(walk.model, tokens.shape[1]) for walk in walks))
+    done = []
+    for walk in walks:
+        part = copy.copy(walk)
+        part.hidden, part.batches = [], list(batches)
+        for _ in part:
+            pass
+        done.append(part)
+    return done
 
 
-def mean_hidden(walk: Walk, samples: Sequence[Sample]) -> Tensor:
+def mean_hidden(done: Walk, samples: Sequence[Sample]) -> Tensor:
     """The last block's output, averaged over each sample's tokens: (samples, hidden) float32 on the CPU."""
-    done = walked(walk, padded(samples))
     lengths = torch.tensor([len(sample.tokens) for sample in samples])
     means = []
     parts = torch.split(lengths, [len(batch) for batch in done.batches])
@@ -85,22 +88,19 @@ def mean_hidden(walk: Walk, samples: Sequence[Sample]) -> Tensor:
 
 
 @torch.no_grad()
-def predictions(walks: Sequence[Walk], samples: Sequence[Sample], whole: bool = False) -> Iterator[Rows]:
+def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = False) -> Iterator[Rows]:
     """What the models say where they predict the samples' responses, or with `whole` every token but the first.
 
-    Only `LOGITS_BYTES` of logits of each model exist at a time.
+    `done`: walks over these samples (`walked`). Only `LOGITS_BYTES` of logits of each model exist at a time.
 
     Yields:
         Rows ordered by sample and position; logits (rows, vocabulary) float32, one a model.
     """
-    tokens = padded(samples)
-    size = min(micro_batch_size(walk.model, tokens.shape[1]) for walk in walks)
-    done = [walked(walk, tokens, size) for walk in walks]
     starts = torch.tensor([1 if whole else max(1, sample.response_start) for sample in samples])
     ends = torch.tensor([len(sample.tokens) for sample in samples])
-    places = torch.arange(tokens.shape[1])
+    places = torch.arange(int(ends.max()))
     chosen = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
-    step = max(1, LOGITS_BYTES // (int(walks[0].model.checkpoint.config["vocab_size"]) * FLOAT32_BYTES))
+    step = max(1, LOGITS_BYTES // (int(done[0].model.checkpoint.config["vocab_size"]) * FLOAT32_BYTES))
     first = 0
     for outputs in zip(*(walk.heads() for walk in done), strict=True):
         batch = outputs[0][0]
@@ -118,7 +118,8 @@ def response_losses(walk: Walk, samples: Sequence[Sample]) -> Iterator[tuple[int
     """(sample, mean loss of its response tokens in nats), chunk by chunk."""
     for chunk in chunks(samples, walk.model.hidden_size):
         sums = torch.zeros(len(chunk), dtype=torch.float64)
-        for rows in predictions([walk], [samples[i] for i in chunk]):
+        members = [samples[i] for i in chunk]
+        for rows in predictions(walked([walk], members), members):
             losses = torch.nn.functional.cross_entropy(rows.logits[0], rows.targets.to(rows.logits[0].device), reduction="none")
             sums.index_add_(0, rows.owners, losses.double().cpu())
         for index, total in zip(chunk, sums.tolist(), strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compresskit.checkpoint.folder import sync
 from compresskit.recover.encoding import Sample
-from compresskit.recover.passes import chunks, predictions
+from compresskit.recover.passes import chunks, predictions, walked
 from compresskit.walk import Walk
 
 TOP = 64
@@ -66,7 +66,8 @@ def ask(walk: Walk, samples: Sequence[Sample], folder: Path, progress: Callable[
     done = 0
     for chunk in chunks(samples, walk.model.hidden_size):
         offsets = torch.from_numpy(teacher.offsets[chunk])
-        for rows in predictions([walk], [samples[i] for i in chunk], whole=True):
+        members = [samples[i] for i in chunk]
+        for rows in predictions(walked([walk], members), members, whole=True):
             top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
             places = (offsets[rows.owners] + rows.positions).numpy()
             tokens[places] = top.indices.int().cpu().numpy()

@@ -243,7 +243,7 @@ def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("stopped_in", ["divergences", "budget"])
+@pytest.mark.parametrize("stopped_in", ["vectors", "budget"])
 def test_passes_that_an_interrupted_selection_had_finished_are_not_repeated(
     stopped_in: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,12 +258,12 @@ def test_passes_that_an_interrupted_selection_had_finished_are_not_repeated(
     method, asked = Paser(budget=0.5, clusters=2), options(tiny["llama"], data, steps=2)
     recover(method, str(damaged), tmp_path / "whole", asked)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(*((degradation, "divergences") if stopped_in == "divergences" else (paser, "split_budget")), stopped)
+        patched.setattr(*((embeddings, "own_states") if stopped_in == "vectors" else (paser, "split_budget")), stopped)
         recover(method, str(damaged), tmp_path / "out", asked)
     with monkeypatch.context() as patched:
-        patched.setattr(embeddings, "own_embeddings", repeated)
-        if stopped_in != "divergences":
-            patched.setattr(degradation, "divergences", repeated)
+        patched.setattr(degradation, "divergences", repeated)
+        if stopped_in != "vectors":
+            patched.setattr(embeddings, "own_states", repeated)
         recover(method, str(damaged), tmp_path / "out", asked.model_copy(update={"resume": True}))
     assert sha256(tmp_path / "whole" / "model.safetensors") == sha256(tmp_path / "out" / "model.safetensors")
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from compresskit.opening import open_model
 from compresskit.recover.degradation import divergences, jensen_shannon
-from compresskit.recover.embeddings import centred, own_embeddings
+from compresskit.recover.embeddings import centred, own_states
 from compresskit.recover.encoding import Sample
 from compresskit.recover.instructions import Instruction
-from compresskit.recover.passes import chunks, mean_hidden, open_walk, response_losses
+from compresskit.recover.passes import chunks, mean_hidden, open_walk, response_losses, walked
 from compresskit.recover.teacher import ask, distillation_losses, width_of
 
 CPU = torch.device("cpu")
@@ -67,21 +67,22 @@ def test_degradation_is_the_mean_over_response_tokens_and_0_for_equal_models(tin
     samples = samples_of()
     other = make_model(tmp_path / "other", "llama", seed=1)
     walks = [open_walk(open_model(folder), CPU, torch.float32) for folder in (tiny["llama"], other)]
-    found = divergences(walks[0], walks[1], samples)
+    found, states = divergences(walks[0], walks[1], samples)
+    assert torch.allclose(states, own_states(walks[1], samples), atol=1e-5)
     for value, sample in zip(found, samples, strict=True):
         first, second = (stock_logits(each, torch.tensor([sample.tokens]))[0] for each in (tiny["llama"], other))
         part = slice(sample.response_start - 1, -1)
         assert value == pytest.approx(float(jensen_shannon(first[part], second[part]).mean()), abs=1e-5)
-    assert divergences(walks[0], walks[0], samples) == pytest.approx([0] * len(samples), abs=1e-7)
+    assert divergences(walks[0], walks[0], samples)[0] == pytest.approx([0] * len(samples), abs=1e-7)
 
 
 def test_embeddings_are_means_over_each_samples_own_tokens(tiny: dict[str, Path]) -> None:
     samples = samples_of()
     walk = open_walk(open_model(tiny["llama"]), CPU, torch.float32)
-    together = own_embeddings(walk, samples)
-    assert torch.allclose(together.norm(dim=1), torch.ones(len(samples)))
-    alone = torch.cat([mean_hidden(walk, [sample]) for sample in samples])
-    assert torch.allclose(together, centred(alone), atol=1e-4)
+    together = own_states(walk, samples)
+    assert torch.allclose(centred(together).norm(dim=1), torch.ones(len(samples)))
+    alone = torch.cat([mean_hidden(walked([walk], [sample])[0], [sample]) for sample in samples])
+    assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_chunks_hold_every_sample_once_longest_first() -> None:

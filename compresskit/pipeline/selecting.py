@@ -1,0 +1,92 @@
+"""What a selection asks of the two models, computed when it is asked for and kept until the recovery is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from compresskit import calibration
+from compresskit.checkpoint import folder as folders
+from compresskit.checkpoint.reader import read_json
+from compresskit.pipeline.training import VECTORS
+from compresskit.precision import matrix_products
+from compresskit.progress import ProgressBars
+from compresskit.recover import degradation, embeddings
+from compresskit.recover.contract import Pool
+from compresskit.recover.encoding import open_tokenizer
+from compresskit.recover.passes import open_walk
+
+if TYPE_CHECKING:
+    from compresskit.pipeline.recovery import Job
+
+    Where = tuple[torch.device, torch.dtype]
+
+STATES = "states.safetensors"
+"""The compressed model's states of the pool, from the pass that measured the divergences."""
+DIVERGENCES = "divergences.json"
+
+
+def open_pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
+    """The samples, and how what costs passes of a model is computed; an interrupted run's passes are not repeated."""
+    return Pool(
+        job.pool,
+        job.options.seed,
+        lambda embedder: _vectors(job, where, bars, embedder),
+        lambda: _divergences(job, where, bars),
+        lambda: _target(job, where, bars),
+    )
+
+
+def _vectors(job: Job, where: Where, bars: ProgressBars, embedder: str) -> torch.Tensor:
+    """Of the pool; those of what is held back are made with them, for the report by cluster."""
+    file = job.workspace / VECTORS
+    if not file.is_file():
+        progress = lambda done, total: bars("embedding samples", done, total)  # noqa: E731
+        samples = [*job.pool, *job.held_back]
+        if embedder:
+            found = embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in samples], progress)
+        else:
+            known = job.workspace / STATES
+            states = [load_file(known)["states"]] if known.is_file() else []
+            walk = open_walk(job.model, *where, job.options.trust_remote_code)
+            with matrix_products(where[0], job.options.precision):
+                states.append(embeddings.own_states(walk, job.held_back if states else samples, progress))
+            found = embeddings.centred(torch.cat(states))
+        _keep(file, {"vectors": found})
+    vectors: torch.Tensor = load_file(file)["vectors"]
+    return vectors[: len(job.pool)]
+
+
+def _divergences(job: Job, where: Where, bars: ProgressBars) -> list[float]:
+    """What the compressed model lost on each sample of the pool, in nats."""
+    file = job.workspace / DIVERGENCES
+    if not file.is_file():
+        original, compressed = (open_walk(each, *where, job.options.trust_remote_code) for each in (job.original, job.model))
+        progress = lambda done, total: bars("measuring what was lost", done, total)  # noqa: E731
+        with matrix_products(where[0], job.options.precision):
+            found, states = degradation.divergences(original, compressed, job.pool, progress)
+        _keep(job.workspace / STATES, {"states": states})
+        folders.write_whole(file, json.dumps({"divergences": found}))
+    known: list[float] = read_json(file)["divergences"]
+    return known
+
+
+def _target(job: Job, where: Where, bars: ProgressBars) -> list[str]:
+    """Texts of the distribution that is to be recovered."""
+    options = job.options
+    found = calibration.calibrate(
+        options.calibration, job.original, options.samples, options.sequence_length, options.seed, *where,
+        options.trust_remote_code, lambda done, total: bars("sampling text", done, total),
+    )  # fmt: skip
+    texts: list[str] = open_tokenizer(job.model.checkpoint.folder, options.trust_remote_code).batch_decode(found.tokens)
+    return texts
+
+
+def _keep(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(file)
