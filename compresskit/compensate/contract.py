@@ -52,7 +52,7 @@ class CompensateMethod(Method):
     """16, or 8: factors in float8 e4m3, half the size."""
     aim: Literal["auto", "weight", "block", "output"] = "auto"
     """Repair weights, or outputs: as the original's block gives on the same inputs, or as the whole original gives; auto: block
-    where channels are missing, else weight."""
+    where channels are missing or `quantize apiq` trained it, else weight."""
     output_weights: Literal["auto", "none", "fisher"] = "auto"
     """Weigh each output's error by how much the original's predictions mind it (a backward pass); auto: under a budget."""
     ignore: tuple[str, ...] = ()
@@ -96,6 +96,14 @@ class CompensateMethod(Method):
         """Whether outputs count by how much the original's predictions mind an error in them."""
         asked = self.output_weights == "fisher" or (self.output_weights == "auto" and self.rank_budget is not None)
         return asked and not self.splits
+
+    def chosen_aim(self, by_block: bool) -> Aim:
+        """What is repaired; `by_block`: whether the source's blocks were fitted as wholes, to outputs and not to weights."""
+        if self.splits:
+            return "weight"
+        if self.aim == "auto":
+            return "block" if by_block else "weight"
+        return self.aim
 
     @property
     def smallest(self) -> bool:

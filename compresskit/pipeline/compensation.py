@@ -18,7 +18,7 @@ from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.formats import peft
 from compresskit.manifest import fingerprint, manifest
 from compresskit.memory import peak_memory_bytes
-from compresskit.methods import name_of
+from compresskit.methods import name_of, trained_by_block
 from compresskit.model import Model
 from compresskit.opening import open_model, with_adapter
 from compresskit.pairing import Pair, pair, same_weights
@@ -64,9 +64,9 @@ class Job:
     @property
     def aim(self) -> Aim:
         """What is repaired, as asked for or by what the source lost."""
-        if self.method.aim != "auto" and not self.method.splits:
-            return self.method.aim
-        return "block" if self.pair.kept and not self.method.splits else "weight"
+        model = self.pair.compressed
+        trained = not model.architecture.experts and trained_by_block(model.checkpoint.manifest)
+        return self.method.chosen_aim(bool(self.pair.kept) or trained)
 
     @property
     def text(self) -> tuple[str, int]:

@@ -176,6 +176,7 @@ def test_the_adapter_of_apiq_and_the_new_one_become_one(tiny: dict[str, Path], t
     quantize(ApiQ(bits=2, group_size=16, rank=4, epochs=1), str(tiny["llama"]), trained, Options(**text))
     result = run(EoRA(rank=4), trained, tmp_path / "out", tiny["llama"], text)
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 8
+    assert result["settings"]["aim"] == "block"
     assert result["kl_after"] < result["kl_before"]
     [logits] = stock_logits([tmp_path / "out"], tmp_path)
     assert (logits - walked_logits(tmp_path / "out")).abs().max() < 1e-3
