@@ -68,17 +68,18 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     if options.update == "full":
         # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
         trained = BlockWeights(whole_network(model, where[0], torch.float32, *more), model.architecture.blocks)
-        facts = _facts(own, train(trained, course, where[0], folder, progress))
+        facts = _facts(own, rate, train(trained, course, where[0], folder, progress))
         return Training(facts, weights=block_weights(trained))
     ranks = linear_ranks(model, options.rank)
     paired = add_factors(whole_network(replace(model, adapter=None), *where, *more), ranks, model.adapter, options.seed)
-    facts = _facts(own, train(paired, course, where[0], folder, progress))
+    facts = _facts(own, rate, train(paired, course, where[0], folder, progress))
     facts |= {"rank_total": sum(ranks.values()), "ranks": _block_ranks(model, ranks)}
     return Training(facts, factors=factors(paired, list(ranks)))
 
 
-def _facts(own: Sequence[Sample], history: Sequence[dict[str, float]]) -> dict[str, Any]:
+def _facts(own: Sequence[Sample], rate: float, history: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {
+        "learning_rate": rate,
         "self_samples": len(own),
         "steps": len(history),
         "losses": [entry["loss"] for entry in history],
