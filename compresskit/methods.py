@@ -6,7 +6,7 @@ Loads no torch, no pydantic and no method: `compresskit --help` and `compresskit
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,14 +162,6 @@ def name_of(stage: str, method: object) -> str:
     """The name under which the table lists a method's class."""
     target = f"{type(method).__module__}:{type(method).__name__}"
     return next(name for name, found in METHODS[stage].items() if found.target == target)
-
-
-def trained_by_block(record: Mapping[str, Any] | None) -> bool:
-    """Whether a manifest says that `quantize` trained whole blocks, so that no weight alone need be near the original's."""
-    from compresskit.stages import BlockMethod
-
-    name = record.get("method") if record and record.get("stage") == "quantize" else None
-    return name in METHODS["quantize"] and issubclass(method_class("quantize", str(name)), BlockMethod)
 
 
 def stage_of(stage: str, method: str) -> Stage:

@@ -12,6 +12,7 @@ from compresskit.checkpoint.reader import TensorSpec
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.formats import compressed_tensors
 from compresskit.layouts import Layout
+from compresskit.methods import METHODS, method_class
 from compresskit.model import Model
 from compresskit.scheme import Scheme
 from compresskit.stored import Storage, StoredBlock, StoredLinear
@@ -284,3 +285,9 @@ def default_step(widest: int) -> int:
     """The largest power of two up to 128 that leaves at least 32 widths to choose from."""
     largest = max(1, widest // FEWEST_STEPS)
     return min(LARGEST_STEP, 1 << int(math.log2(largest)))
+
+
+def trained_by_block(record: Mapping[str, Any] | None) -> bool:
+    """Whether a manifest says that `quantize` trained whole blocks, so that no weight alone need be near the original's."""
+    name = record.get("method") if record and record.get("stage") == "quantize" else None
+    return name in METHODS["quantize"] and issubclass(method_class("quantize", str(name)), BlockMethod)

@@ -52,7 +52,7 @@ class CompensateMethod(Method):
     """16, or 8: factors in float8 e4m3, half the size."""
     aim: Literal["auto", "weight", "block", "output"] = "auto"
     """Repair weights, or outputs: as the original's block gives on the same inputs, or as the whole original gives; auto: block
-    where channels are missing or `quantize apiq` trained it, else weight."""
+    where channels are missing or apiq trained it, else weight."""
     output_weights: Literal["auto", "none", "fisher"] = "auto"
     """Weigh each output's error by how much the original's predictions mind it (a backward pass); auto: under a budget."""
     ignore: tuple[str, ...] = ()

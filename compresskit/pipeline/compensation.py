@@ -18,7 +18,7 @@ from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.formats import peft
 from compresskit.manifest import fingerprint, manifest
 from compresskit.memory import peak_memory_bytes
-from compresskit.methods import name_of, trained_by_block
+from compresskit.methods import name_of
 from compresskit.model import Model
 from compresskit.opening import open_model, with_adapter
 from compresskit.pairing import Pair, pair, same_weights
@@ -26,6 +26,7 @@ from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.pipeline.result import stage_result
 from compresskit.progress import ProgressBars
+from compresskit.stages import trained_by_block
 
 if TYPE_CHECKING:
     import torch
