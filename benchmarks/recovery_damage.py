@@ -36,9 +36,9 @@ OFTEN = 5
 def own_tokens(files: list[Path], lost: str, folder: Path, length: int) -> torch.Tensor:
     """Tokens that stand almost only in the file of this name, in its prompts and its responses: (tokens,) int64."""
     counts = torch.zeros(2, json.loads((folder / "config.json").read_text())["vocab_size"], dtype=torch.int64)
+    tokenizer = open_tokenizer(folder)
     for file in files:
-        reading = read_instructions([file])
-        for sample in encode_samples(reading, open_tokenizer(folder), length):
+        for sample in encode_samples(read_instructions([file]), tokenizer, length):
             counts[int(file.name == lost)] += torch.bincount(torch.tensor(sample.tokens), minlength=counts.shape[1])
     return ((counts[1] >= OFTEN) & (counts[1] >= OWN_SHARE * counts.sum(dim=0))).nonzero()[:, 0]
 
@@ -50,7 +50,6 @@ def damage(folder: Path, out: Path, tokens: torch.Tensor) -> None:
     for file in open_checkpoint(out).files:
         tensors = load_file(file)
         if EMBEDDINGS in tensors:
-            tensors[EMBEDDINGS] = tensors[EMBEDDINGS].clone()
             tensors[EMBEDDINGS][tokens] = 0
             save_file(tensors, file, metadata={"format": "pt"})
 
@@ -77,10 +76,9 @@ def main() -> None:
     result = recover(Paser(clusters=arguments.clusters), str(arguments.work / "damaged"), arguments.work / "chosen", options)
     clusters: list[dict[str, Any]] = result["clusters"]
     total = sum(cluster["budget"] for cluster in clusters)
-    of_the_file = [cluster["sources"].get(arguments.lost, 0) for cluster in clusters]
-    found = max(range(len(clusters)), key=of_the_file.__getitem__) == max(
-        range(len(clusters)), key=lambda k: clusters[k]["budget"]
-    )
+    names = {sample.source for sample in read_instructions([arguments.data / arguments.lost]).samples}
+    lost = max(clusters, key=lambda cluster: sum(cluster["sources"].get(name, 0) for name in names))
+    found = lost["budget"] == max(cluster["budget"] for cluster in clusters)
     shares = [cluster | {"share": round(cluster["budget"] / total, 3)} for cluster in clusters]
     print(json.dumps({"lost": arguments.lost, "tokens": len(tokens), "found": found, "clusters": shares}))
 

@@ -64,7 +64,7 @@ class Job:
 
     @property
     def aim(self) -> Aim:
-        """What is repaired, as asked for or by what the source lost."""
+        """What is repaired, as asked for or by how the source was made."""
         model = self.pair.compressed
         trained = not model.architecture.experts and trained_by_block(model.checkpoint.manifest)
         return self.method.chosen_aim(bool(self.pair.kept) or trained)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +24,25 @@ from compresskit.recover.selection import read_selection
 from compresskit.recover.teacher import Teacher, ask, width_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from compresskit.pipeline.recovery import Job
+    from compresskit.recover.finetune import Course, Progress
 
     Where = tuple[torch.device, torch.dtype]
 
 
 VECTORS = "vectors.safetensors"
 """The vectors of the pool and of what is held back, in the workspace."""
+TRAINER = "trainer"
+"""Its folder of the training's checkpoints."""
 
 
 @dataclass(frozen=True)
 class Training:
     """What came of the fine-tuning."""
 
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """(A, B) by linear, float32."""
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -47,7 +51,7 @@ class Training:
 
 def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) -> Training:
     """Train the blocks' weights, or low-rank pairs beside them, on the selection and on texts of the original itself."""
-    from compresskit.recover.finetune import BlockWeights, Course, add_factors, block_weights, factors, train, whole_network
+    from compresskit.recover.finetune import Course
 
     options, model = job.options, job.model
     samples = [job.pool[choice.sample] for choice in selection.choices]
@@ -62,30 +66,43 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
     width = width_of(int(model.checkpoint.config["vocab_size"]))
     course = Course(samples, whole, steps, teacher, width, rate, options.seed, options.checkpoint_steps, options.precision)
-    more = options.trust_remote_code, options.gradient_checkpointing
     progress = lambda done, total, _: bars("training", done, total)  # noqa: E731
-    folder = job.workspace / "trainer"
-    if options.update == "full":
-        # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
-        trained = BlockWeights(whole_network(model, where[0], torch.float32, *more), model.architecture.blocks)
-        facts = _facts(own, rate, train(trained, course, where[0], folder, progress))
-        return Training(facts, weights=block_weights(trained))
-    ranks = linear_ranks(model, options.rank)
-    paired = add_factors(whole_network(replace(model, adapter=None), *where, *more), ranks, model.adapter, options.seed)
-    facts = _facts(own, rate, train(paired, course, where[0], folder, progress))
-    facts |= {"rank_total": sum(ranks.values()), "ranks": _block_ranks(model, ranks)}
-    return Training(facts, factors=factors(paired, list(ranks)))
-
-
-def _facts(own: Sequence[Sample], rate: float, history: Sequence[dict[str, float]]) -> dict[str, Any]:
-    return {
-        "learning_rate": rate,
+    trained, history = (_train_weights if options.update == "full" else _train_pairs)(job, course, where, progress)
+    facts = {
         "self_samples": len(own),
-        "steps": len(history),
+        "learning_rate": rate,
+        "steps": len(steps),
         "losses": [entry["loss"] for entry in history],
         "loss_curve": loss_curve([entry["loss"] for entry in history]),
         "tokens_learned": int(sum(entry["tokens"] for entry in history)),
     }
+    return replace(trained, facts=facts | trained.facts)
+
+
+def _train_weights(job: Job, course: Course, where: Where, progress: Progress) -> tuple[Training, list[dict[str, float]]]:
+    from compresskit.recover.finetune import BlockWeights, block_weights, train
+
+    # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
+    trained = BlockWeights(_network(job, job.model, (where[0], torch.float32)), job.model.architecture.blocks)
+    history = train(trained, course, where[0], job.workspace / TRAINER, progress)
+    return Training(weights=block_weights(trained)), history
+
+
+def _train_pairs(job: Job, course: Course, where: Where, progress: Progress) -> tuple[Training, list[dict[str, float]]]:
+    from compresskit.recover.finetune import add_factors, factors, train
+
+    model = job.model
+    ranks = linear_ranks(model, job.options.rank)
+    trained = add_factors(_network(job, replace(model, adapter=None), where), ranks, model.adapter, job.options.seed)
+    history = train(trained, course, where[0], job.workspace / TRAINER, progress)
+    facts = {"rank_total": sum(ranks.values()), "ranks": _block_ranks(model, ranks)}
+    return Training(factors=factors(trained, list(ranks)), facts=facts), history
+
+
+def _network(job: Job, model: Model, where: Where) -> PreTrainedModel:
+    from compresskit.recover.finetune import whole_network
+
+    return whole_network(model, *where, job.options.trust_remote_code, job.options.gradient_checkpointing)
 
 
 def linear_ranks(model: Model, rank: int) -> dict[str, int]:

@@ -76,7 +76,9 @@ def whole_network(
     network.to(device)  # the buffers
     network.name_or_path = str(model.checkpoint.folder)
     if gradient_checkpointing:
-        network.gradient_checkpointing_enable()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.24 has another name for it, earlier ones only this
+            network.gradient_checkpointing_enable()
         network.enable_input_require_grads()
     return network
 

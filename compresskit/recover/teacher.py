@@ -23,8 +23,8 @@ from compresskit.walk import Walk
 TOP = 64
 """Tokens kept of a position."""
 READY = "teacher.json"
-SMALLEST = 1e-38
-"""Probabilities below, which float32 rounds to 0, count as this in logarithms."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Probabilities count as this at least in logarithms: float32 rounds smaller ones to 0, on devices that know no denormals."""
 SMALLEST_REST = 1e-6
 """Mass of all other tokens that is counted at least; the rounding of float16 log-probabilities is larger."""
 

@@ -143,6 +143,19 @@ def test_a_full_update_changes_the_weights_of_the_blocks_alone(
         assert torch.allclose(stock(tokens()).logits, walked_logits(tmp_path / "out"), atol=1e-4)
 
 
+@pytest.mark.parametrize("update", ["low-rank", "full"])
+def test_gradient_checkpointing_changes_no_loss(
+    update: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for name, kept in (("kept", False), ("twice", True)):
+        asked = options(tiny["llama"], data, steps=6, update=update, gradient_checkpointing=kept, precision="float32")
+        recover(Random(budget=0.5), str(damaged), tmp_path / name, asked)
+        losses.append(json.loads((tmp_path / name / "recover.json").read_text())["losses"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0][-1] != losses[0][0]
+
+
 def test_a_full_update_of_low_bit_weights_is_refused(tiny: dict[str, Path], data: Path, text_file: Path, tmp_path: Path) -> None:
     text = Options(calibration=str(text_file), samples=2, sequence_length=64)
     quantize(RTN(bits=4, group_size=16), str(tiny["llama"]), tmp_path / "low", text)
