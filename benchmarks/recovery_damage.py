@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--lost", default="instructions-nc-alpaca-zh.jsonl")
     parser.add_argument("--pool", type=int, default=800)
     parser.add_argument("--clusters", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=0.02, help="small: a cluster gives no more than it has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sequence-length", type=int, default=256)
     arguments = parser.parse_args()
@@ -73,7 +74,12 @@ def main() -> None:
         original=str(folder), data=tuple(map(str, files)), pool=arguments.pool, seed=arguments.seed, select_only=True,
         sequence_length=arguments.sequence_length, overwrite=True,
     )  # fmt: skip
-    result = recover(Paser(clusters=arguments.clusters), str(arguments.work / "damaged"), arguments.work / "chosen", options)
+    result = recover(
+        Paser(clusters=arguments.clusters, budget=arguments.budget),
+        str(arguments.work / "damaged"),
+        arguments.work / "chosen",
+        options,
+    )
     clusters: list[dict[str, Any]] = result["clusters"]
     total = sum(cluster["budget"] for cluster in clusters)
     names = {sample.source for sample in read_instructions([arguments.data / arguments.lost]).samples}
