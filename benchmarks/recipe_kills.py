@@ -1,6 +1,7 @@
 """Kill a recipe's run at random moments, go on each time, and compare its weights with an uninterrupted run's.
 
-    python benchmarks/recipe_kills.py --recipe demo --scratch FOLDER [--kills 20] [--seed 0]
+    python benchmarks/recipe_kills.py --recipe demo --scratch FOLDER [--kills 20] [--seed 0] [--set NAME=VALUE]
+    python benchmarks/recipe_kills.py --recipe benchmarks/recipe_kills_recover.yaml --set data=FILE.jsonl --scratch FOLDER
 
 A run lives for 5 seconds up to a tenth of the uninterrupted run's time before SIGKILL. Prints a JSON line a kill, with the
 step that it hit and those that were done, and a last one: the steps that ran twice though they had finished, the weight
@@ -52,8 +53,9 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], dest="values")
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "compresskit", "run", arguments.recipe]
+    command = [sys.executable, "-m", "compresskit", "run", arguments.recipe, *(f"--set={value}" for value in arguments.values)]
     whole, out = arguments.scratch / "whole", arguments.scratch / "killed"
     started = time.monotonic()
     subprocess.run([*command, str(whole), "--quiet"], check=True, stdout=subprocess.DEVNULL)

@@ -5,7 +5,8 @@
 Runs that `results.jsonl` holds already are skipped, so that it can be stopped and started. `--ablation` switches each part
 of paser off alone instead of comparing methods. Fine-tuned checkpoints are deleted once measured. `--pool 0` takes all of
 the 32,711 samples, which is what a table needs; less shows whether everything runs. What all runs of a seed share (the data
-that is read, its vectors, what was lost on each sample) is computed once a process.
+that is read, its vectors, what was lost on each sample, the losses of what is held back) is computed once a process.
+`--steps` takes one number for all budgets or one for each; `full` is trained for each of them, under that budget's name.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from compresskit.evaluate.task_files import read_tasks
 from compresskit.evaluate.tasks import score_tasks
 from compresskit.methods import method_class
 from compresskit.opening import open_model
-from compresskit.pipeline import recovery
+from compresskit.pipeline import recovery, selecting
 from compresskit.pipeline.device import choose_device
-from compresskit.recover import degradation, embeddings
+from compresskit.recover import degradation, passes
 from compresskit.recover.contract import RecoverOptions
 
 METHODS = ("paser", "random", "kmeans", "dsir", "zip-fit", "full")
@@ -60,13 +61,18 @@ def remember(module: Any, name: str, key: Callable[..., object]) -> None:
     setattr(module, name, call)
 
 
-def remember_what_runs_share() -> None:
+def remember_what_runs_share(compressed: Path) -> None:
     identity = lambda samples: hash(tuple(sample.text if hasattr(sample, "text") else str(sample) for sample in samples))  # noqa: E731
     remember(recovery, "drop_duplicates", identity)
     remember(recovery, "encode_samples", lambda reading, _, length: (identity(reading.samples), length))
     numbers = lambda samples: hash(tuple(tuple(sample.tokens) for sample in samples))  # noqa: E731
-    remember(embeddings, "own_states", lambda _, samples, __: numbers(samples))
+    remember(selecting, "_vectors", lambda job, _, __, embedder: (numbers(job.pool), embedder))
     remember(degradation, "divergences", lambda _, __, samples, ___: numbers(samples))
+    listed = passes.response_losses
+    passes.response_losses = lambda walk, samples: list(listed(walk, samples))
+    # A fine-tuned model is a new one each time, whatever its folder is called.
+    of = lambda walk: "compressed" if walk.model.checkpoint.folder == compressed else object()  # noqa: E731
+    remember(passes, "response_losses", lambda walk, samples: (of(walk), numbers(samples)))
 
 
 def task_scores(folder: Path, data: Path) -> dict[str, float]:
@@ -80,25 +86,28 @@ def task_scores(folder: Path, data: Path) -> dict[str, float]:
 def runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every run: its method, its settings, its seed."""
     found = []
+    steps = arguments.steps * len(arguments.budgets) if len(arguments.steps) == 1 else arguments.steps
     for seed in arguments.seeds:
-        for budget in arguments.budgets:
+        for budget, count in zip(arguments.budgets, steps, strict=True):
+            same = {"seed": seed, "budget": budget, "steps": count}
             if arguments.ablation:
-                found += [{"name": n, "method": "paser", "seed": seed, "budget": budget, **more} for n, more in ABLATION.items()]
+                found += [{"name": name, "method": "paser", **same, **more} for name, more in ABLATION.items()]
             else:
-                found += [{"name": name, "method": name, "seed": seed, "budget": budget} for name in arguments.methods]
+                found += [{"name": name, "method": name, **same} for name in arguments.methods]
     return found
 
 
 def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    settings = {key: value for key, value in run.items() if key not in ("name", "method", "seed")}
+    settings = {key: value for key, value in run.items() if key not in ("name", "method", "seed", "steps")}
     if run["method"] == "full":
         del settings["budget"]
     method = method_class("recover", run["method"])(**settings)
     out = arguments.work / "out"
     options = RecoverOptions(
         original=arguments.dense, data=tuple(str(path) for path in sorted(arguments.data.glob("instructions-*.jsonl"))),
-        pool=arguments.pool, seed=run["seed"], loss=arguments.loss, steps=arguments.steps, batch_size=arguments.batch_size,
+        pool=arguments.pool, seed=run["seed"], loss=arguments.loss, steps=run["steps"], batch_size=arguments.batch_size,
         sequence_length=arguments.sequence_length, self_samples=arguments.self_samples, overwrite=True,
+        update=arguments.update, held_back=arguments.held_back, checkpoint_steps=10_000,
         calibration=arguments.calibration, samples=16,
     )  # fmt: skip
     started, processor = time.monotonic(), time.process_time()
@@ -106,12 +115,12 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     took = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - processor, 1)}
     chosen = SimpleNamespace(**{**vars(arguments), "seed": run["seed"], "responses": 0})
     found = texts(arguments.data, source.resolve(arguments.dense), chosen)
-    after: dict[str, Any] = losses(out, {name: samples for name, samples in found.items() if samples})
+    after: dict[str, Any] = losses(out, {name: samples for name, samples in found.items() if samples}, "auto")
     if arguments.tasks:
         after["tasks"] = task_scores(out, arguments.data)
     shutil.rmtree(out)
     held = {f"held_back_{when}": result[f"held_back_{when}"]["loss"] for when in ("before", "after")}
-    return run | {"steps": result["steps"], "selected": result["selected"], **held, **after, **took}
+    return run | {"selected": result["selected"], "tokens_learned": result["tokens_learned"], **held, **after, **took}
 
 
 def main() -> None:
@@ -127,7 +136,9 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--loss", choices=("response", "distill"), default="response")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, nargs="+", default=[400])
+    parser.add_argument("--update", choices=("low-rank", "full"), default="low-rank")
+    parser.add_argument("--held-back", type=float, default=0.05)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--self-samples", type=int, default=0)
     parser.add_argument("--pool", type=int, default=0)
@@ -137,7 +148,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="self")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    remember_what_runs_share()
+    remember_what_runs_share(Path(arguments.compressed))
     done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     for run in runs(arguments):
         if any(all(line.get(key) == value for key, value in run.items()) for line in done):

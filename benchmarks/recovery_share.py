@@ -20,6 +20,7 @@ from compresskit import source
 from compresskit.calibration import encode
 from compresskit.opening import open_model, with_adapter
 from compresskit.pipeline.device import choose_device
+from compresskit.precision import Precision, matrix_products
 from compresskit.recover.duplicates import drop_duplicates
 from compresskit.recover.encoding import Sample, encode_samples, open_tokenizer
 from compresskit.recover.held_back import hold_back
@@ -54,13 +55,14 @@ def texts(data: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, 
     return {"wikitext": plain(windows), "lambada": plain(passages), "responses": held}
 
 
-def losses(folder: Path, found: dict[str, list[Sample]]) -> dict[str, float]:
+def losses(folder: Path, found: dict[str, list[Sample]], precision: Precision = "float32") -> dict[str, float]:
     model = with_adapter(open_model(folder), None)
     walk = open_walk(model, *choose_device("auto", "float32", model))
     result = {}
     for name, samples in found.items():
         counts = [sample.response_tokens for sample in samples]
-        result[name] = sum(loss * counts[i] for i, loss in response_losses(walk, samples)) / sum(counts)
+        with matrix_products(walk.device, precision):
+            result[name] = sum(loss * counts[i] for i, loss in response_losses(walk, samples)) / sum(counts)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,14 @@ from compresskit.recover.encoding import Sample
 from compresskit.recover.held_back import mean_losses
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.passes import open_walk
-from compresskit.recover.schedule import ACCELERATOR_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, loss_curve, steps_of
+from compresskit.recover.schedule import (
+    ACCELERATOR_MICRO_BATCH_TOKENS,
+    MICRO_BATCH_TOKENS,
+    loss_curve,
+    rectangles,
+    rows,
+    steps_of,
+)
 from compresskit.recover.selection import read_selection
 from compresskit.recover.teacher import Teacher, ask, width_of
 
@@ -52,6 +60,7 @@ class Training:
 def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) -> Training:
     """Train the blocks' weights, or low-rank pairs beside them, on the selection and on texts of the original itself."""
     from compresskit.recover.finetune import Course
+    from compresskit.recover.packing import pack
 
     options, model = job.options, job.model
     samples = [job.pool[choice.sample] for choice in selection.choices]
@@ -61,13 +70,21 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     whole = [distilled] * len(samples) + [True] * len(own)
     samples += own
     teacher = _teacher(job, samples, where, bars) if distilled else None
-    most = MICRO_BATCH_TOKENS if where[0].type == "cpu" else ACCELERATOR_MICRO_BATCH_TOKENS
-    steps = steps_of([len(s.tokens) for s in samples], options.batch_size, options.epochs, options.steps, options.seed, most)
+    full, lengths = options.update == "full", [len(sample.tokens) for sample in samples]
+    # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
+    network = _network(job, model if full else replace(model, adapter=None), (where[0], torch.float32 if full else where[1]))
+    on_cpu = where[0].type == "cpu"
+    packed = on_cpu and pack(network, max(lengths))  # many small attentions would keep an accelerator waiting
+    most = MICRO_BATCH_TOKENS if on_cpu else ACCELERATOR_MICRO_BATCH_TOKENS
+    group = partial(rows if packed else rectangles, most_tokens=most)
+    steps = steps_of(lengths, options.batch_size, options.epochs, options.steps, options.seed, group)
     rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
     width = width_of(int(model.checkpoint.config["vocab_size"]))
-    course = Course(samples, whole, steps, teacher, width, rate, options.seed, options.checkpoint_steps, options.precision)
+    course = Course(
+        samples, whole, steps, teacher, width, rate, options.seed, options.checkpoint_steps, options.precision, packed
+    )  # fmt: skip
     progress = lambda done, total, _: bars("training", done, total)  # noqa: E731
-    trained, history = (_train_weights if options.update == "full" else _train_pairs)(job, course, where, progress)
+    trained, history = (_train_weights if full else _train_pairs)(job, network, course, where[0], progress)
     facts = {
         "self_samples": len(own),
         "learning_rate": rate,
@@ -79,23 +96,25 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     return replace(trained, facts=facts | trained.facts)
 
 
-def _train_weights(job: Job, course: Course, where: Where, progress: Progress) -> tuple[Training, list[dict[str, float]]]:
+def _train_weights(
+    job: Job, network: PreTrainedModel, course: Course, device: torch.device, progress: Progress
+) -> tuple[Training, list[dict[str, float]]]:
     from compresskit.recover.finetune import BlockWeights, block_weights, train
 
-    # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
-    trained = BlockWeights(_network(job, job.model, (where[0], torch.float32)), job.model.architecture.blocks)
-    history = train(trained, course, where[0], job.workspace / TRAINER, progress)
+    trained = BlockWeights(network, job.model.architecture.blocks)
+    history = train(trained, course, device, job.workspace / TRAINER, progress)
     return Training(weights=block_weights(trained)), history
 
 
-def _train_pairs(job: Job, course: Course, where: Where, progress: Progress) -> tuple[Training, list[dict[str, float]]]:
+def _train_pairs(
+    job: Job, network: PreTrainedModel, course: Course, device: torch.device, progress: Progress
+) -> tuple[Training, list[dict[str, float]]]:
     from compresskit.recover.finetune import add_factors, factors, train
 
-    model = job.model
-    ranks = linear_ranks(model, job.options.rank)
-    trained = add_factors(_network(job, replace(model, adapter=None), where), ranks, model.adapter, job.options.seed)
-    history = train(trained, course, where[0], job.workspace / TRAINER, progress)
-    facts = {"rank_total": sum(ranks.values()), "ranks": _block_ranks(model, ranks)}
+    ranks = linear_ranks(job.model, job.options.rank)
+    trained = add_factors(network, ranks, job.model.adapter, job.options.seed)
+    history = train(trained, course, device, job.workspace / TRAINER, progress)
+    facts = {"rank_total": sum(ranks.values()), "ranks": _block_ranks(job.model, ranks)}
     return Training(factors=factors(trained, list(ranks)), facts=facts), history
 
 

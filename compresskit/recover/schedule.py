@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 MICRO_BATCH_TOKENS = 1024
 """Bound on the padded tokens of one forward and backward pass; the logits of 1,024 tokens take 200 MB at 49,152 words."""
@@ -20,12 +20,35 @@ MARKS = "▁▂▃▄▅▆▇█"
 
 Step = list[list[int]]
 """Micro-batches of one optimiser step, as positions of samples."""
+Grouping = Callable[[Sequence[int], Sequence[int]], Step]
+"""Called with a step's samples, the longest first, and the lengths of all."""
+
+
+def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> Step:
+    """Micro-batches to be padded: samples of like length, as many as stay below the bound."""
+    step: Step = []
+    for index in longest_first:
+        if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > most_tokens:
+            step.append([])
+        step[-1].append(index)
+    return step
+
+
+def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> Step:
+    """Micro-batches without padding, of like numbers of tokens: as few as the bound allows, or one more than that."""
+    step: Step = [[] for _ in range(math.ceil(sum(lengths[i] for i in longest_first) / most_tokens))]
+    for index in longest_first:
+        emptiest = min(step, key=lambda row: sum(lengths[i] for i in row))
+        if emptiest and sum(lengths[i] for i in emptiest) + lengths[index] > most_tokens:
+            step.append(emptiest := [])
+        emptiest.append(index)
+    return [row for row in step if row]
 
 
 def steps_of(
-    lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int, most_tokens: int = MICRO_BATCH_TOKENS
+    lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int, group: Grouping = rectangles
 ) -> list[Step]:
-    """Every optimiser step in order: each epoch a new shuffle; the samples of a step grouped by length."""
+    """Every optimiser step in order: each epoch a new shuffle; the samples of a step in micro-batches by `group`."""
     wanted = steps or max(1, math.ceil(epochs * len(lengths) / batch_size))
     generator = random.Random(seed)  # noqa: S311
     queue: list[int] = []
@@ -36,18 +59,8 @@ def steps_of(
             generator.shuffle(order)
             queue += order
         chosen, queue = queue[:batch_size], queue[batch_size:]
-        found.append(_micro_batches(chosen, lengths, most_tokens))
+        found.append(group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths))
     return found
-
-
-def _micro_batches(chosen: Sequence[int], lengths: Sequence[int], most_tokens: int) -> Step:
-    """By length, the longest first, as many as stay below the bound."""
-    step: Step = []
-    for index in sorted(chosen, key=lambda i: (-lengths[i], i)):
-        if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > most_tokens:
-            step.append([])
-        step[-1].append(index)
-    return step
 
 
 def loss_curve(losses: Sequence[float]) -> str:

@@ -156,6 +156,20 @@ def test_gradient_checkpointing_changes_no_loss(
     assert losses[0][-1] != losses[0][0]
 
 
+@pytest.mark.parametrize("loss", ["response", "distill"])
+def test_packed_rows_are_learned_as_padded_samples_are(
+    loss: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for name in ("packed", "padded"):
+        asked = options(tiny["llama"], data, steps=6, loss=loss, learning_rate=1e-2, precision="float32")
+        recover(Random(budget=0.5), str(damaged), tmp_path / name, asked)
+        losses.append(json.loads((tmp_path / name / "recover.json").read_text())["losses"])
+        monkeypatch.setattr("compresskit.recover.packing.pack", lambda network, longest: False)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0] != losses[1]  # other sums, so that it is seen that there were rows
+
+
 def test_a_full_update_of_low_bit_weights_is_refused(tiny: dict[str, Path], data: Path, text_file: Path, tmp_path: Path) -> None:
     text = Options(calibration=str(text_file), samples=2, sequence_length=64)
     quantize(RTN(bits=4, group_size=16), str(tiny["llama"]), tmp_path / "low", text)

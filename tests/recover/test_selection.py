@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from compresskit.recover.held_back import hold_back
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.paser import Paser, efficiency
 from compresskit.recover.ranks import block_ranks, known_importances
-from compresskit.recover.schedule import ACCELERATOR_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, loss_curve, steps_of
+from compresskit.recover.schedule import loss_curve, rectangles, rows, steps_of
 from compresskit.recover.zip_fit import alignments
 
 CLUSTERS = 3
@@ -175,22 +176,28 @@ def test_importances_come_from_the_pruning_in_the_chain_of_manifests() -> None:
     assert known_importances(None, 2) is None
 
 
-@given(st.lists(st.integers(1, 900), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 12))
+@given(
+    st.lists(st.integers(1, 900), min_size=1, max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.sampled_from([300, 1024, 4096]),
+)
 def test_a_course_shows_every_sample_before_any_twice_in_bounded_micro_batches(
-    lengths: list[int], batch: int, steps: int
+    lengths: list[int], batch: int, steps: int, most: int
 ) -> None:
-    course = steps_of(lengths, batch, 1.0, steps, seed=0)
-    assert len(course) == steps
-    seen = [i for step in course for micro in step for i in micro]
+    padded = steps_of(lengths, batch, 1.0, steps, 0, partial(rectangles, most_tokens=most))
+    packed = steps_of(lengths, batch, 1.0, steps, 0, partial(rows, most_tokens=most))
+    assert len(padded) == len(packed) == steps
+    seen = [i for step in padded for micro in step for i in micro]
     counts = np.bincount(seen, minlength=len(lengths))
     assert counts.max() - counts.min() <= 1 + (batch > len(lengths))
-    for micro in (micro for step in course for micro in step):
-        assert len(micro) == 1 or len(micro) * max(lengths[i] for i in micro) <= MICRO_BATCH_TOKENS
-    larger = steps_of(lengths, batch, 1.0, steps, 0, ACCELERATOR_MICRO_BATCH_TOKENS)
-    assert [sorted(itertools.chain(*step)) for step in larger] == [sorted(itertools.chain(*step)) for step in course]
-    assert all(len(few) <= len(many) for few, many in zip(larger, course, strict=True))
-    for micro in (micro for step in larger for micro in step):
-        assert len(micro) == 1 or len(micro) * max(lengths[i] for i in micro) <= ACCELERATOR_MICRO_BATCH_TOKENS
+    for micro in (micro for step in padded for micro in step):
+        assert len(micro) == 1 or len(micro) * max(lengths[i] for i in micro) <= most
+    for micro in (micro for step in packed for micro in step):
+        assert len(micro) == 1 or sum(lengths[i] for i in micro) <= most
+    for rectangular, rowed in zip(padded, packed, strict=True):
+        assert sorted(itertools.chain(*rectangular)) == sorted(itertools.chain(*rowed))
+        assert all(rowed)
 
 
 def test_a_loss_curve_is_one_line_from_the_highest_to_the_lowest_mark() -> None:
