@@ -113,8 +113,7 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     started, processor = time.monotonic(), time.process_time()
     result = recovery.recover(method, arguments.compressed, out, options)
     took = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - processor, 1)}
-    chosen = SimpleNamespace(**{**vars(arguments), "seed": run["seed"], "responses": 0})
-    found = texts(arguments.data, source.resolve(arguments.dense), chosen)
+    found = texts(arguments.data, source.resolve(arguments.dense), SimpleNamespace(**{**vars(arguments), "responses": 0}))
     after: dict[str, Any] = losses(out, {name: samples for name, samples in found.items() if samples}, "auto")
     if arguments.tasks:
         after["tasks"] = task_scores(out, arguments.data)

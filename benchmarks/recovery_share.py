@@ -50,7 +50,8 @@ def texts(data: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, 
     ids = encode(folder, "".join(lines), False)
     windows = [ids[i * length : (i + 1) * length] for i in range(min(arguments.windows, len(ids) // length))]
     rows = [json.loads(line)["text"] for line in (data / "tasks" / "lambada.jsonl").read_text().splitlines()]
-    passages = [encode(folder, row, False)[:length] for row in rows[: arguments.passages]]
+    tokenizer = open_tokenizer(folder)
+    passages = [tokenizer(row, add_special_tokens=False)["input_ids"][:length] for row in rows[: arguments.passages]]
     held = held_back(data, folder, arguments.pool, length, arguments.seed)[: arguments.responses] if arguments.responses else []
     return {"wikitext": plain(windows), "lambada": plain(passages), "responses": held}
 
