@@ -59,41 +59,52 @@ class Training:
 
 def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) -> Training:
     """Train the blocks' weights, or low-rank pairs beside them, on the selection and on texts of the original itself."""
-    from compresskit.recover.finetune import Course
-    from compresskit.recover.packing import pack
-
-    options, model = job.options, job.model
     samples = [job.pool[choice.sample] for choice in selection.choices]
     own = _own_samples(job, where, bars)
-    distilled = options.loss == "distill"
+    distilled = job.options.loss == "distill"
     # The original's predictions say at the prompt's tokens as much as at the response's.
     whole = [distilled] * len(samples) + [True] * len(own)
     samples += own
     teacher = _teacher(job, samples, where, bars) if distilled else None
-    full, lengths = options.update == "full", [len(sample.tokens) for sample in samples]
-    # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
-    network = _network(job, model if full else replace(model, adapter=None), (where[0], torch.float32 if full else where[1]))
-    on_cpu = where[0].type == "cpu"
-    packed = on_cpu and pack(network, max(lengths))  # many small attentions would keep an accelerator waiting
-    most = MICRO_BATCH_TOKENS if on_cpu else ACCELERATOR_MICRO_BATCH_TOKENS
-    group = partial(rows if packed else rectangles, most_tokens=most)
-    steps = steps_of(lengths, options.batch_size, options.epochs, options.steps, options.seed, group)
-    rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
-    width = width_of(int(model.checkpoint.config["vocab_size"]))
-    course = Course(
-        samples, whole, steps, teacher, width, rate, options.seed, options.checkpoint_steps, options.precision, packed
-    )  # fmt: skip
+    network = _network(job, where)
+    course = _course(job, network, samples, whole, teacher)
     progress = lambda done, total, _: bars("training", done, total)  # noqa: E731
-    trained, history = (_train_weights if full else _train_pairs)(job, network, course, where[0], progress)
+    train = _train_weights if job.options.update == "full" else _train_pairs
+    trained, history = train(job, network, course, where[0], progress)
     facts = {
         "self_samples": len(own),
-        "learning_rate": rate,
-        "steps": len(steps),
+        "learning_rate": course.learning_rate,
+        "steps": len(course.steps),
         "losses": [entry["loss"] for entry in history],
         "loss_curve": loss_curve([entry["loss"] for entry in history]),
         "tokens_learned": int(sum(entry["tokens"] for entry in history)),
     }
     return replace(trained, facts=facts | trained.facts)
+
+
+def _network(job: Job, where: Where) -> PreTrainedModel:
+    """The model to be trained, without its adapter, which pairs go on from."""
+    from compresskit.recover.finetune import whole_network
+
+    # Small steps would be lost in the rounding of a narrower dtype; products are still taken in one.
+    dtype = torch.float32 if job.options.update == "full" else where[1]
+    model = replace(job.model, adapter=None)
+    return whole_network(model, where[0], dtype, job.options.trust_remote_code, job.options.gradient_checkpointing)
+
+
+def _course(job: Job, network: PreTrainedModel, samples: list[Sample], whole: list[bool], teacher: Teacher | None) -> Course:
+    from compresskit.recover.finetune import Course
+    from compresskit.recover.packing import pack
+
+    options, lengths = job.options, [len(sample.tokens) for sample in samples]
+    on_cpu = network.device.type == "cpu"
+    packed = on_cpu and pack(network, max(lengths))  # many small attentions would keep an accelerator waiting
+    most = MICRO_BATCH_TOKENS if on_cpu else ACCELERATOR_MICRO_BATCH_TOKENS
+    group = partial(rows if packed else rectangles, most_tokens=most)
+    steps = steps_of(lengths, options.batch_size, options.epochs, options.steps, options.seed, group)
+    rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
+    width = width_of(int(job.model.checkpoint.config["vocab_size"]))
+    return Course(samples, whole, steps, teacher, width, rate, options.seed, options.checkpoint_steps, options.precision, packed)
 
 
 def _train_weights(
@@ -116,12 +127,6 @@ def _train_pairs(
     history = train(trained, course, device, job.workspace / TRAINER, progress)
     facts = {"rank_total": sum(ranks.values()), "ranks": _block_ranks(job.model, ranks)}
     return Training(factors=factors(trained, list(ranks)), facts=facts), history
-
-
-def _network(job: Job, model: Model, where: Where) -> PreTrainedModel:
-    from compresskit.recover.finetune import whole_network
-
-    return whole_network(model, *where, job.options.trust_remote_code, job.options.gradient_checkpointing)
 
 
 def linear_ranks(model: Model, rank: int) -> dict[str, int]:
