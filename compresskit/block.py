@@ -29,6 +29,15 @@ class Call:
     kwargs: dict[str, Any]
 
 
+Calls = dict[tuple[int, int], Call]
+"""A block's arguments by the shape of the micro-batch, (samples, length)."""
+
+
+def shape_of(hidden: Tensor) -> tuple[int, int]:
+    """Hidden states (samples, length, hidden) -> (samples, length)."""
+    return hidden.shape[0], hidden.shape[1]
+
+
 @dataclass
 class Block:
     """One decoder block with its weights in memory, in plain form."""
@@ -38,8 +47,7 @@ class Block:
     module: nn.Module
     hidden: list[Tensor]
     """The block's inputs, one (batch, length, hidden) tensor a micro-batch."""
-    calls: dict[int, Call]
-    """The block's arguments by the size of the micro-batch."""
+    calls: Calls
     attention: str
     """Path of the attention module inside the block."""
     advanced: bool = field(default=False)
@@ -54,12 +62,12 @@ class Block:
 
     def run(self, hidden: Tensor) -> Tensor:
         """(batch, length, hidden) -> the same, through the block as it now is; NumericalError where that is not finite."""
-        call = self.calls[hidden.shape[0]]
+        call = self.calls[shape_of(hidden)]
         return self._checked(self.module(hidden, *call.args, **call.kwargs))
 
     def run_with(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The same with other weights, by their names inside the block; gradients flow to them."""
-        call = self.calls[hidden.shape[0]]
+        call = self.calls[shape_of(hidden)]
         return self._checked(torch.func.functional_call(self.module, dict(weights), (hidden, *call.args), call.kwargs))
 
     def _checked(self, output: Any) -> Tensor:

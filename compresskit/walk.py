@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit import skeleton
-from compresskit.block import Block, Call, forward_replaced
+from compresskit.block import Block, Call, Calls, forward_replaced, shape_of
 from compresskit.memory import release_freed_memory
 from compresskit.model import Model
 
@@ -95,13 +95,13 @@ class Walk:
         skeleton.empty(self.model, self.network, block.name)
 
     @contextmanager
-    def block(self, index: int, hidden: list[Tensor], calls: dict[int, Call]) -> Iterator[Block]:
+    def block(self, index: int, hidden: list[Tensor], calls: Calls) -> Iterator[Block]:
         """One block out of the order, for these inputs; `calls` are those that the walk gave the block."""
         block = self._filled(index, [each.to(device=self.device, dtype=self.dtype) for each in hidden], calls)
         yield block
         self.release(block)
 
-    def _filled(self, index: int, hidden: list[Tensor], calls: dict[int, Call]) -> Block:
+    def _filled(self, index: int, hidden: list[Tensor], calls: Calls) -> Block:
         """A block with its weights, from the model that `source_of` names."""
         name = self.model.block_name(index)
         source = self.source_of(index) or self.model
@@ -112,9 +112,9 @@ class Walk:
         attention = self.model.architecture.attention.out_projection.rpartition(".")[0]
         return Block(index, name, self.network.get_submodule(name), hidden, calls, attention)
 
-    def _capture(self) -> list[dict[int, Call]]:
+    def _capture(self) -> list[Calls]:
         """Run the model with blocks that only take notes: the first hidden states and every block's arguments."""
-        calls: list[dict[int, Call]] = [{} for _ in range(self.model.block_count)]
+        calls: list[Calls] = [{} for _ in range(self.model.block_count)]
         self.hidden.clear()
         skeleton.fill(self.model, self.network, "", self.device, self.dtype)
         for batch in self.batches:
@@ -160,9 +160,9 @@ class Walk:
         return logits
 
 
-def _note_taker(calls: dict[int, Call], inputs: list[Tensor] | None) -> Callable[..., Tensor]:
+def _note_taker(calls: Calls, inputs: list[Tensor] | None) -> Callable[..., Tensor]:
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        calls.setdefault(hidden_states.shape[0], Call(args, kwargs))
+        calls.setdefault(shape_of(hidden_states), Call(args, kwargs))
         if inputs is not None:
             inputs.append(hidden_states)
         return hidden_states

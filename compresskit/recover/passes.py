@@ -62,13 +62,20 @@ def padded(samples: Sequence[Sample]) -> Tensor:
 
 
 def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
-    """The walks over these samples, done, in the same micro-batches: `hidden` is what leaves the last block."""
-    tokens = padded(samples)
-    batches = torch.split(tokens, min(micro_batch_size(walk.model, tokens.shape[1]) for walk in walks))
+    """Walk all models over these samples, in the same micro-batches.
+
+    A micro-batch is as long as its own longest sample: little is padding where the samples come by length.
+
+    Returns:
+        The walks, done: `hidden` is what leaves the last block.
+    """
+    longest = max(len(sample.tokens) for sample in samples)
+    size = min(micro_batch_size(walk.model, longest) for walk in walks)
+    batches = [padded(samples[start : start + size]) for start in range(0, len(samples), size)]
     done = []
     for walk in walks:
         part = copy.copy(walk)
-        part.hidden, part.batches = [], list(batches)
+        part.hidden, part.batches = [], batches
         for _ in part:
             pass
         done.append(part)

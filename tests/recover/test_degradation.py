@@ -51,9 +51,13 @@ def test_divergence_is_scipys_and_lies_between_0_and_log_2(seed: int, scale: flo
     assert torch.equal(jensen_shannon(first, first), torch.zeros(5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("size", [2, 100])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_of_padded_samples_are_those_of_each_sample_alone(family: str, tiny: dict[str, Path]) -> None:
-    """Right padding changes nothing to its left, in any family."""
+def test_losses_of_padded_samples_are_those_of_each_sample_alone(
+    family: str, size: int, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right padding changes nothing to its left, in any family, and micro-batches of one size may have several lengths."""
+    monkeypatch.setattr("compresskit.recover.passes.micro_batch_size", lambda model, length: size)
     samples = samples_of()
     losses = dict(response_losses(open_walk(open_model(tiny[family]), CPU, torch.float32), samples))
     for index, sample in enumerate(samples):
@@ -83,6 +87,12 @@ def test_embeddings_are_means_over_each_samples_own_tokens(tiny: dict[str, Path]
     assert torch.allclose(centred(together).norm(dim=1), torch.ones(len(samples)))
     alone = torch.cat([mean_hidden(walked([walk], [sample])[0], [sample]) for sample in samples])
     assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_micro_batches_are_as_long_as_their_own_longest_sample(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compresskit.recover.passes.micro_batch_size", lambda model, length: 2)
+    (done,) = walked([open_walk(open_model(tiny["llama"]), CPU, torch.float32)], samples_of((30, 24, 17, 9, 5)))
+    assert [tuple(hidden.shape[:2]) for hidden in done.hidden] == [(2, 30), (2, 17), (1, 5)]
 
 
 def test_chunks_hold_every_sample_once_longest_first() -> None:
