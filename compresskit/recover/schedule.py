@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 
 MICRO_BATCH_TOKENS = 1024
-"""Bound on the padded tokens of one forward and backward pass; the logits of 1,024 tokens take 200 MB at 49,152 words."""
+"""Bound on the tokens, padding included, of one forward and backward pass; the logits of 1,024 tokens take 200 MB at 49,152 words."""
 ACCELERATOR_MICRO_BATCH_TOKENS = 4096
 """The same bound on an accelerator, whose time goes into starting kernels rather than into small products."""
 
@@ -35,7 +35,7 @@ def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens
 
 
 def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> Step:
-    """Micro-batches without padding, of like numbers of tokens: as few as the bound allows, or one more than that."""
+    """Micro-batches without padding, of like numbers of tokens: as few as the bound allows, more where they do not fit."""
     step: Step = [[] for _ in range(math.ceil(sum(lengths[i] for i in longest_first) / most_tokens))]
     for index in longest_first:
         emptiest = min(step, key=lambda row: sum(lengths[i] for i in row))
