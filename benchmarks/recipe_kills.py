@@ -3,9 +3,9 @@
     python benchmarks/recipe_kills.py --recipe demo --scratch FOLDER [--kills 20] [--seed 0] [--set NAME=VALUE]
     python benchmarks/recipe_kills.py --recipe benchmarks/recipe_kills_recover.yaml --set data=FILE.jsonl --scratch FOLDER
 
-A run lives for 5 seconds up to a tenth of the uninterrupted run's time before SIGKILL. Prints a JSON line a kill, with the
-step that it hit and those that were done, and a last one: the steps that ran twice though they had finished, the weight
-files that differ, and how many seconds all runs took beside the uninterrupted one.
+A run lives for 5 seconds up to a share (`--longest`, a tenth) of the uninterrupted run's time before SIGKILL. Prints a JSON
+line a kill, with the step that it hit and those that were done, and a last one: the steps that ran twice though they had
+finished, the weight files that differ, and how many seconds all runs took beside the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, default=0.1)
     parser.add_argument("--set", action="append", default=[], dest="values")
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "compresskit", "run", arguments.recipe, *(f"--set={value}" for value in arguments.values)]
@@ -64,7 +65,7 @@ def main() -> None:
     started = time.monotonic()
     for _ in range(arguments.kills):
         before = {name for name, status in steps_of(out).items() if status == "done"}
-        found = killed(command, out, moments.uniform(LEAST_SECONDS, alone / 10))
+        found = killed(command, out, moments.uniform(LEAST_SECONDS, arguments.longest * alone))
         redone |= before - set(found["done"])
         finished |= before
         print(json.dumps(found), flush=True)
