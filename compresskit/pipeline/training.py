@@ -93,6 +93,7 @@ def _network(job: Job, where: Where) -> PreTrainedModel:
 
 
 def _course(job: Job, network: PreTrainedModel, samples: list[Sample], whole: list[bool], teacher: Teacher | None) -> Course:
+    """Order and speed of the training; the network packs texts into rows from here on, where it can. `whole`: see Course."""
     from compresskit.recover.finetune import Course
     from compresskit.recover.packing import pack
 

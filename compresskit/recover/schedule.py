@@ -45,9 +45,7 @@ def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int 
     return [row for row in step if row]
 
 
-def steps_of(
-    lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int, group: Grouping = rectangles
-) -> list[Step]:
+def steps_of(lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int, group: Grouping) -> list[Step]:
     """Every optimiser step in order: each epoch a new shuffle; the samples of a step in micro-batches by `group`."""
     wanted = steps or max(1, math.ceil(epochs * len(lengths) / batch_size))
     generator = random.Random(seed)  # noqa: S311
