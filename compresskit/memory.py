@@ -6,9 +6,15 @@ import contextlib
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 KIB = 1024
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's mallopt: free bytes at the heap's end that go back to the system; how many large tensors have areas of their own."""
+KEPT_BYTES = (1 << 31) - 1
+USUAL_TRIM_BYTES, USUAL_AREAS = 64 << 20, 65_536
+"""What glibc has by itself once tensors of 32 MB were freed."""
 
 
 def peak_memory_bytes() -> int:
@@ -34,3 +40,23 @@ def release_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
             trim(0)
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let glibc keep what is freed within for the next tensors, however large, until it is told to release it.
+
+    It gives areas above 32 MB back at once, and clearing their pages anew took a training step a tenth of its time.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
+    if tune is None:
+        yield
+        return
+    tune(M_MMAP_MAX, 0)
+    tune(M_TRIM_THRESHOLD, KEPT_BYTES)
+    try:
+        yield
+    finally:
+        tune(M_MMAP_MAX, USUAL_AREAS)
+        tune(M_TRIM_THRESHOLD, USUAL_TRIM_BYTES)
+        release_freed_memory()

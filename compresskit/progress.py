@@ -1,8 +1,11 @@
-"""Progress bars on standard error: what is done, blocks, time left, peak memory. Silent where nobody watches."""
+"""Progress bars on standard error: what is done, blocks, time left, peak memory. Silent where nobody watches. And a stopwatch."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from compresskit.memory import peak_memory_bytes
@@ -41,3 +44,13 @@ class ProgressBars:
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, total=total, peak=peak)
         self.bars.update(self.tasks[what], completed=done, total=total, peak=peak)  # type: ignore[arg-type]
+
+
+@contextmanager
+def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Add what passes within to `seconds[what]`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[what] = seconds.get(what, 0.0) + time.perf_counter() - started

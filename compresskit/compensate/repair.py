@@ -7,7 +7,6 @@ Linears that share their input share its statistic and the eigendecomposition of
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from compresskit.compensate.residuals import Outputs, Paired, output_error
 from compresskit.formats.peft import factor_names
 from compresskit.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error, weighted
 from compresskit.pairing import Pair
+from compresskit.progress import timed
 from compresskit.skeleton import to_stored
 from compresskit.stagewise import ATTENTION_STAGES, OnBlock, chosen_stages, collect_inputs, finish_block, replace_weight
 from compresskit.walk import Walk
@@ -80,10 +80,9 @@ def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writ
         else:
             facts = _repair_block(request, compressed, original, writer)
             finish_block(request.pair.compressed, compressed, writer, facts)
-        started = time.perf_counter()
-        for _ in compressed.advance():
-            pass
-        request.seconds["forward"] += time.perf_counter() - started
+        with timed(request.seconds, "forward"):
+            for _ in compressed.advance():
+                pass
         on_block("compensating", compressed.index + 1, count)
 
 
@@ -101,14 +100,13 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
     for compressed, original in _side_by_side(request, walks):
         groups = [group for stage in request.stages(compressed.index) for group in stage]
         for task in _tasks(request, compressed, groups, _original_outputs(request, original, groups), False):
-            started = time.perf_counter()
-            energy = 1.0
-            if task.weights is None:
-                weight = request.pair.original_weight(task.name).to(task.residual)
-                energy = remaining_error(weight, task.metric, torch.zeros_like(weight))
-            taken = gains(weighted(task.residual, task.weights), task.metric)
-            found[task.name] = (taken / energy).tolist() if energy else []
-            request.seconds["decompositions"] += time.perf_counter() - started
+            with timed(request.seconds, "decompositions"):
+                energy = 1.0
+                if task.weights is None:
+                    weight = request.pair.original_weight(task.name).to(task.residual)
+                    energy = remaining_error(weight, task.metric, torch.zeros_like(weight))
+                taken = gains(weighted(task.residual, task.weights), task.metric)
+                found[task.name] = (taken / energy).tolist() if energy else []
         on_block("measuring", compressed.index + 1, count)
     return found
 
@@ -130,14 +128,13 @@ def _repair_block(request: Repair, block: Block, original: Block | None, writer:
     facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}, "scale": {}}
     for number, groups in enumerate(stages):
         for task in _tasks(request, block, groups, outputs, number >= ATTENTION_STAGES):
-            started = time.perf_counter()
-            short = task.name.removeprefix(block.name + ".")
-            update, scale = _repair_linear(request, block, task, writer)
-            facts["rank"][short] = request.ranks.get(task.name, 0)
-            facts["scale"][short] = scale
-            facts["error_before"][short] = task.error(torch.zeros_like(update))
-            facts["error_after"][short] = task.error(update)
-            request.seconds["decompositions"] += time.perf_counter() - started
+            with timed(request.seconds, "decompositions"):
+                short = task.name.removeprefix(block.name + ".")
+                update, scale = _repair_linear(request, block, task, writer)
+                facts["rank"][short] = request.ranks.get(task.name, 0)
+                facts["scale"][short] = scale
+                facts["error_before"][short] = task.error(torch.zeros_like(update))
+                facts["error_after"][short] = task.error(update)
     return facts
 
 
@@ -145,10 +142,9 @@ def _original_outputs(request: Repair, original: Block | None, groups: list[tupl
     """Run the original block for good; its linears' outputs by the name of each group's first linear."""
     if original is None:
         return {}
-    started = time.perf_counter()
-    found = {group[0]: Outputs([_aimed_weight(request, original, name) for name in group]) for group in groups}
-    original.collect(found, advance=True)
-    request.seconds["forward"] += time.perf_counter() - started
+    with timed(request.seconds, "forward"):
+        found = {group[0]: Outputs([_aimed_weight(request, original, name) for name in group]) for group in groups}
+        original.collect(found, advance=True)
     return found
 
 
@@ -165,14 +161,13 @@ def _tasks(
     method = request.method
     statistics: dict[str, Paired] = {}
     if block.hidden and (method.needs_activations or outputs):
-        started = time.perf_counter()
-        for group in groups:
-            linear = block.linear(group[0])
-            features, device = linear.in_features, linear.weight.device
-            own = method.statistic(features, device) if method.needs_activations else None
-            statistics[group[0]] = Paired(own, outputs.get(group[0]), features, device)
-        collect_inputs(statistics, block, attention_is_final)
-        request.seconds["forward"] += time.perf_counter() - started
+        with timed(request.seconds, "forward"):
+            for group in groups:
+                linear = block.linear(group[0])
+                features, device = linear.in_features, linear.weight.device
+                own = method.statistic(features, device) if method.needs_activations else None
+                statistics[group[0]] = Paired(own, outputs.get(group[0]), features, device)
+            collect_inputs(statistics, block, attention_is_final)
     for group in groups:
         found = statistics.pop(group[0], None)
         linear = block.linear(group[0])

@@ -25,7 +25,7 @@ from compresskit.pairing import Pair, pair, same_weights
 from compresskit.pipeline.device import choose_device, parse_bytes
 from compresskit.pipeline.quantization import HELD_BACK
 from compresskit.pipeline.result import stage_result
-from compresskit.progress import ProgressBars
+from compresskit.progress import ProgressBars, timed
 from compresskit.stages import trained_by_block
 
 if TYPE_CHECKING:
@@ -209,9 +209,8 @@ def _request(job: Job, tokens: torch.Tensor, where: Where, progress: dict[str, A
     factors = TORCH_DTYPES[factor_dtype(compressed, method.adapter_bits)]
     request = Repair(method, job.pair, names, job.aim, dtype=factors, merged=merged)
     if method.weighs_outputs:
-        started = time.perf_counter()
-        request.weights = _output_weights(job, tokens, where, bars)
-        request.seconds["output_weights"] = time.perf_counter() - started
+        with timed(request.seconds, "output_weights"):
+            request.weights = _output_weights(job, tokens, where, bars)
     if progress:
         request.ranks = progress["facts"]["ranks"]
     elif method.rank_budget is None:

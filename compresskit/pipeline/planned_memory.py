@@ -17,7 +17,7 @@ import math
 from compresskit.compensate.contract import OUTPUT_WEIGHT_WINDOWS, CompensateMethod
 from compresskit.model import Model
 from compresskit.recipe.steps import Step
-from compresskit.recover.contract import RecoverOptions
+from compresskit.recover.contract import Loss, RecoverOptions
 from compresskit.recover.schedule import MICRO_BATCH_TOKENS
 from compresskit.stages import BlockMethod, PruneMethod
 
@@ -36,6 +36,8 @@ TRAINED_COPIES = 6
 GRAPH_COPIES = 8
 """Of one linear, in the graph of its rounding."""
 LOGIT_COPIES = 6
+"""Of the logits of a window, gradients included, where a loss is differentiated step by step."""
+LEARNED_LOGIT_COPIES: dict[Loss, int] = {"response": 4, "distill": 3}
 """Of the logits of a micro-batch in fine-tuning, gradients included."""
 FINE_TUNING_BYTES = 6
 """A weight in float32 and its copy in bfloat16."""
@@ -43,6 +45,8 @@ FULL_UPDATE_BYTES = 12
 """Of a weight that is itself trained: its gradient, and two of AdamW."""
 LIBRARIES_BYTES = 150 << 20
 """What peft and accelerate take."""
+COMPILED_BYTES = 700 << 20
+"""What oneDNN keeps of products that it compiled for the lengths it met, 1,024 of them."""
 LEFT_BY_FINE_TUNING = 480 << 20
 """What stays in the process for the steps after it: those libraries, and holes in the heap."""
 
@@ -89,10 +93,11 @@ def _fine_tuning(model: Model, options: RecoverOptions) -> int:
     """The whole model, what a full update adds to it, what a backward pass needs of a micro-batch, and its logits."""
     numbers = sum(sum(model.linear_shape(name)) for name in model.linears)
     vocabulary = int(model.checkpoint.config["vocab_size"])
-    logits = LOGIT_COPIES * MICRO_BATCH_TOKENS * vocabulary * FLOAT32_BYTES
+    tokens = min(MICRO_BATCH_TOKENS, options.batch_size * options.sequence_length)
+    logits = LEARNED_LOGIT_COPIES[options.loss] * tokens * vocabulary * FLOAT32_BYTES
     trained = sum(math.prod(model.linear_shape(name)) for name in model.linears) if options.update == "full" else 0
     weights = FINE_TUNING_BYTES * model.parameters + FULL_UPDATE_BYTES * trained
-    return LIBRARIES_BYTES + weights + MICRO_BATCH_TOKENS * numbers * FLOAT32_BYTES + logits
+    return LIBRARIES_BYTES + COMPILED_BYTES + weights + tokens * numbers * FLOAT32_BYTES + logits
 
 
 def _scoring(model: Model, tokens: int) -> int:

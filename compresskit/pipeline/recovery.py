@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from compresskit.methods import name_of
 from compresskit.model import Model
 from compresskit.opening import open_any, open_model
 from compresskit.pipeline.device import choose_device, parse_bytes
-from compresskit.progress import ProgressBars
+from compresskit.progress import ProgressBars, timed
 from compresskit.recover.contract import RecoverOptions, Selection, SelectionMethod
 from compresskit.recover.duplicates import drop_duplicates
 from compresskit.recover.encoding import Sample, check_same_tokenizer, encode_samples, open_tokenizer
@@ -60,6 +60,8 @@ class Job:
     out: Path
     options: RecoverOptions
     shard_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each part of the work took, of this process alone."""
 
     @property
     def workspace(self) -> Path:
@@ -84,7 +86,9 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
     job = _checked(method, (model, original), out, options, shard_bytes)
     with ProgressBars(quiet) as bars:
         result = _recover(job, bars)
-    return result | {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
+    shares = {what: round(value, 2) for what, value in job.seconds.items()}
+    total = round(time.monotonic() - started, 3)
+    return result | {"time_shares": shares, "seconds": total, "peak_memory_bytes": peak_memory_bytes()}
 
 
 def _check_extras(options: RecoverOptions) -> None:
@@ -182,7 +186,8 @@ def _select(job: Job, where: Where, bars: ProgressBars) -> Selection:
         return earlier
     from compresskit.pipeline.selecting import open_pool
 
-    selection = job.method.select(open_pool(job, where, bars))
+    with timed(job.seconds, "selection"):
+        selection = job.method.select(open_pool(job, where, bars))
     write_selection(job.workspace, selection)
     return selection
 
@@ -194,7 +199,11 @@ def _train(job: Job, selection: Selection, settings: dict[str, Any], where: Wher
     before = _before(job, where, bars)
     training = fine_tune(job, selection, where, bars)
     facts = {**job.reading, "selected": len(selection.choices), **selection.facts, **training.facts, "held_back_before": before}
-    measure = lambda model: held_back_losses(job, model, where)  # noqa: E731
+
+    def measure(model: Model) -> dict[str, Any] | None:
+        with timed(job.seconds, "held_back"):
+            return held_back_losses(job, model, where)
+
     write = write_adapter if job.options.adapter_only else write_checkpoint
     lines = selection_lines(selection, job.pool)
     return write(job, (settings, facts, lines), training, measure)
@@ -207,7 +216,8 @@ def _before(job: Job, where: Where, bars: ProgressBars) -> dict[str, Any] | None
     file = job.workspace / "before.json"
     if not file.is_file():
         bars("held-back loss", 0, 1)
-        folders.write_whole(file, json.dumps({"before": held_back_losses(job, job.model, where)}))
+        with timed(job.seconds, "held_back"):
+            folders.write_whole(file, json.dumps({"before": held_back_losses(job, job.model, where)}))
         bars("held-back loss", 1, 1)
     found: dict[str, Any] | None = read_json(file)["before"]
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.model import Model
 from compresskit.precision import matrix_products
-from compresskit.progress import ProgressBars
+from compresskit.progress import ProgressBars, timed
 from compresskit.recover import ranks as ranking
 from compresskit.recover.contract import DEFAULT_LEARNING_RATES, Selection
 from compresskit.recover.encoding import Sample
@@ -70,7 +70,8 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     course = _course(job, network, samples, whole, teacher)
     progress = lambda done, total, _: bars("training", done, total)  # noqa: E731
     train = _train_weights if job.options.update == "full" else _train_pairs
-    trained, history = train(job, network, course, where[0], progress)
+    with timed(job.seconds, "training"):
+        trained, history = train(job, network, course, where[0], progress)
     facts = {
         "self_samples": len(own),
         "learning_rate": course.learning_rate,
@@ -153,14 +154,15 @@ def _own_samples(job: Job, where: Where, bars: ProgressBars) -> list[Sample]:
     if not options.self_samples:
         return []
     how = Sampling(options.seed + 1, *where, options.trust_remote_code, lambda done, total: bars("sampling text", done, total))
-    tokens, _ = self_tokens(job.original, (options.self_samples, options.sequence_length), how)
+    with timed(job.seconds, "sampling"):
+        tokens, _ = self_tokens(job.original, (options.self_samples, options.sequence_length), how)
     rows: list[list[int]] = tokens.tolist()
     return [Sample(Instruction(i, "self", [], "", "self"), row, 1) for i, row in enumerate(rows)]
 
 
 def _teacher(job: Job, samples: list[Sample], where: Where, bars: ProgressBars) -> Teacher:
     walk = open_walk(job.original, *where, job.options.trust_remote_code)
-    with matrix_products(where[0], job.options.precision):
+    with timed(job.seconds, "teacher"), matrix_products(where[0], job.options.precision):
         return ask(walk, samples, job.workspace / "teacher", lambda done, total: bars("asking the original", done, total))
 
 

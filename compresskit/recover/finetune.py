@@ -30,7 +30,7 @@ from compresskit.checkpoint.folder import sync
 from compresskit.checkpoint.stock import quiet
 from compresskit.errors import CompresskitError, NumericalError
 from compresskit.formats.peft import Adapter, factor_names
-from compresskit.memory import release_freed_memory
+from compresskit.memory import freed_memory_kept, release_freed_memory
 from compresskit.model import Model
 from compresskit.precision import Precision, takes_bfloat16
 from compresskit.recover.encoding import Sample
@@ -44,6 +44,8 @@ KEPT_CHECKPOINTS = 2
 COMPLETE = "complete"
 """Name of the empty file that says a checkpoint is on the disk as a whole."""
 CHECKPOINTS = "checkpoint-*"
+RELEASE_STEPS = 5
+"""Steps after which freed memory is given back."""
 LARGEST_NORM = 1.0
 """Gradients are cut to this norm, Trainer's default."""
 
@@ -161,9 +163,10 @@ def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
     """The micro-batches of a step.
 
     Returns:
-        For each its "tokens" (samples, length), and the "rows" and "columns" (places,) whose logits are learned, all
-        int64; with a teacher also its "top" tokens and their log-probabilities "values", (places, width) each. Packed
-        samples have "tokens" (1, length), and "positions" of that shape that begin again with each.
+        For each its "tokens" (samples, length), the columns "kept" of which logits are made, the "rows" and "columns"
+        (places,) of those logits that are learned, and their "targets" (places,), all int64; with a teacher also its "top"
+        tokens and their log-probabilities "values", (places, width) each. Packed samples have "tokens" (1, length), and
+        "positions" of that shape that begin again with each.
     """
     found = []
     for members in course.steps[step]:
@@ -172,6 +175,8 @@ def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
         starts = [1 if course.whole[i] else max(1, course.samples[i].response_start) for i in members]
         places = [torch.arange(start - 1, count - 1) for start, count in zip(starts, counts, strict=True)]
         batch = (_row if course.packed else _rectangle)([torch.tensor(sample.tokens) for sample in samples], places)
+        batch["targets"] = batch["tokens"][batch["rows"], batch["columns"] + 1]
+        batch["kept"], batch["columns"] = torch.unique(batch["columns"], return_inverse=True)
         if course.teacher is not None:
             read = [course.teacher.read(i, course.width) for i in members]
             batch["top"] = torch.cat([top[place] for (top, _), place in zip(read, places, strict=True)])
@@ -193,16 +198,19 @@ def _row(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:
 
 
 def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Losses in nats: logits (samples, length, vocabulary) -> one for every learned position, (positions,)."""
-    said = logits[batch["rows"], batch["columns"]]
+    """Losses in nats: logits (samples, kept, vocabulary) -> one for every learned position, (positions,)."""
+    # One row has no logits but those that are learned: nothing of their size is copied.
+    said = logits[0] if len(logits) == 1 else logits[batch["rows"], batch["columns"]]
     if "top" in batch:
         return distillation_losses(said, batch["top"], batch["values"])
-    targets = batch["tokens"][batch["rows"], batch["columns"] + 1]
-    return torch.nn.functional.cross_entropy(said.float(), targets, reduction="none")
+    return torch.nn.functional.cross_entropy(said.float(), batch["targets"], reduction="none")
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
     """Steps in their given order, each made of micro-batches; losses in full precision in the state's history."""
+
+    in_bfloat16 = False
+    """Whether matrix products are; accelerate's own way widens all logits, which take most of the memory, to float32."""
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Gradients of the mean loss over all learned tokens of the step."""
@@ -211,8 +219,9 @@ class _Trainer(Trainer):  # type: ignore[misc]
         positions = sum(len(batch["rows"]) for batch in batches)
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
-            with self.compute_loss_context_manager():
-                logits = model(input_ids=batch["tokens"], position_ids=batch.get("positions"), use_cache=False).logits
+            with self.compute_loss_context_manager(), torch.autocast(self.args.device.type, torch.bfloat16, self.in_bfloat16):
+                texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
+                logits = model(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
                 loss = _losses(logits, batch).sum() / positions
             self.accelerator.backward(loss)
             total += loss.detach()
@@ -241,15 +250,17 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Gives freed memory back and tells the progress after every step."""
+    """Tells the progress after every step, and gives freed memory back now and then."""
 
     def __init__(self, progress: Progress):
         self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the Trainer."""
-        # Micro-batches of ever other lengths leave holes that the next ones do not fit: 0.15 GB more at each new length.
-        release_freed_memory()
+        # Micro-batches of ever other lengths leave holes that the next ones do not fit, 0.15 GB more at each new length; what is
+        # given back has to be asked for again, which after every step was a seventh of the time.
+        if state.global_step % RELEASE_STEPS == 0:
+            release_freed_memory()
         self.progress(state.global_step, state.max_steps, state.log_history[-1]["loss"])
 
 
@@ -278,7 +289,7 @@ def train(
         lr_scheduler_type="cosine", warmup_steps=max(1, round(WARM_UP * len(course.steps))), weight_decay=0.0,
         max_grad_norm=LARGEST_NORM, save_strategy="steps", save_steps=course.checkpoint_steps,
         save_total_limit=KEPT_CHECKPOINTS, logging_strategy="no", report_to=[], disable_tqdm=True, seed=course.seed,
-        use_cpu=device.type == "cpu", bf16=in_bfloat16, fp16=dtype == torch.float16 and device.type == "cuda",
+        use_cpu=device.type == "cpu", fp16=dtype == torch.float16 and device.type == "cuda",
         remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
     )  # fmt: skip
     with quiet(), warnings.catch_warnings():
@@ -287,7 +298,9 @@ def train(
             model=trained, args=arguments, train_dataset=_Steps(len(course.steps)), callbacks=[_Watch(progress)],
             data_collator=lambda items: {"batches": collate(course, items[0])},
         )  # fmt: skip
+        trainer.in_bfloat16 = in_bfloat16
         trainer.remove_callback(PrinterCallback)
         last = last_checkpoint(workspace)
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with freed_memory_kept():
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [entry for entry in trainer.state.log_history if "tokens" in entry]

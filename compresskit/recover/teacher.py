@@ -17,12 +17,14 @@ from torch import Tensor
 
 from compresskit.checkpoint.folder import sync
 from compresskit.recover.encoding import Sample
-from compresskit.recover.passes import chunks, predictions, walked
+from compresskit.recover.passes import FLOAT32_BYTES, chunks, predictions, walked
 from compresskit.walk import Walk
 
 TOP = 64
 """Tokens kept of a position."""
 READY = "teacher.json"
+CHUNK_BYTES = 16 << 20
+"""Of the float32 logits from which losses and gradients are made at a time: so few are found in memory that was just used."""
 SMALLEST = torch.finfo(torch.float32).tiny
 """Probabilities count as this at least in logarithms: float32 rounds smaller ones to 0, on devices that know no denormals."""
 SMALLEST_REST = 1e-6
@@ -104,25 +106,42 @@ class _Distillation(torch.autograd.Function):
 
     s = sum of all p is 1 but for the rounding of what is stored.
 
-    The gradient is made with the loss, in the one tensor of the logits' size that is kept; differentiated step by step the
-    same loss keeps three, which at 49,152 words and 1,024 positions are 0.2 GB each.
+    The gradient is made with the loss, in the one tensor of the logits' size and dtype that is kept; differentiated step by
+    step the same loss keeps three in float32, which at 49,152 words and 1,024 positions are 0.2 GB each. What is in float32
+    here exists for `CHUNK_BYTES` of positions at a time.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:
-        probabilities = log_probabilities.exp()
-        teacher_rest = (1 - probabilities.sum(dim=-1)).clamp(min=SMALLEST_REST)
-        total = (probabilities.sum(dim=-1) + teacher_rest)[:, None]
-        student = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        kept = student.gather(-1, tokens)
-        rest = student.scatter_(-1, tokens, 0.0).sum(dim=-1).clamp(min=SMALLEST)
-        inside = (probabilities * (log_probabilities - kept.clamp(min=SMALLEST).log())).sum(dim=-1)
-        gradient = student.mul_(total - (teacher_rest / rest)[:, None]).scatter_(-1, tokens, total * kept - probabilities)
+        gradient = torch.empty_like(logits)
+        losses = [_differentiated(logits[part], tokens[part], log_probabilities[part], gradient[part]) for part in _parts(logits)]
         ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
-        return inside + teacher_rest * (teacher_rest.log() - rest.log())
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * outer[0][:, None]).to(ctx.dtype), None, None
+        found = torch.empty_like(gradient)
+        for part in _parts(gradient):
+            found[part] = gradient[part] * outer[0][part, None]
+        return found, None, None
+
+
+def _parts(logits: Tensor) -> list[slice]:
+    """Positions of which the logits take `CHUNK_BYTES` in float32."""
+    size = max(1, CHUNK_BYTES // (logits.shape[-1] * FLOAT32_BYTES))
+    return [slice(start, start + size) for start in range(0, max(1, len(logits)), size)]
+
+
+def _differentiated(logits: Tensor, tokens: Tensor, log_probabilities: Tensor, gradient: Tensor) -> Tensor:
+    """The losses of some positions, (positions,); their gradient is written into `gradient`."""
+    probabilities = log_probabilities.exp()
+    teacher_rest = (1 - probabilities.sum(dim=-1)).clamp(min=SMALLEST_REST)
+    total = (probabilities.sum(dim=-1) + teacher_rest)[:, None]
+    student = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    kept = student.gather(-1, tokens)
+    rest = student.scatter_(-1, tokens, 0.0).sum(dim=-1).clamp(min=SMALLEST)
+    inside = (probabilities * (log_probabilities - kept.clamp(min=SMALLEST).log())).sum(dim=-1)
+    student.mul_(total - (teacher_rest / rest)[:, None]).scatter_(-1, tokens, total * kept - probabilities)
+    gradient.copy_(student)
+    return inside + teacher_rest * (teacher_rest.log() - rest.log())

@@ -79,6 +79,8 @@ def test_the_merged_checkpoint_loads_in_stock_tools_and_has_lost_less(
     asked = options(tiny["llama"], data, loss="distill", epochs=4, self_samples=2, learning_rate=5e-3)
     result = recover(Paser(budget=0.5), str(damaged), out, asked)
     assert result["selected"] == 18
+    assert set(result["time_shares"]) == {"selection", "held_back", "sampling", "teacher", "training"}
+    assert 0 < sum(result["time_shares"].values()) < result["seconds"] + 0.1
     report = json.loads((out / "recover.json").read_text())
     assert report["held_back_after"]["by_cluster"].keys() == report["held_back_before"]["by_cluster"].keys() != set()
     assert report["losses"][-1] < 0.7 * report["losses"][0]

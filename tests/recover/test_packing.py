@@ -92,8 +92,10 @@ def test_a_row_says_where_each_text_begins_and_learns_the_same_tokens_as_a_recta
         steps = steps_of([len(part) for part in parts], len(parts), 1.0, 1, 0, group)
         course = Course(samples, [False, True, False], steps, None, 0, 1e-3, 0, 20, "float32", packed)
         (batch,) = collate(course, 0)
-        learned[packed] = sorted(batch["tokens"][batch["rows"], batch["columns"] + 1].tolist())
+        assert torch.equal(batch["targets"], batch["tokens"][batch["rows"], batch["kept"][batch["columns"]] + 1])
+        learned[packed] = sorted(batch["targets"].tolist())
         if packed:
+            assert torch.equal(batch["columns"], torch.arange(len(batch["kept"])))
             assert packing.text_lengths(batch["positions"]) == sorted(map(len, parts), reverse=True)
     assert learned[True] == learned[False]
     assert len(learned[True]) == 6 + 29 + 11
