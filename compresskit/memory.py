@@ -46,7 +46,7 @@ def release_freed_memory() -> None:
 def freed_memory_kept() -> Iterator[None]:
     """Let glibc keep what is freed within for the next tensors, however large, until it is told to release it.
 
-    It gives areas above 32 MB back at once, and clearing their pages anew took a training step a tenth of its time.
+    It gives areas above 32 MB back at once, and clearing such pages anew took a tenth of the time of a training step.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
     if tune is None:

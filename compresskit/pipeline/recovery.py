@@ -199,11 +199,7 @@ def _train(job: Job, selection: Selection, settings: dict[str, Any], where: Wher
     before = _before(job, where, bars)
     training = fine_tune(job, selection, where, bars)
     facts = {**job.reading, "selected": len(selection.choices), **selection.facts, **training.facts, "held_back_before": before}
-
-    def measure(model: Model) -> dict[str, Any] | None:
-        with timed(job.seconds, "held_back"):
-            return held_back_losses(job, model, where)
-
+    measure = lambda model: held_back_losses(job, model, where)  # noqa: E731
     write = write_adapter if job.options.adapter_only else write_checkpoint
     lines = selection_lines(selection, job.pool)
     return write(job, (settings, facts, lines), training, measure)
@@ -216,8 +212,7 @@ def _before(job: Job, where: Where, bars: ProgressBars) -> dict[str, Any] | None
     file = job.workspace / "before.json"
     if not file.is_file():
         bars("held-back loss", 0, 1)
-        with timed(job.seconds, "held_back"):
-            folders.write_whole(file, json.dumps({"before": held_back_losses(job, job.model, where)}))
+        folders.write_whole(file, json.dumps({"before": held_back_losses(job, job.model, where)}))
         bars("held-back loss", 1, 1)
     found: dict[str, Any] | None = read_json(file)["before"]
     return found

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compresskit.pipeline.recovery import Job
-    from compresskit.recover.finetune import Course, Progress
+    from compresskit.recover.course import Course
+    from compresskit.recover.finetune import Progress
 
     Where = tuple[torch.device, torch.dtype]
 
@@ -95,7 +96,7 @@ def _network(job: Job, where: Where) -> PreTrainedModel:
 
 def _course(job: Job, network: PreTrainedModel, samples: list[Sample], whole: list[bool], teacher: Teacher | None) -> Course:
     """Order and speed of the training; the network packs texts into rows from here on, where it can. `whole`: see Course."""
-    from compresskit.recover.finetune import Course
+    from compresskit.recover.course import Course
     from compresskit.recover.packing import pack
 
     options, lengths = job.options, [len(sample.tokens) for sample in samples]
@@ -170,7 +171,8 @@ def held_back_losses(job: Job, model: Model, where: Where) -> dict[str, Any] | N
     """Mean response losses of a model on what is never trained on; None where nothing is held back."""
     if not job.held_back:
         return None
-    return mean_losses(open_walk(model, *where, job.options.trust_remote_code), job.held_back, held_back_clusters(job))
+    with timed(job.seconds, "held_back"):
+        return mean_losses(open_walk(model, *where, job.options.trust_remote_code), job.held_back, held_back_clusters(job))
 
 
 def held_back_clusters(job: Job) -> list[int] | None:

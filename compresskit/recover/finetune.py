@@ -9,10 +9,8 @@ LoRA: arXiv 2106.09685, W + B A with lora_alpha = rank.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -32,10 +29,9 @@ from compresskit.errors import CompresskitError, NumericalError
 from compresskit.formats.peft import Adapter, factor_names
 from compresskit.memory import freed_memory_kept, release_freed_memory
 from compresskit.model import Model
-from compresskit.precision import Precision, takes_bfloat16
-from compresskit.recover.encoding import Sample
-from compresskit.recover.schedule import Step
-from compresskit.recover.teacher import Teacher, distillation_losses
+from compresskit.precision import takes_bfloat16
+from compresskit.recover.course import Course, collate
+from compresskit.recover.teacher import distillation_losses
 
 WARM_UP = 0.05
 """Share of the steps over which the learning rate rises."""
@@ -51,25 +47,6 @@ LARGEST_NORM = 1.0
 
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss of the last one)."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """What is trained on, in which order, how fast."""
-
-    samples: Sequence[Sample]
-    whole: Sequence[bool]
-    """Whether every token of a sample counts, not only its response."""
-    steps: Sequence[Step]
-    teacher: Teacher | None
-    width: int
-    """Tokens that the teacher keeps of a position."""
-    learning_rate: float
-    seed: int
-    checkpoint_steps: int
-    precision: Precision
-    packed: bool = False
-    """Whether the samples of a micro-batch stand in one row (packing.py), not in a padded rectangle."""
 
 
 def whole_network(
@@ -157,44 +134,6 @@ class _Steps(torch.utils.data.Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
-
-
-def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
-    """The micro-batches of a step.
-
-    Returns:
-        For each its "tokens" (samples, length), the columns "kept" of which logits are made, the "rows" and "columns"
-        (places,) of those logits that are learned, and their "targets" (places,), all int64; with a teacher also its "top"
-        tokens and their log-probabilities "values", (places, width) each. Packed samples have "tokens" (1, length), and
-        "positions" of that shape that begin again with each.
-    """
-    found = []
-    for members in course.steps[step]:
-        samples = [course.samples[i] for i in members]
-        counts = [len(sample.tokens) for sample in samples]
-        starts = [1 if course.whole[i] else max(1, course.samples[i].response_start) for i in members]
-        places = [torch.arange(start - 1, count - 1) for start, count in zip(starts, counts, strict=True)]
-        batch = (_row if course.packed else _rectangle)([torch.tensor(sample.tokens) for sample in samples], places)
-        batch["targets"] = batch["tokens"][batch["rows"], batch["columns"] + 1]
-        batch["kept"], batch["columns"] = torch.unique(batch["columns"], return_inverse=True)
-        if course.teacher is not None:
-            read = [course.teacher.read(i, course.width) for i in members]
-            batch["top"] = torch.cat([top[place] for (top, _), place in zip(read, places, strict=True)])
-            batch["values"] = torch.cat([values[place] for (_, values), place in zip(read, places, strict=True)])
-        found.append(batch)
-    return found
-
-
-def _rectangle(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:
-    rows = torch.cat([torch.full_like(place, row) for row, place in enumerate(places)])
-    return {"tokens": pad_sequence(texts, batch_first=True), "rows": rows, "columns": torch.cat(places)}
-
-
-def _row(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:
-    before = [0, *itertools.accumulate(len(text) for text in texts)]
-    columns = torch.cat([place + start for place, start in zip(places, before[:-1], strict=True)])
-    positions = torch.cat([torch.arange(len(text)) for text in texts])
-    return {"tokens": torch.cat(texts)[None], "positions": positions[None], "rows": torch.zeros_like(columns), "columns": columns}
 
 
 def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

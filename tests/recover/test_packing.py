@@ -14,8 +14,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from compresskit.opening import open_model
 from compresskit.recover import packing
+from compresskit.recover.course import Course, collate
 from compresskit.recover.encoding import Sample
-from compresskit.recover.finetune import Course, collate, whole_network
+from compresskit.recover.finetune import whole_network
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.schedule import rectangles, rows, steps_of
 
