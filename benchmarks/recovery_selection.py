@@ -3,25 +3,29 @@
     python benchmarks/recovery_selection.py --data DATA --compressed PRUNED --work FOLDER --out results.jsonl
 
 Runs that `results.jsonl` holds already are skipped, so that it can be stopped and started. `--ablation` switches each part
-of paser off alone instead of comparing methods. Fine-tuned checkpoints are deleted once measured. `--pool 0` takes all of
-the 32,711 samples, which is what a table needs; less shows whether everything runs. What all runs of a seed share (the data
-that is read, its vectors, what was lost on each sample, the losses of what is held back) is computed once a process.
+of paser off alone, or does it otherwise, instead of comparing methods. Fine-tuned checkpoints are deleted once measured.
+`--pool 0` takes all of the 32,711 samples, which is what a table needs; less shows whether everything runs. What all runs
+of a seed share is computed once: the data that is read, a process; its vectors, what was lost on each sample, and the losses
+of what is held back before, once and for all, under `WORK/known`.
 `--steps` takes one number for all budgets or one for each; `full` is trained for each of them, under that budget's name.
-Losses of wikitext and LAMBADA are taken in bfloat16 where the processor multiplies it faster, those held back in float32.
+All losses are taken in bfloat16 where the processor multiplies it faster.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from recovery_share import losses, texts
 
 from compresskit import source
@@ -31,8 +35,11 @@ from compresskit.methods import method_class
 from compresskit.opening import open_model
 from compresskit.pipeline import recovery, selecting
 from compresskit.pipeline.device import choose_device
+from compresskit.precision import matrix_products
 from compresskit.recover import degradation, passes
 from compresskit.recover.contract import RecoverOptions
+from compresskit.recover.encoding import Sample
+from compresskit.walk import Walk
 
 METHODS = ("paser", "random", "kmeans", "dsir", "zip-fit", "full")
 ABLATION: dict[str, dict[str, Any]] = {
@@ -43,38 +50,62 @@ ABLATION: dict[str, dict[str, Any]] = {
     "divergence alone": {"pick_by": "divergence"},
     "random within clusters": {"pick_by": "random"},
     "no consistency": {"consistency": False},
+    "budget by total": {"share_by": "total"},
+    "drawn": {"pick_by": "drawn"},
+    "budget by total, drawn": {"share_by": "total", "pick_by": "drawn"},
 }
 
 
 TASKS = ("arc_easy", "hellaswag", "lambada", "piqa")
 
 
-def remember(module: Any, name: str, key: Callable[..., object]) -> None:
-    """Replace a function of a module by one that computes once for each key of its arguments."""
+def remember(module: Any, name: str, key: Callable[..., str | None], folder: Path | None = None) -> None:
+    """Replace a function of a module by one that computes once for each key of its arguments; None is never remembered.
+
+    With a folder, what it returned is kept there for later processes too.
+    """
     original, known = getattr(module, name), {}
 
     def call(*arguments: Any) -> Any:
         found = key(*arguments)
+        if found is None:
+            return original(*arguments)
+        file = folder / f"{name}-{found}.pt" if folder else None
         if found not in known:
-            known[found] = original(*arguments)
+            known[found] = torch.load(file) if file and file.is_file() else original(*arguments)
+            if file and not file.is_file():
+                torch.save(known[found], file.with_suffix(".partial"))
+                file.with_suffix(".partial").replace(file)
         return copy.copy(known[found])
 
     setattr(module, name, call)
 
 
-def remember_what_runs_share(compressed: Path) -> None:
-    identity = lambda samples: hash(tuple(sample.text if hasattr(sample, "text") else str(sample) for sample in samples))  # noqa: E731
-    remember(recovery, "drop_duplicates", identity)
-    remember(recovery, "encode_samples", lambda reading, _, length: (identity(reading.samples), length))
-    numbers = lambda samples: hash(tuple(tuple(sample.tokens) for sample in samples))  # noqa: E731
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def faster_losses(measure: Callable[..., Any], walk: Walk, samples: Sequence[Sample]) -> list[tuple[int, float]]:
+    """What `measure` finds, its matrix products in bfloat16 where the processor multiplies it faster."""
+    with matrix_products(walk.device, "auto"):
+        return list(measure(walk, samples))
+
+
+def remember_what_runs_share(compressed: Path, work: Path) -> None:
+    folder = work / "known"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = open_model(source.resolve(str(compressed))).checkpoint.hashes
+    texts_of = lambda samples: digest([sample.text if hasattr(sample, "text") else str(sample) for sample in samples])  # noqa: E731
+    remember(recovery, "drop_duplicates", texts_of)
+    remember(recovery, "encode_samples", lambda reading, _, length: digest(texts_of(reading.samples), length))
+    numbers = lambda samples: digest(weights, [tuple(sample.tokens) for sample in samples])  # noqa: E731
     # Not the pass alone: one selection takes it over the pool, another over what is held back too.
-    remember(selecting, "_vectors", lambda job, _, __, embedder: (numbers(job.pool), embedder))
-    remember(degradation, "divergences", lambda _, __, samples, ___: numbers(samples))
-    listed = passes.response_losses
-    passes.response_losses = lambda walk, samples: list(listed(walk, samples))
+    remember(selecting, "_vectors", lambda job, _, __, embedder: digest(numbers(job.pool), embedder), folder)
+    remember(degradation, "divergences", lambda _, __, samples, ___: numbers(samples), folder)
+    passes.response_losses = functools.partial(faster_losses, passes.response_losses)
     # A fine-tuned model is a new one each time, whatever its folder is called.
-    model_of = lambda walk: "compressed" if walk.model.checkpoint.folder == compressed else object()  # noqa: E731
-    remember(passes, "response_losses", lambda walk, samples: (model_of(walk), numbers(samples)))
+    of_compressed = lambda walk, samples: numbers(samples) if walk.model.checkpoint.folder == compressed else None  # noqa: E731
+    remember(passes, "response_losses", of_compressed, folder)
 
 
 def task_scores(folder: Path, data: Path) -> dict[str, float]:
@@ -92,8 +123,9 @@ def runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in arguments.seeds:
         for budget, count in zip(arguments.budgets, steps, strict=True):
             same = {"seed": seed, "budget": budget, "steps": count}
-            if arguments.ablation:
-                found += [{"name": name, "method": "paser", **same, **more} for name, more in ABLATION.items()]
+            if arguments.ablation is not None:
+                names = arguments.ablation or ABLATION
+                found += [{"name": name, "method": "paser", **same, **ABLATION[name]} for name in names]
             else:
                 found += [{"name": name, "method": name, **same} for name in arguments.methods]
     return found
@@ -132,7 +164,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dense", default="demo:smollm2-135m")
-    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--ablation", nargs="*", choices=ABLATION, help="parts of paser switched off or changed; all of them")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--tasks", action="store_true", help="score the four tasks of DATA/tasks too")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2])
@@ -150,7 +182,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="self")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    remember_what_runs_share(Path(arguments.compressed))
+    remember_what_runs_share(Path(arguments.compressed), arguments.work)
     done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     for run in runs(arguments):
         if any(all(line.get(key) == value for key, value in run.items()) for line in done):

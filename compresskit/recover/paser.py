@@ -43,6 +43,15 @@ def efficiency(divergence: float, tokens: int) -> float:
     return divergence / math.log(cost(max(2, tokens)))
 
 
+REASONS = {
+    "efficiency": "best score of its cluster",
+    "drawn": "drawn from its cluster by its score",
+    "divergence": "most lost of its cluster",
+    "random": "drawn from its cluster",
+}
+"""Why a sample is taken, by what picks it."""
+
+
 class Paser(BudgetMethod):
     """Clusters, their degradation, an exact budget, efficiency, consistency."""
 
@@ -56,10 +65,10 @@ class Paser(BudgetMethod):
     """Folder of an encoder; left out, the compressed model's own hidden states."""
     cluster_by: Literal["diffusion", "kmeans", "none"] = "diffusion"
     """How samples are grouped; none makes one cluster."""
-    share_by: Literal["degradation", "size"] = "degradation"
-    """What deals the budget to clusters."""
-    pick_by: Literal["efficiency", "divergence", "random"] = "efficiency"
-    """Which samples of a cluster come first."""
+    share_by: Literal["degradation", "total", "size"] = "degradation"
+    """What deals the budget to clusters: mean degradation, its sum over the cluster, or the number of samples."""
+    pick_by: Literal["efficiency", "drawn", "divergence", "random"] = "efficiency"
+    """Which samples of a cluster come first; drawn: by chance, in proportion to their efficiency."""
     consistency: bool = True
     """Skip samples that pair known concepts never seen together."""
 
@@ -69,8 +78,7 @@ class Paser(BudgetMethod):
         members = self._clusters(pool)
         sizes = [len(each) for each in members]
         degradations = [statistics.fmean(divergences[i] for i in each) for each in members]
-        weights = degradations if self.share_by == "degradation" else [float(size) for size in sizes]
-        counts = split_budget(weights, sizes, self.count(pool))
+        counts = split_budget(self._weights(sizes, degradations), sizes, self.count(pool))
         order = self._order(pool, divergences)
         concepts = concepts_of([sample.instruction.text for sample in pool.samples]) if self.consistency else None
         graph = ConceptGraph()
@@ -78,7 +86,7 @@ class Paser(BudgetMethod):
         skipped = 0
         # The most degraded first: what they teach sets the concepts that later clusters may not contradict.
         for k in sorted(range(len(members)), key=lambda k: -degradations[k]):
-            taken, passed = _take(sorted(members[k], key=lambda i: -order[i]), counts[k], graph, concepts)
+            taken, passed = _take(sorted(members[k], key=lambda i: -order[i]), counts[k], graph, concepts, REASONS[self.pick_by])
             skipped += passed
             for i, reason in taken:
                 tokens = len(pool.samples[i].tokens)
@@ -106,23 +114,37 @@ class Paser(BudgetMethod):
             labels = clustering.diffusion_clusters(points, self.clusters, self.neighbours, self.most_clusters, pool.seed)
         return [[int(i) for i in (labels == k).nonzero()[0]] for k in range(int(labels.max()) + 1)]
 
+    def _weights(self, sizes: Sequence[int], degradations: Sequence[float]) -> list[float]:
+        """What the budget is dealt in proportion to."""
+        if self.share_by == "degradation":
+            return list(degradations)
+        factors = degradations if self.share_by == "total" else [1.0] * len(sizes)
+        return [size * factor for size, factor in zip(sizes, factors, strict=True)]
+
     def _order(self, pool: Pool, divergences: Sequence[float]) -> list[float]:
         """What samples of a cluster are sorted by, the largest first."""
-        if self.pick_by == "efficiency":
-            lengths = (len(sample.tokens) for sample in pool.samples)
-            return [efficiency(divergence, tokens) for divergence, tokens in zip(divergences, lengths, strict=True)]
         if self.pick_by == "divergence":
             return list(divergences)
         generator = random.Random(pool.seed)  # noqa: S311
-        return [generator.random() for _ in divergences]
+        if self.pick_by == "random":
+            return [generator.random() for _ in divergences]
+        lengths = (len(sample.tokens) for sample in pool.samples)
+        scores = [efficiency(divergence, tokens) for divergence, tokens in zip(divergences, lengths, strict=True)]
+        return scores if self.pick_by == "efficiency" else [_drawn(score, generator) for score in scores]
+
+
+def _drawn(score: float, generator: random.Random) -> float:
+    """Log u^(1 / score): the largest are a draw without replacement in proportion to the scores (Efraimidis, Spirakis 2006)."""
+    chance = 1 - generator.random()  # (0, 1]: its logarithm is finite
+    return math.log(chance) / score if score > 0 else -math.inf
 
 
 def _take(
-    ordered: Sequence[int], count: int, graph: ConceptGraph, concepts: Sequence[frozenset[str]] | None
+    ordered: Sequence[int], count: int, graph: ConceptGraph, concepts: Sequence[frozenset[str]] | None, reason: str
 ) -> tuple[list[tuple[int, str]], int]:
     """(`count` samples with the reason of each, how many were skipped): consistent ones, then those of fewest conflicts."""
     if concepts is None:
-        return [(i, "best score of its cluster") for i in ordered[:count]], 0
+        return [(i, reason) for i in ordered[:count]], 0
     taken: list[tuple[int, str]] = []
     skipped: list[int] = []
     for i in ordered:
@@ -132,7 +154,7 @@ def _take(
             skipped.append(i)
         else:
             graph.accept(concepts[i])
-            taken.append((i, "best score of its cluster, consistent"))
+            taken.append((i, f"{reason}, consistent"))
     missing = count - len(taken)
     place = {i: position for position, i in enumerate(skipped)}
     for i in sorted(skipped, key=lambda i: (graph.conflicts(concepts[i]), place[i]))[:missing]:
