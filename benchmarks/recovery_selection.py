@@ -91,10 +91,10 @@ def faster_losses(measure: Callable[..., Any], walk: Walk, samples: Sequence[Sam
         return list(measure(walk, samples))
 
 
-def remember_what_runs_share(compressed: Path, work: Path) -> None:
+def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
     folder = work / "known"
     folder.mkdir(parents=True, exist_ok=True)
-    weights = open_model(source.resolve(str(compressed))).checkpoint.hashes
+    weights = [open_model(source.resolve(each)).checkpoint.hashes for each in (dense, str(compressed))]
     texts_of = lambda samples: digest([sample.text if hasattr(sample, "text") else str(sample) for sample in samples])  # noqa: E731
     remember(recovery, "drop_duplicates", texts_of)
     remember(recovery, "encode_samples", lambda reading, _, length: digest(texts_of(reading.samples), length))
@@ -164,7 +164,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dense", default="demo:smollm2-135m")
-    parser.add_argument("--ablation", nargs="*", choices=ABLATION, help="parts of paser switched off or changed; all of them")
+    parser.add_argument(
+        "--ablation",
+        nargs="*",
+        choices=ABLATION,
+        help="paser with these parts off or done otherwise; without names, each in turn",
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--tasks", action="store_true", help="score the four tasks of DATA/tasks too")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2])
@@ -182,7 +187,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="self")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    remember_what_runs_share(Path(arguments.compressed), arguments.work)
+    remember_what_runs_share(arguments.dense, Path(arguments.compressed), arguments.work)
     done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     for run in runs(arguments):
         if any(all(line.get(key) == value for key, value in run.items()) for line in done):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def held_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; elsewhere the context does nothing")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc: the test below is what holds there")
 def test_freed_memory_is_kept_within_and_given_back_after() -> None:
     before = held_bytes()
     with freed_memory_kept():
@@ -31,3 +32,14 @@ def test_freed_memory_is_kept_within_and_given_back_after() -> None:
     del tensor
     assert held_bytes() - before < 0.1 * TENSOR_BYTES
     assert peak_memory_bytes() >= before
+
+
+def test_where_there_is_no_glibc_the_context_is_entered_and_left_without_a_call_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str | None) -> None:
+        raise AssertionError("a C library was opened")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("compresskit.memory.ctypes.CDLL", refuse)
+    with freed_memory_kept():
+        entered = True
+    assert entered

@@ -15,7 +15,8 @@ IES     efficiency score                  (samples,)   scores
 
 Differs from the paper: clusters by a sparse neighbour graph (clustering.py); a cluster whose consistent samples run out
 is filled up with the skipped ones of fewest conflicts, so that n_k stays exact. Each of the five parts can be switched
-off alone by its setting.
+off alone by its setting. `share_by: total` (n_k by the cluster's size times CDS_k) and `pick_by: drawn` (a draw in proportion
+to IES in place of its largest values) are not the paper's, and are off by default.
 """
 
 from __future__ import annotations
@@ -116,10 +117,8 @@ class Paser(BudgetMethod):
 
     def _weights(self, sizes: Sequence[int], degradations: Sequence[float]) -> list[float]:
         """What the budget is dealt in proportion to."""
-        if self.share_by == "degradation":
-            return list(degradations)
-        factors = degradations if self.share_by == "total" else [1.0] * len(sizes)
-        return [size * factor for size, factor in zip(sizes, factors, strict=True)]
+        totals = [size * degradation for size, degradation in zip(sizes, degradations, strict=True)]
+        return {"degradation": [*degradations], "total": totals, "size": [float(size) for size in sizes]}[self.share_by]
 
     def _order(self, pool: Pool, divergences: Sequence[float]) -> list[float]:
         """What samples of a cluster are sorted by, the largest first."""
@@ -134,7 +133,13 @@ class Paser(BudgetMethod):
 
 
 def _drawn(score: float, generator: random.Random) -> float:
-    """Log u^(1 / score): the largest are a draw without replacement in proportion to the scores (Efraimidis, Spirakis 2006)."""
+    """A sample's key; the largest of all keys are a draw without replacement in proportion to the scores.
+
+    Source: Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006, algorithm A.
+
+    Returns:
+        log u^(1 / score) for a uniform u, at most 0; a score of 0 comes last.
+    """
     chance = 1 - generator.random()  # (0, 1]: its logarithm is finite
     return math.log(chance) / score if score > 0 else -math.inf
 

@@ -145,10 +145,18 @@ def test_a_conflicting_sample_gives_way_and_only_fills_what_is_missing() -> None
     assert "conflicts" in filled[-1].reason
 
 
-def test_a_budget_by_total_gives_clusters_alike_in_degradation_as_much_as_their_size() -> None:
-    paser = Paser(share_by="total")
-    assert paser._weights([10, 30], [0.1, 0.1]) == pytest.approx([1, 3])
-    assert paser._weights([10, 30], [0.6, 0.1]) == pytest.approx([6, 3])
+@pytest.mark.parametrize(
+    ("share_by", "small_lost", "budgets"),
+    [("total", 0.1, (2, 6)), ("total", 0.3, (4, 4)), ("degradation", 0.1, (4, 4)), ("size", 0.3, (2, 6))],
+)
+def test_a_budget_goes_by_what_clusters_lost_in_the_mean_or_in_all_or_by_their_size(
+    share_by: str, small_lost: float, budgets: tuple[int, int]
+) -> None:
+    small = [i < 10 for i in range(40)]
+    points = torch.tensor([[10.0 if each else 0.0, i % 3] for i, each in enumerate(small)])
+    pool = pool_of([f"topic item{i}" for i in range(40)], [10] * 40, [small_lost if each else 0.1 for each in small], points)
+    clusters = Paser(budget=0.2, cluster_by="kmeans", clusters=2, share_by=share_by).select(pool).facts["clusters"]
+    assert sorted((cluster["size"], cluster["budget"]) for cluster in clusters) == [(10, budgets[0]), (30, budgets[1])]
 
 
 def test_what_is_drawn_comes_in_proportion_to_its_score() -> None:
