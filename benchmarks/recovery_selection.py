@@ -153,6 +153,7 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
         after["tasks"] = task_scores(out, arguments.data)
     shutil.rmtree(out)
     held = {f"held_back_{when}": result[f"held_back_{when}"]["loss"] for when in ("before", "after")}
+    held |= {f"by_token_{when}": result[f"held_back_{when}"]["loss_by_token"] for when in ("before", "after")}
     held["by_file"] = result["held_back_after"]["by_file"]
     return run | {"selected": result["selected"], "tokens_learned": result["tokens_learned"], **held, **after, **took}
 

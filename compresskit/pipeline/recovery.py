@@ -104,6 +104,10 @@ def _checked(method: SelectionMethod, models: tuple[Model, Model], out: Path, op
     folder = model.checkpoint.folder
     if not options.data:
         raise RequestError("--data: no instruction data given; pass --data FILE.jsonl")
+    if options.data_weight is not None and options.loss != "distill":
+        raise RequestError(
+            "--data-weight: weighs the data's tokens against the original's predictions; give --loss distill, or leave it out"
+        )
     check_same_tokenizer(folder, original.checkpoint.folder, options.trust_remote_code)
     check_comparable(model, original)
     check_context(model, options.sequence_length)

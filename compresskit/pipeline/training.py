@@ -15,7 +15,7 @@ from compresskit.model import Model
 from compresskit.precision import matrix_products
 from compresskit.progress import ProgressBars, timed
 from compresskit.recover import ranks as ranking
-from compresskit.recover.contract import DEFAULT_LEARNING_RATES, Selection
+from compresskit.recover.contract import DEFAULT_DATA_WEIGHT, DEFAULT_LEARNING_RATES, Selection
 from compresskit.recover.encoding import Sample
 from compresskit.recover.held_back import mean_losses
 from compresskit.recover.instructions import Instruction
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 VECTORS = "vectors.safetensors"
 """The vectors of the pool and of what is held back, in the workspace."""
+SELF = "self"
+"""File and source of texts that the original sampled."""
 TRAINER = "trainer"
 """Its folder of the training's checkpoints."""
 
@@ -107,7 +109,12 @@ def _course(job: Job, network: PreTrainedModel, samples: list[Sample], whole: li
     steps = steps_of(lengths, options.batch_size, options.epochs, options.steps, options.seed, group)
     rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
     width = width_of(int(job.model.checkpoint.config["vocab_size"]))
-    return Course(samples, whole, steps, teacher, width, rate, options.seed, options.checkpoint_steps, options.precision, packed)
+    # The original's own texts are samples of its predictions: beside these they would be noise.
+    data_weight = DEFAULT_DATA_WEIGHT if options.data_weight is None else options.data_weight
+    hard = [0.0 if sample.instruction.source == SELF else data_weight for sample in samples]
+    return Course(
+        samples, whole, steps, teacher, width, hard, rate, options.seed, options.checkpoint_steps, options.precision, packed
+    )  # fmt: skip
 
 
 def _train_weights(
@@ -158,7 +165,7 @@ def _own_samples(job: Job, where: Where, bars: ProgressBars) -> list[Sample]:
     with timed(job.seconds, "sampling"):
         tokens, _ = self_tokens(job.original, (options.self_samples, options.sequence_length), how)
     rows: list[list[int]] = tokens.tolist()
-    return [Sample(Instruction(i, "self", [], "", "self"), row, 1) for i, row in enumerate(rows)]
+    return [Sample(Instruction(i, SELF, [], "", SELF), row, 1) for i, row in enumerate(rows)]
 
 
 def _teacher(job: Job, samples: list[Sample], where: Where, bars: ProgressBars) -> Teacher:

@@ -20,6 +20,9 @@ Update = Literal["low-rank", "full"]
 DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4}
 """Of full updates 1e-4 and 4e-4 won back less on SmolLM2-135M (docs/recover.md)."""
 
+DEFAULT_DATA_WEIGHT = 0.5
+"""Won back more than 0 and 1 on three texts, of two of which the data says nothing (docs/recover.md)."""
+
 
 class Choice(NamedTuple):
     """A sample that was taken, and why."""
@@ -95,6 +98,8 @@ class RecoverOptions(Options):
     """Texts sampled from the original model itself to train on beside the selection."""
     loss: Loss = "response"
     """response: the data's own answers; distill: the original's predictions at every token."""
+    data_weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    """With distill: share of the data's own next tokens in what is learned, the rest is predicted; left out, 0.5."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Times that the training samples are seen."""
     steps: Annotated[int, Field(ge=0)] = 0

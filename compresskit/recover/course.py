@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from compresskit.precision import Precision
 from compresskit.recover.encoding import Sample
 from compresskit.recover.schedule import Step
-from compresskit.recover.teacher import Teacher
+from compresskit.recover.teacher import Teacher, with_hard_targets
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Course:
     teacher: Teacher | None
     width: int
     """Tokens that the teacher keeps of a position."""
+    hard_weights: Sequence[float]
+    """Of each sample: how much its own next tokens count beside the teacher's predictions, 0 to 1."""
     learning_rate: float
     seed: int
     checkpoint_steps: int
@@ -55,8 +57,12 @@ def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
         batch["kept"], batch["columns"] = torch.unique(batch["columns"], return_inverse=True)
         if course.teacher is not None:
             read = [course.teacher.read(i, course.width) for i in members]
-            batch["top"] = torch.cat([top[place] for (top, _), place in zip(read, places, strict=True)])
-            batch["values"] = torch.cat([values[place] for (_, values), place in zip(read, places, strict=True)])
+            top = torch.cat([top[place] for (top, _), place in zip(read, places, strict=True)])
+            values = torch.cat([values[place] for (_, values), place in zip(read, places, strict=True)])
+            weights = torch.cat(
+                [torch.full((len(place),), course.hard_weights[i]) for i, place in zip(members, places, strict=True)]
+            )
+            batch["top"], batch["values"] = with_hard_targets(top, values, batch["targets"], weights)
         found.append(batch)
     return found
 

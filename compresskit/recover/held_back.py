@@ -24,12 +24,19 @@ def hold_back(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[
 
 
 def mean_losses(walk: Walk, samples: Sequence[Sample], clusters: Sequence[int] | None) -> dict[str, Any]:
-    """Mean response loss in nats of all samples, of those of each file, and of each cluster where there are any."""
+    """Response losses of all samples, of those of each file, and of each cluster where there are any.
+
+    Returns:
+        In nats: "loss", "by_file" and "by_cluster", means over samples, so that an answer of one word weighs as much as a
+        page; "loss_by_token", the mean over all their tokens.
+    """
     from compresskit.recover.passes import response_losses
 
     losses = dict(response_losses(walk, samples))
+    counts = [sample.response_tokens for sample in samples]
     found = {
         "loss": sum(losses.values()) / len(losses),
+        "loss_by_token": sum(loss * counts[i] for i, loss in losses.items()) / sum(counts),
         "by_file": _means(losses, [sample.instruction.file for sample in samples]),
     }
     return found if clusters is None else found | {"by_cluster": _means(losses, [str(k) for k in clusters])}

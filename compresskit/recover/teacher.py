@@ -2,6 +2,8 @@
 
 Of every position the `TOP` most likely tokens and their log-probabilities are kept; the mass of all others is one more
 outcome, known because all must sum to 1. At 49,152 tokens of vocabulary that is 0.2% of the whole distribution.
+
+The data's own next tokens can be mixed into them: soft and hard targets as in arXiv 1503.02531, section 2, at temperature 1.
 """
 
 from __future__ import annotations
@@ -82,6 +84,26 @@ def ask(walk: Walk, samples: Sequence[Sample], folder: Path, progress: Callable[
     (folder / READY).write_text(json.dumps({"width": width, "positions": int(teacher.offsets[-1])}), encoding="utf-8")
     sync(folder / READY)
     return teacher
+
+
+def with_hard_targets(tokens: Tensor, log_probabilities: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's distribution p mixed with the text's own next token y: (1 - w) p + w [y], at every position.
+
+    tokens (positions, width) int64, the most likely first, and their log_probabilities float32; targets (positions,) int64;
+    weights w (positions,) from 0 to 1. The gradient of the divergence from it is that of (1 - w) KL + w cross-entropy.
+
+    Returns:
+        Tokens and log-probabilities of the mixture. A target that is not among the kept tokens takes the place of the
+        last of them, whose mass goes to the rest, where the target's own chance by the teacher, a smaller one, stays.
+    """
+    is_target = tokens == targets[:, None]
+    replaced = (weights > 0) & ~is_target.any(dim=-1)
+    probabilities = log_probabilities.exp() * (1 - weights)[:, None]
+    probabilities[replaced, -1] = 0
+    tokens = tokens.clone()
+    tokens[replaced, -1] = targets[replaced]
+    probabilities += (tokens == targets[:, None]) * weights[:, None]
+    return tokens, probabilities.clamp(min=SMALLEST).log()
 
 
 def distillation_losses(logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:

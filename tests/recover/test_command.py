@@ -76,7 +76,7 @@ def test_the_merged_checkpoint_loads_in_stock_tools_and_has_lost_less(
     tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    asked = options(tiny["llama"], data, loss="distill", epochs=4, self_samples=2, learning_rate=5e-3)
+    asked = options(tiny["llama"], data, loss="distill", data_weight=0.0, epochs=4, self_samples=2, learning_rate=5e-3)
     result = recover(Paser(budget=0.5), str(damaged), out, asked)
     assert result["selected"] == 18
     assert set(result["time_shares"]) == {"selection", "held_back", "sampling", "teacher", "training"}
@@ -128,6 +128,18 @@ def test_the_responses_of_the_data_are_learned(
     assert result["held_back_after"]["loss"] < result["held_back_before"]["loss"]
 
 
+def test_a_distillation_learns_the_data_as_far_as_it_is_mixed_in(
+    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for weight in (0.0, 0.5, 1.0):
+        asked = options(tiny["llama"], data, steps=20, learning_rate=2e-2, loss="distill", data_weight=weight)
+        result = recover(Full(), str(damaged), tmp_path / str(weight), asked)
+        losses.append(result["held_back_after"]["loss"])
+    # The original has random weights: its predictions say little of the responses.
+    assert max(losses[1:]) < losses[0] - 0.1
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_a_full_update_changes_the_weights_of_the_blocks_alone(
     family: str, tiny: dict[str, Path], data: Path, tmp_path: Path
@@ -164,7 +176,8 @@ def test_packed_rows_are_learned_as_padded_samples_are(
 ) -> None:
     losses = []
     for name in ("packed", "padded"):
-        asked = options(tiny["llama"], data, steps=6, loss=loss, learning_rate=1e-2, precision="float32")
+        weight = 0.0 if loss == "distill" else None  # small losses, whose last digits are seen
+        asked = options(tiny["llama"], data, steps=6, loss=loss, data_weight=weight, learning_rate=1e-2, precision="float32")
         recover(Random(budget=0.5), str(damaged), tmp_path / name, asked)
         losses.append(json.loads((tmp_path / name / "recover.json").read_text())["losses"])
         monkeypatch.setattr("compresskit.recover.packing.pack", lambda network, longest: False)
@@ -325,6 +338,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_earlier_ones_stay
         ({"data": ("/nowhere.jsonl",)}, "no such file"),
         ({"sequence_length": 16}, "longer than 16 tokens"),
         ({"sequence_length": 4096}, "--sequence-length"),
+        ({"data_weight": 0.5, "loss": "response"}, "--loss distill"),
     ],
 )
 def test_unusable_requests_are_refused_before_any_work(

@@ -13,12 +13,14 @@ from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
 from compresskit.opening import open_model
+from compresskit.recover.course import Course, collate
 from compresskit.recover.degradation import divergences, jensen_shannon
 from compresskit.recover.embeddings import centred, own_states
 from compresskit.recover.encoding import Sample
+from compresskit.recover.held_back import mean_losses
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.passes import chunks, mean_hidden, open_walk, response_losses, walked
-from compresskit.recover.teacher import ask, distillation_losses, width_of
+from compresskit.recover.teacher import ask, distillation_losses, width_of, with_hard_targets
 
 CPU = torch.device("cpu")
 
@@ -65,6 +67,19 @@ def test_losses_of_padded_samples_are_those_of_each_sample_alone(
         logits = stock_logits(tiny[family], tokens)[0, sample.response_start - 1 : -1]
         expected = torch.nn.functional.cross_entropy(logits, tokens[0, sample.response_start :])
         assert losses[index] == pytest.approx(float(expected), abs=2e-4)
+
+
+def test_held_back_losses_count_samples_alike_or_their_tokens(tiny: dict[str, Path]) -> None:
+    samples = samples_of()
+    found = mean_losses(open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples, None)
+    said = []
+    for sample in samples:
+        logits = stock_logits(tiny["llama"], torch.tensor([sample.tokens]))[0, sample.response_start - 1 : -1]
+        answer = torch.tensor(sample.tokens[sample.response_start :])
+        said.append(torch.nn.functional.cross_entropy(logits, answer, reduction="none"))
+    assert found["loss"] == pytest.approx(float(torch.stack([each.mean() for each in said]).mean()), abs=2e-4)
+    assert found["loss_by_token"] == pytest.approx(float(torch.cat(said).mean()), abs=2e-4)
+    assert abs(found["loss"] - found["loss_by_token"]) > 1e-3
 
 
 def test_degradation_is_the_mean_over_response_tokens_and_0_for_equal_models(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -145,3 +160,57 @@ def test_the_gradient_of_distillation_is_that_of_its_definition(seed: int, scale
     ((p * (p.log() - log_q)).sum(-1) * weights).sum().backward()
     assert found is not None and student.grad is not None
     assert torch.allclose(found, student.grad, atol=1e-9)
+
+
+@given(st.integers(0, 1000), st.floats(0, 1))
+def test_hard_targets_among_the_kept_tokens_add_their_cross_entropy_to_the_gradient(seed: int, weight: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    teacher, student = torch.randn(2, 6, 20, generator=generator, dtype=torch.float64)
+    top = teacher.log_softmax(-1).topk(5)
+    targets = top.indices[:, seed % 5]
+    student.requires_grad_()
+    mixed = with_hard_targets(top.indices, top.values, targets, torch.full((6,), weight, dtype=torch.float64))
+    (found,) = torch.autograd.grad(distillation_losses(student, *mixed).sum(), student)
+    alone = distillation_losses(student, top.indices, top.values)
+    both = (1 - weight) * alone + weight * torch.nn.functional.cross_entropy(student, targets, reduction="none")
+    (expected,) = torch.autograd.grad(both.sum(), student)
+    # The rest of all other tokens is counted as 1e-6 at least.
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_hard_target_that_was_not_kept_takes_the_place_of_the_least_likely_token(weight: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(6, 20, generator=generator, dtype=torch.float64).log_softmax(-1)
+    top, before = teacher.topk(5), teacher.exp()
+    targets = teacher.argmin(dim=-1)
+    tokens, values = with_hard_targets(top.indices, top.values, targets, torch.full((6,), weight, dtype=torch.float64))
+    assert torch.equal(tokens[:, :-1], top.indices[:, :-1])
+    assert torch.equal(tokens[:, -1], targets if weight else top.indices[:, -1])
+    mixture = (1 - weight) * before
+    assert torch.allclose(values[:, :-1].exp(), mixture.gather(-1, tokens[:, :-1]))
+    assert torch.allclose(
+        values[:, -1].exp(), torch.full((6,), weight, dtype=torch.float64) if weight else top.values[:, -1].exp()
+    )
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_hard_targets_are_mixed_in_at_every_token_of_the_samples_that_have_a_weight(
+    tiny: dict[str, Path], tmp_path: Path, packed: bool
+) -> None:
+    samples, width = samples_of(), width_of(259)
+    teacher = ask(open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples, tmp_path / "teacher")
+    weights = [0.5, 0.0, 1.0, 0.25]
+    # Two micro-batches of two samples each: weights go with the samples, not with their places.
+    steps = [[(3, 0), (1, 2)]]
+    course = Course(samples, [True] * 4, steps, teacher, width, weights, 1e-3, 0, 20, "float32", packed)
+    for members, batch in zip(steps[0], collate(course, 0), strict=True):
+        ends = [len(samples[i].tokens) - 1 for i in members]
+        for i, top, values in zip(members, batch["top"].split(ends), batch["values"].split(ends), strict=True):
+            before = teacher.read(i, width)
+            targets = torch.tensor(samples[i].tokens[1:])
+            expected = with_hard_targets(*before, targets, torch.full((ends[members.index(i)],), weights[i]))
+            assert torch.equal(top, expected[0])
+            assert torch.equal(values, expected[1])
+            said = values.exp()[top == targets[:, None]]
+            assert weights[i] == 0 or (len(said) == len(targets) and bool((said >= weights[i] - 1e-6).all()))

@@ -91,7 +91,7 @@ def test_a_row_says_where_each_text_begins_and_learns_the_same_tokens_as_a_recta
     learned = {}
     for packed, group in ((True, rows), (False, rectangles)):
         steps = steps_of([len(part) for part in parts], len(parts), 1.0, 1, 0, group)
-        course = Course(samples, [False, True, False], steps, None, 0, 1e-3, 0, 20, "float32", packed)
+        course = Course(samples, [False, True, False], steps, None, 0, [0.0] * 3, 1e-3, 0, 20, "float32", packed)
         (batch,) = collate(course, 0)
         assert torch.equal(batch["targets"], batch["tokens"][batch["rows"], batch["kept"][batch["columns"]] + 1])
         learned[packed] = sorted(batch["targets"].tolist())
