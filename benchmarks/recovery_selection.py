@@ -47,7 +47,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "no clusters": {"cluster_by": "none"},
     "k-means for the diffusion map": {"cluster_by": "kmeans"},
     "budget by size": {"share_by": "size"},
-    "divergence alone": {"pick_by": "divergence"},
+    "divergence alone": {"pick_by": "lost"},
     "random within clusters": {"pick_by": "random"},
     "no consistency": {"consistency": False},
     "budget by total": {"share_by": "total"},
@@ -101,7 +101,7 @@ def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
     numbers = lambda samples: digest(weights, [tuple(sample.tokens) for sample in samples])  # noqa: E731
     # Not the pass alone: one selection takes it over the pool, another over what is held back too.
     remember(selecting, "_vectors", lambda job, _, __, embedder: digest(numbers(job.pool), embedder), folder)
-    remember(degradation, "divergences", lambda _, __, samples, ___: numbers(samples), folder)
+    remember(degradation, "degradations", lambda _, __, samples, ___: numbers(samples), folder)
     passes.response_losses = functools.partial(faster_losses, passes.response_losses)
     # A fine-tuned model is a new one each time, whatever its folder is called.
     of_compressed = lambda walk, samples: numbers(samples) if walk.model.checkpoint.folder == compressed else None  # noqa: E731

@@ -45,7 +45,7 @@ def measure(size: int) -> dict[str, object]:
     torch.manual_seed(0)
     vectors = centred(torch.randn(TOPICS, WIDTH)[topics] + torch.randn(len(kept), WIDTH))
     divergences = generator.random(len(kept)).tolist()
-    selection = Paser(budget=0.1).select(Pool(samples, 0, lambda _: vectors, lambda: divergences, list))
+    selection = Paser(budget=0.1).select(Pool(samples, 0, lambda _: vectors, lambda: divergences, lambda: divergences, list))
     ended = time.monotonic()
     return {
         "samples": size, "selected": len(selection.choices), "clusters": len(selection.facts["clusters"]),

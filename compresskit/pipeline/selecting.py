@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     Where = tuple[torch.device, torch.dtype]
 
 STATES = "states.safetensors"
-"""The compressed model's states of the pool, from the pass that measured the divergences."""
-DIVERGENCES = "divergences.json"
+"""The compressed model's states of the pool, from the pass that measured what was lost."""
+DEGRADATIONS = "degradations.json"
 
 
 def open_pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
@@ -36,7 +36,8 @@ def open_pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
         job.pool,
         job.options.seed,
         lambda embedder: _vectors(job, where, bars, embedder),
-        lambda: _divergences(job, where, bars),
+        lambda: _degradations(job, where, bars)["divergences"],
+        lambda: _degradations(job, where, bars)["losses"],
         lambda: _target(job, where, bars),
     )
 
@@ -61,17 +62,17 @@ def _vectors(job: Job, where: Where, bars: ProgressBars, embedder: str) -> torch
     return vectors[: len(job.pool)]
 
 
-def _divergences(job: Job, where: Where, bars: ProgressBars) -> list[float]:
-    """What the compressed model lost on each sample of the pool, in nats."""
-    file = job.workspace / DIVERGENCES
+def _degradations(job: Job, where: Where, bars: ProgressBars) -> dict[str, list[float]]:
+    """What the compressed model lost on each sample of the pool, in nats: "divergences" and "losses"."""
+    file = job.workspace / DEGRADATIONS
     if not file.is_file():
         original, compressed = (open_walk(each, *where, job.options.trust_remote_code) for each in (job.original, job.model))
         progress = lambda done, total: bars("measuring what was lost", done, total)  # noqa: E731
         with matrix_products(where[0], job.options.precision):
-            found, states = degradation.divergences(original, compressed, job.pool, progress)
+            divergences, losses, states = degradation.degradations(original, compressed, job.pool, progress)
         _keep(job.workspace / STATES, {"states": states})
-        folders.write_whole(file, json.dumps({"divergences": found}))
-    known: list[float] = read_json(file)["divergences"]
+        folders.write_whole(file, json.dumps({"divergences": divergences, "losses": losses}))
+    known: dict[str, list[float]] = read_json(file)
     return known
 
 

@@ -34,6 +34,7 @@ class Choice(NamedTuple):
     divergence: float | None = None
     cost: float | None = None
     score: float | None = None
+    lost_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Pool:
     embeddings: Callable[[str], Tensor]
     """(samples, width), by the compressed model itself or by the encoder in this folder."""
     divergences: Callable[[], list[float]]
-    """What the compressed model lost on each sample, in nats."""
+    """Of the compressed model's predictions from the original's on each sample, in nats."""
+    lost_losses: Callable[[], list[float]]
+    """By how much each sample's response loss grew, in nats a token."""
     target: Callable[[], list[str]]
     """Texts of the distribution that is to be recovered."""
 

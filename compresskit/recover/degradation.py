@@ -4,6 +4,10 @@
     degradation(sample) = mean over response tokens of JSD(P_original(. | x, y_<t), P_compressed(. | x, y_<t))
 
 The released code scores the prompt too and sums over tokens, which rewards length; this follows the paper.
+
+Beside it, and not the paper's, the loss that was lost: the mean over the same tokens of log P_original(y_t) -
+log P_compressed(y_t), in nats. The divergence is bounded and looks at the whole vocabulary; the loss says by how much the
+answer itself became less likely.
 """
 
 from __future__ import annotations
@@ -30,32 +34,40 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     return divergence.clamp(0, math.log(2))
 
 
-def divergences(
+def degradations(
     original: Walk, compressed: Walk, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
-) -> tuple[list[float], Tensor]:
-    """The degradation of every sample; neither model is ever whole in memory.
+) -> tuple[list[float], list[float], Tensor]:
+    """What every sample lost; neither model is ever whole in memory.
 
     Returns:
-        (by sample, in nats, from 0 to ln 2; the compressed model's states of `embeddings.own_states`, from the same pass).
+        (divergences by sample, in nats, from 0 to ln 2; by how much their losses grew, in nats a token, below 0 where the
+        compressed model is better; the compressed model's states of `embeddings.own_states`, from the same pass).
 
     Raises:
         NumericalError: a prediction is NaN.
     """
-    found = [0.0] * len(samples)
+    divergences, losses = [0.0] * len(samples), [0.0] * len(samples)
     states = torch.empty(len(samples), compressed.model.hidden_size)
     done = 0
     for chunk in chunks(samples, original.model.hidden_size):
-        sums = torch.zeros(len(chunk), dtype=torch.float64)
+        sums = torch.zeros(2, len(chunk), dtype=torch.float64)
         members = [samples[i] for i in chunk]
         both = walked([original, compressed], members)
         states[chunk] = mean_hidden(both[1], members)
         for rows in predictions(both, members):
-            sums.index_add_(0, rows.owners, jensen_shannon(*rows.logits).double().cpu())
+            before, after = (_loss(logits, rows.targets) for logits in rows.logits)
+            each = torch.stack([jensen_shannon(*rows.logits), after - before])
+            sums.index_add_(1, rows.owners, each.double().cpu())
         if not bool(sums.isfinite().all()):
             raise NumericalError(f"{compressed.model.checkpoint.folder}: its predictions hold NaN; use --dtype float32")
-        for index, total in zip(chunk, sums.tolist(), strict=True):
-            found[index] = total / max(1, samples[index].response_tokens)
+        for index, divergence, loss in zip(chunk, *sums.tolist(), strict=True):
+            count = max(1, samples[index].response_tokens)
+            divergences[index], losses[index] = divergence / count, loss / count
         done += len(chunk)
         if progress:
             progress(done, len(samples))
-    return found, states
+    return divergences, losses, states
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")

@@ -8,15 +8,16 @@ PASER, arXiv 2502.12594, section 3. For clusters k of the pool and a budget of b
     taken: the n_k of largest IES that do not contradict the concept graph           (concepts.py)
 
 symbol  meaning                           shape        name here
-JSD_i   degradation of a sample, nats     (samples,)   divergences
+JSD_i   degradation of a sample, nats     (samples,)   lost
 CDS_k   degradation of a cluster          (clusters,)  degradations
 n_k     samples of a cluster              (clusters,)  counts
 IES     efficiency score                  (samples,)   scores
 
 Differs from the paper: clusters by a sparse neighbour graph (clustering.py); a cluster whose consistent samples run out
 is filled up with the skipped ones of fewest conflicts, so that n_k stays exact. Each of the five parts can be switched
-off alone by its setting. `share_by: total` (n_k by the cluster's size times CDS_k) and `pick_by: drawn` (a draw in proportion
-to IES in place of its largest values) are not the paper's, and are off by default.
+off alone by its setting. Not the paper's, and off by default: `lost_by: loss` (in place of JSD_i by how much the response's loss
+grew, at least 0), `share_by: total` (n_k by the cluster's size times CDS_k), `pick_by: drawn` (a draw in proportion to IES in
+place of its largest values).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def efficiency(divergence: float, tokens: int) -> float:
 REASONS = {
     "efficiency": "best score of its cluster",
     "drawn": "drawn from its cluster by its score",
-    "divergence": "most lost of its cluster",
+    "lost": "most lost of its cluster",
     "random": "drawn from its cluster",
 }
 """Why a sample is taken, by what picks it."""
@@ -64,23 +65,27 @@ class Paser(BudgetMethod):
     """Neighbours of a sample in the graph."""
     embedder: str = ""
     """Folder of an encoder; left out, the compressed model's own hidden states."""
+    lost_by: Literal["divergence", "loss"] = "divergence"
+    """What says how much was lost on a sample: its predictions' divergence, or the growth of its response's loss."""
     cluster_by: Literal["diffusion", "kmeans", "none"] = "diffusion"
     """How samples are grouped; none makes one cluster."""
     share_by: Literal["degradation", "total", "size"] = "degradation"
     """What deals the budget to clusters: mean degradation, its sum over the cluster, or the number of samples."""
-    pick_by: Literal["efficiency", "drawn", "divergence", "random"] = "efficiency"
+    pick_by: Literal["efficiency", "drawn", "lost", "random"] = "efficiency"
     """Which samples of a cluster come first; drawn: by chance, in proportion to their efficiency."""
     consistency: bool = True
     """Skip samples that pair known concepts never seen together."""
 
     def select(self, pool: Pool) -> Selection:
         """The five parts in order."""
-        divergences = pool.divergences()  # first: the pass that measures them makes the vectors too
+        divergences, losses = pool.divergences(), pool.lost_losses()  # first: the pass that measures them makes the vectors too
+        lost = [max(0.0, each) for each in losses] if self.lost_by == "loss" else divergences
+        scores = [efficiency(each, len(sample.tokens)) for each, sample in zip(lost, pool.samples, strict=True)]
         members = self._clusters(pool)
         sizes = [len(each) for each in members]
-        degradations = [statistics.fmean(divergences[i] for i in each) for each in members]
+        degradations = [statistics.fmean(lost[i] for i in each) for each in members]
         counts = split_budget(self._weights(sizes, degradations), sizes, self.count(pool))
-        order = self._order(pool, divergences)
+        order = self._order(pool.seed, lost, scores)
         concepts = concepts_of([sample.instruction.text for sample in pool.samples]) if self.consistency else None
         graph = ConceptGraph()
         choices: list[Choice] = []
@@ -90,8 +95,7 @@ class Paser(BudgetMethod):
             taken, passed = _take(sorted(members[k], key=lambda i: -order[i]), counts[k], graph, concepts, REASONS[self.pick_by])
             skipped += passed
             for i, reason in taken:
-                tokens = len(pool.samples[i].tokens)
-                choices.append(Choice(i, reason, k, divergences[i], cost(tokens), efficiency(divergences[i], tokens)))
+                choices.append(Choice(i, reason, k, divergences[i], cost(len(pool.samples[i].tokens)), scores[i], losses[i]))
         clusters = [
             {"size": size, "degradation": degradation, "budget": count, "sources": _sources(pool, each)}
             for size, degradation, count, each in zip(sizes, degradations, counts, members, strict=True)
@@ -120,16 +124,15 @@ class Paser(BudgetMethod):
         totals = [size * degradation for size, degradation in zip(sizes, degradations, strict=True)]
         return {"degradation": [*degradations], "total": totals, "size": [float(size) for size in sizes]}[self.share_by]
 
-    def _order(self, pool: Pool, divergences: Sequence[float]) -> list[float]:
+    def _order(self, seed: int, lost: Sequence[float], scores: Sequence[float]) -> list[float]:
         """What samples of a cluster are sorted by, the largest first."""
-        if self.pick_by == "divergence":
-            return list(divergences)
-        generator = random.Random(pool.seed)  # noqa: S311
-        if self.pick_by == "random":
-            return [generator.random() for _ in divergences]
-        lengths = (len(sample.tokens) for sample in pool.samples)
-        scores = [efficiency(divergence, tokens) for divergence, tokens in zip(divergences, lengths, strict=True)]
-        return scores if self.pick_by == "efficiency" else [_drawn(score, generator) for score in scores]
+        generator = random.Random(seed)  # noqa: S311
+        return {
+            "efficiency": lambda: [*scores],
+            "drawn": lambda: [_drawn(score, generator) for score in scores],
+            "lost": lambda: [*lost],
+            "random": lambda: [generator.random() for _ in scores],
+        }[self.pick_by]()
 
 
 def _drawn(score: float, generator: random.Random) -> float:

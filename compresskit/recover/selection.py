@@ -29,6 +29,7 @@ def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
             "tokens": len(sample.tokens),
             "cluster": choice.cluster,
             "jsd": choice.divergence,
+            "lost_loss": choice.lost_loss,
             "cost": choice.cost,
             "score": choice.score,
             "reason": choice.reason,

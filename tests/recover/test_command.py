@@ -249,7 +249,7 @@ def test_a_selection_alone_can_be_read_again_as_data(tiny: dict[str, Path], dama
     reading = read_instructions([tmp_path / "out" / "selection.jsonl"])
     assert len(reading.samples) == 9
     row = json.loads((tmp_path / "out" / "selection.jsonl").read_text().splitlines()[0])
-    assert row.keys() >= {"cluster", "jsd", "cost", "score", "reason"}
+    assert row.keys() >= {"cluster", "jsd", "lost_loss", "cost", "score", "reason"}
 
 
 def test_the_same_command_gives_the_same_bytes(tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_passes_that_an_interrupted_selection_had_finished_are_not_repeated(
         patched.setattr(*((embeddings, "own_states") if stopped_in == "vectors" else (paser, "split_budget")), stopped)
         recover(method, str(damaged), tmp_path / "out", asked)
     with monkeypatch.context() as patched:
-        patched.setattr(degradation, "divergences", repeated)
+        patched.setattr(degradation, "degradations", repeated)
         if stopped_in != "vectors":
             patched.setattr(embeddings, "own_states", repeated)
         recover(method, str(damaged), tmp_path / "out", asked.model_copy(update={"resume": True}))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from compresskit.opening import open_model
 from compresskit.recover.course import Course, collate
-from compresskit.recover.degradation import divergences, jensen_shannon
+from compresskit.recover.degradation import degradations, jensen_shannon
 from compresskit.recover.embeddings import centred, own_states
 from compresskit.recover.encoding import Sample
 from compresskit.recover.held_back import mean_losses
@@ -82,17 +82,21 @@ def test_held_back_losses_count_samples_alike_or_their_tokens(tiny: dict[str, Pa
     assert abs(found["loss"] - found["loss_by_token"]) > 1e-3
 
 
-def test_degradation_is_the_mean_over_response_tokens_and_0_for_equal_models(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_degradations_are_means_over_response_tokens_and_0_for_equal_models(tiny: dict[str, Path], tmp_path: Path) -> None:
     samples = samples_of()
     other = make_model(tmp_path / "other", "llama", seed=1)
     walks = [open_walk(open_model(folder), CPU, torch.float32) for folder in (tiny["llama"], other)]
-    found, states = divergences(walks[0], walks[1], samples)
+    divergences, losses, states = degradations(walks[0], walks[1], samples)
     assert torch.allclose(states, own_states(walks[1], samples), atol=1e-5)
-    for value, sample in zip(found, samples, strict=True):
+    for divergence, loss, sample in zip(divergences, losses, samples, strict=True):
         first, second = (stock_logits(each, torch.tensor([sample.tokens]))[0] for each in (tiny["llama"], other))
         part = slice(sample.response_start - 1, -1)
-        assert value == pytest.approx(float(jensen_shannon(first[part], second[part]).mean()), abs=1e-5)
-    assert divergences(walks[0], walks[0], samples)[0] == pytest.approx([0] * len(samples), abs=1e-7)
+        assert divergence == pytest.approx(float(jensen_shannon(first[part], second[part]).mean()), abs=1e-5)
+        answer = torch.tensor(sample.tokens[sample.response_start :])
+        before, after = (torch.nn.functional.cross_entropy(each[part], answer) for each in (first, second))
+        assert loss == pytest.approx(float(after - before), abs=1e-4)
+    for equal in degradations(walks[0], walks[0], samples)[:2]:
+        assert equal == pytest.approx([0] * len(samples), abs=1e-7)
 
 
 def test_embeddings_are_means_over_each_samples_own_tokens(tiny: dict[str, Path]) -> None:

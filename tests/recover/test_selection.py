@@ -105,12 +105,14 @@ def test_a_sample_conflicts_where_it_pairs_known_concepts_never_seen_together() 
     assert concepts_of(["river bank", "bank loan", "unique"]) == [{"bank"}, {"bank"}, frozenset()]
 
 
-def pool_of(texts: list[str], lengths: list[int], jsd: list[float], vectors: torch.Tensor) -> Pool:
+def pool_of(
+    texts: list[str], lengths: list[int], jsd: list[float], vectors: torch.Tensor, losses: list[float] | None = None
+) -> Pool:
     samples = [
         Sample(Instruction(i, "f", [{"role": "user", "content": text}], "yes", f"s{i % 2}"), [1] * length, 1)
         for i, (text, length) in enumerate(zip(texts, lengths, strict=True))
     ]
-    return Pool(samples, 0, lambda _: vectors, lambda: jsd, lambda: ["seven quiet engineers"] * 3)
+    return Pool(samples, 0, lambda _: vectors, lambda: jsd, lambda: losses or jsd, lambda: ["seven quiet engineers"] * 3)
 
 
 def planted_pool() -> Pool:
@@ -157,6 +159,24 @@ def test_a_budget_goes_by_what_clusters_lost_in_the_mean_or_in_all_or_by_their_s
     pool = pool_of([f"topic item{i}" for i in range(40)], [10] * 40, [small_lost if each else 0.1 for each in small], points)
     clusters = Paser(budget=0.2, cluster_by="kmeans", clusters=2, share_by=share_by).select(pool).facts["clusters"]
     assert sorted((cluster["size"], cluster["budget"]) for cluster in clusters) == [(10, budgets[0]), (30, budgets[1])]
+
+
+def test_lost_losses_say_in_place_of_divergences_what_was_lost() -> None:
+    small = [i < 10 for i in range(40)]
+    points = torch.tensor([[10.0 if each else 0.0, i % 3] for i, each in enumerate(small)])
+    losses = [(0.9 if i % 2 else 0.7) if each else -0.1 for i, each in enumerate(small)]
+    pool = pool_of([f"topic item{i}" for i in range(40)], [10] * 40, [0.1] * 40, points, losses)
+    method = Paser(budget=0.1, cluster_by="kmeans", clusters=2, lost_by="loss", pick_by="lost")
+    selection = method.select(pool)
+    # A better answer is no loss: the large cluster has lost nothing, and of the small one the most lost are taken.
+    assert sorted((each["degradation"], each["budget"]) for each in selection.facts["clusters"]) == [
+        (0.0, 0),
+        (pytest.approx(0.8), 4),
+    ]
+    assert {(choice.lost_loss, choice.divergence, choice.score) for choice in selection.choices} == {
+        (0.9, 0.1, efficiency(0.9, 10))
+    }
+    assert all(choice.sample % 2 for choice in selection.choices)
 
 
 def test_what_is_drawn_comes_in_proportion_to_its_score() -> None:
