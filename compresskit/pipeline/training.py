@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 VECTORS = "vectors.safetensors"
 """The vectors of the pool and of what is held back, in the workspace."""
-SELF = "self"
-"""File and source of texts that the original sampled."""
 TRAINER = "trainer"
 """Its folder of the training's checkpoints."""
 
@@ -64,13 +62,10 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     """Train the blocks' weights, or low-rank pairs beside them, on the selection and on texts of the original itself."""
     samples = [job.pool[choice.sample] for choice in selection.choices]
     own = _own_samples(job, where, bars)
-    distilled = job.options.loss == "distill"
-    # The original's predictions say at the prompt's tokens as much as at the response's.
-    whole = [distilled] * len(samples) + [True] * len(own)
     samples += own
-    teacher = _teacher(job, samples, where, bars) if distilled else None
+    teacher = _teacher(job, samples, where, bars) if job.options.loss == "distill" else None
     network = _network(job, where)
-    course = _course(job, network, samples, whole, teacher)
+    course = _course(job, network, samples, len(selection.choices), teacher)
     progress = lambda done, total, _: bars("training", done, total)  # noqa: E731
     train = _train_weights if job.options.update == "full" else _train_pairs
     with timed(job.seconds, "training"):
@@ -96,8 +91,8 @@ def _network(job: Job, where: Where) -> PreTrainedModel:
     return whole_network(model, where[0], dtype, job.options.trust_remote_code, job.options.gradient_checkpointing)
 
 
-def _course(job: Job, network: PreTrainedModel, samples: list[Sample], whole: list[bool], teacher: Teacher | None) -> Course:
-    """Order and speed of the training; the network packs texts into rows from here on, where it can. `whole`: see Course."""
+def _course(job: Job, network: PreTrainedModel, samples: list[Sample], chosen: int, teacher: Teacher | None) -> Course:
+    """What is learned, in which order; the first `chosen` samples are the selection. The network packs texts from here on."""
     from compresskit.recover.course import Course
     from compresskit.recover.packing import pack
 
@@ -109,9 +104,11 @@ def _course(job: Job, network: PreTrainedModel, samples: list[Sample], whole: li
     steps = steps_of(lengths, options.batch_size, options.epochs, options.steps, options.seed, group)
     rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
     width = width_of(int(job.model.checkpoint.config["vocab_size"]))
+    # The original's predictions say at the prompt's tokens as much as at the response's.
+    whole = [options.loss == "distill" or i >= chosen for i in range(len(samples))]
     # The original's own texts are samples of its predictions: beside these they would be noise.
-    data_weight = DEFAULT_DATA_WEIGHT if options.data_weight is None else options.data_weight
-    hard = [0.0 if sample.instruction.source == SELF else data_weight for sample in samples]
+    weight = DEFAULT_DATA_WEIGHT if options.data_weight is None else options.data_weight
+    hard = [weight if i < chosen else 0.0 for i in range(len(samples))]
     return Course(
         samples, whole, steps, teacher, width, hard, rate, options.seed, options.checkpoint_steps, options.precision, packed
     )  # fmt: skip
@@ -165,7 +162,7 @@ def _own_samples(job: Job, where: Where, bars: ProgressBars) -> list[Sample]:
     with timed(job.seconds, "sampling"):
         tokens, _ = self_tokens(job.original, (options.self_samples, options.sequence_length), how)
     rows: list[list[int]] = tokens.tolist()
-    return [Sample(Instruction(i, SELF, [], "", SELF), row, 1) for i, row in enumerate(rows)]
+    return [Sample(Instruction(i, "self", [], "", "self"), row, 1) for i, row in enumerate(rows)]
 
 
 def _teacher(job: Job, samples: list[Sample], where: Where, bars: ProgressBars) -> Teacher:

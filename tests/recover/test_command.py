@@ -140,6 +140,22 @@ def test_a_distillation_learns_the_data_as_far_as_it_is_mixed_in(
     assert max(losses[1:]) < losses[0] - 0.1
 
 
+def test_texts_of_the_original_itself_have_no_hard_targets(
+    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compresskit.recover import finetune
+
+    courses = []
+    train = finetune.train
+    monkeypatch.setattr(finetune, "train", lambda trained, course, *rest: courses.append(course) or train(trained, course, *rest))
+    rows = [{**json.loads(line), "source": "self"} for line in data.read_text().splitlines()]
+    named = tmp_path / "named.jsonl"
+    named.write_text("\n".join(json.dumps(row) for row in rows))
+    asked = options(tiny["llama"], named, steps=1, loss="distill", self_samples=2)
+    selected = recover(Random(budget=0.5), str(damaged), tmp_path / "out", asked)["selected"]
+    assert courses[0].hard_weights == [0.5] * selected + [0.0] * 2
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_a_full_update_changes_the_weights_of_the_blocks_alone(
     family: str, tiny: dict[str, Path], data: Path, tmp_path: Path
