@@ -53,6 +53,8 @@ ABLATION: dict[str, dict[str, Any]] = {
     "budget by total": {"share_by": "total"},
     "drawn": {"pick_by": "drawn"},
     "budget by total, drawn": {"share_by": "total", "pick_by": "drawn"},
+    "lost loss": {"lost_by": "loss"},
+    "lost loss, by total, drawn": {"lost_by": "loss", "share_by": "total", "pick_by": "drawn"},
 }
 
 

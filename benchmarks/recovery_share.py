@@ -23,9 +23,9 @@ from compresskit.pipeline.device import choose_device
 from compresskit.precision import Precision, matrix_products
 from compresskit.recover.duplicates import drop_duplicates
 from compresskit.recover.encoding import Sample, encode_samples, open_tokenizer
-from compresskit.recover.held_back import hold_back
+from compresskit.recover.held_back import hold_back, mean_losses
 from compresskit.recover.instructions import Instruction, read_instructions
-from compresskit.recover.passes import open_walk, response_losses
+from compresskit.recover.passes import open_walk
 
 HELD_BACK = 0.05
 
@@ -59,12 +59,8 @@ def texts(data: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, 
 def losses(folder: Path, found: dict[str, list[Sample]], precision: Precision = "float32") -> dict[str, float]:
     model = with_adapter(open_model(folder), None)
     walk = open_walk(model, *choose_device("auto", "float32", model))
-    result = {}
-    for name, samples in found.items():
-        counts = [sample.response_tokens for sample in samples]
-        with matrix_products(walk.device, precision):
-            result[name] = sum(loss * counts[i] for i, loss in response_losses(walk, samples)) / sum(counts)
-    return result
+    with matrix_products(walk.device, precision):
+        return {name: mean_losses(walk, samples, None)["loss_by_token"] for name, samples in found.items()}
 
 
 def main() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 
 import pytest
 
-from compresskit.memory import freed_memory_kept
+from compresskit.memory import freed_memory_kept, glibc_function
 
 TENSOR_BYTES = 128 << 20
 HELD_AFTER_FREEING = """
@@ -38,7 +37,7 @@ print(within - before, held_bytes() - before, freed() - before, peak_memory_byte
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc: the test below is what holds there")
+@pytest.mark.skipif(glibc_function("mallopt") is None, reason="only glibc keeps freed memory; the next test is of all others")
 def test_freed_memory_is_kept_within_and_given_back_after() -> None:
     # In a process of its own: the heap of this one has room from earlier tests, which a tensor takes without growing it.
     script = HELD_AFTER_FREEING.format(tensor_bytes=TENSOR_BYTES)

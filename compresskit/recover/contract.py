@@ -21,7 +21,7 @@ DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4}
 """Of full updates 1e-4 and 4e-4 won back less on SmolLM2-135M (docs/recover.md)."""
 
 DEFAULT_DATA_WEIGHT = 0.5
-"""Won back more than 0 and 1 on three texts, of two of which the data says nothing (docs/recover.md)."""
+"""Won back more than 0 and than 1 on three texts, two of them no instructions (docs/recover.md)."""
 
 
 class Choice(NamedTuple):
@@ -56,7 +56,7 @@ class Pool:
     embeddings: Callable[[str], Tensor]
     """(samples, width), by the compressed model itself or by the encoder in this folder."""
     divergences: Callable[[], list[float]]
-    """Of the compressed model's predictions from the original's on each sample, in nats."""
+    """How far the compressed model's predictions are from the original's on each sample, in nats (degradation.py)."""
     lost_losses: Callable[[], list[float]]
     """By how much each sample's response loss grew, in nats a token."""
     target: Callable[[], list[str]]
@@ -102,7 +102,7 @@ class RecoverOptions(Options):
     loss: Loss = "response"
     """response: the data's own answers; distill: the original's predictions at every token."""
     data_weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    """With distill: share of the data's own next tokens in what is learned, the rest is predicted; left out, 0.5."""
+    """With distill: share of the data's own next token in what is learned at a token, beside the predictions; left out, 0.5."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Times that the training samples are seen."""
     steps: Annotated[int, Field(ge=0)] = 0

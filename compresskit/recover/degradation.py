@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compresskit.errors import NumericalError
 from compresskit.recover.encoding import Sample
-from compresskit.recover.passes import chunks, mean_hidden, predictions, walked
+from compresskit.recover.passes import chunks, mean_hidden, predictions, token_losses, walked
 from compresskit.walk import Walk
 
 
@@ -55,7 +55,7 @@ def degradations(
         both = walked([original, compressed], members)
         states[chunk] = mean_hidden(both[1], members)
         for rows in predictions(both, members):
-            before, after = (_loss(logits, rows.targets) for logits in rows.logits)
+            before, after = (token_losses(logits, rows.targets) for logits in rows.logits)
             each = torch.stack([jensen_shannon(*rows.logits), after - before])
             sums.index_add_(1, rows.owners, each.double().cpu())
         if not bool(sums.isfinite().all()):
@@ -67,7 +67,3 @@ def degradations(
         if progress:
             progress(done, len(samples))
     return divergences, losses, states
-
-
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")

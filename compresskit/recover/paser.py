@@ -40,9 +40,9 @@ def cost(tokens: int) -> int:
     return tokens**2
 
 
-def efficiency(divergence: float, tokens: int) -> float:
-    """IES, of a divergence in nats; the logarithm is taken of at least 2 tokens' cost, so that it is positive."""
-    return divergence / math.log(cost(max(2, tokens)))
+def efficiency(lost: float, tokens: int) -> float:
+    """IES, of what a sample lost in nats; the logarithm is taken of at least 2 tokens' cost, so that it is positive."""
+    return lost / math.log(cost(max(2, tokens)))
 
 
 REASONS = {

@@ -121,13 +121,17 @@ def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = F
         first += len(batch)
 
 
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of logits (rows, vocabulary) at targets (rows,) int64 of any device -> (rows,)."""
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
+
+
 def response_losses(walk: Walk, samples: Sequence[Sample]) -> Iterator[tuple[int, float]]:
     """(sample, mean loss of its response tokens in nats), chunk by chunk."""
     for chunk in chunks(samples, walk.model.hidden_size):
         sums = torch.zeros(len(chunk), dtype=torch.float64)
         members = [samples[i] for i in chunk]
         for rows in predictions(walked([walk], members), members):
-            losses = torch.nn.functional.cross_entropy(rows.logits[0], rows.targets.to(rows.logits[0].device), reduction="none")
-            sums.index_add_(0, rows.owners, losses.double().cpu())
+            sums.index_add_(0, rows.owners, token_losses(rows.logits[0], rows.targets).double().cpu())
         for index, total in zip(chunk, sums.tolist(), strict=True):
             yield index, total / max(1, samples[index].response_tokens)

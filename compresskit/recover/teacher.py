@@ -102,7 +102,8 @@ def with_hard_targets(tokens: Tensor, log_probabilities: Tensor, targets: Tensor
     probabilities[replaced, -1] = 0
     tokens = tokens.clone()
     tokens[replaced, -1] = targets[replaced]
-    probabilities += (tokens == targets[:, None]) * weights[:, None]
+    is_target[replaced, -1] = True
+    probabilities += is_target * weights[:, None]
     return tokens, probabilities.clamp(min=SMALLEST).log()
 
 
