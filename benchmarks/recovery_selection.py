@@ -4,9 +4,9 @@
 
 Runs that `results.jsonl` holds already are skipped, so that it can be stopped and started. `--ablation` switches each part
 of paser off alone, or does it otherwise, instead of comparing methods. Fine-tuned checkpoints are deleted once measured.
-`--pool 0` takes all of the 32,711 samples, which is what a table needs; less shows whether everything runs. What all runs
-of a seed share is computed once: the data that is read, a process; its vectors, what was lost on each sample, and the losses
-of what is held back before, once and for all, under `WORK/known`.
+`--pool 0` takes all of the 32,711 samples; `--pool N` the same N of them for every seed, which then differ in what is held back,
+in the draws of a selection, and in the order of training. What runs share is computed once: the data that is read, a process;
+what was lost on a sample, its vector, and its loss before, once and for all, under `WORK/known`.
 `--steps` takes one number for all budgets or one for each; `full` is trained for each of them, under that budget's name.
 All losses are taken in bfloat16 where the processor multiplies it faster.
 """
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import hashlib
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -33,10 +33,10 @@ from compresskit.evaluate.task_files import read_tasks
 from compresskit.evaluate.tasks import score_tasks
 from compresskit.methods import method_class
 from compresskit.opening import open_model
-from compresskit.pipeline import recovery, selecting
+from compresskit.pipeline import recovery
 from compresskit.pipeline.device import choose_device
 from compresskit.precision import matrix_products
-from compresskit.recover import degradation, passes
+from compresskit.recover import degradation, embeddings, passes
 from compresskit.recover.contract import RecoverOptions
 from compresskit.recover.encoding import Sample
 from compresskit.walk import Walk
@@ -61,23 +61,14 @@ ABLATION: dict[str, dict[str, Any]] = {
 TASKS = ("arc_easy", "hellaswag", "lambada", "piqa")
 
 
-def remember(module: Any, name: str, key: Callable[..., str | None], folder: Path | None = None) -> None:
-    """Replace a function of a module by one that computes once for each key of its arguments; None is never remembered.
-
-    With a folder, what it returned is kept there for later processes too.
-    """
+def remember(module: Any, name: str, key: Callable[..., str]) -> None:
+    """Replace a function of a module by one that computes once for each key of its arguments."""
     original, known = getattr(module, name), {}
 
     def call(*arguments: Any) -> Any:
         found = key(*arguments)
-        if found is None:
-            return original(*arguments)
-        file = folder / f"{name}-{found}.pt" if folder else None
         if found not in known:
-            known[found] = torch.load(file) if file and file.is_file() else original(*arguments)
-            if file and not file.is_file():
-                torch.save(known[found], file.with_suffix(".partial"))
-                file.with_suffix(".partial").replace(file)
+            known[found] = original(*arguments)
         return copy.copy(known[found])
 
     setattr(module, name, call)
@@ -87,33 +78,72 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def faster_losses(measure: Callable[..., Any], walk: Walk, samples: Sequence[Sample]) -> list[tuple[int, float]]:
-    """What `measure` finds, its matrix products in bfloat16 where the processor multiplies it faster."""
-    with matrix_products(walk.device, "auto"):
-        return list(measure(walk, samples))
+class Known:
+    """What was found of single samples, kept in a file as soon as a few are done: seeds share most of their samples."""
+
+    def __init__(self, file: Path, many: int = 100) -> None:
+        self.file, self.many = file, many
+        self.rows: dict[str, Any] = torch.load(file) if file.is_file() else {}
+
+    def of(self, samples: Sequence[Sample], compute: Callable[[list[Sample]], Sequence[Any]]) -> list[Any]:
+        """A row for each sample; `compute` is asked for those that are not known, a few of like length at a time."""
+        keys = [digest(tuple(sample.tokens), sample.response_start) for sample in samples]
+        missing = [i for i, key in enumerate(keys) if key not in self.rows]
+        missing.sort(key=lambda i: -len(samples[i].tokens))
+        for start in range(0, len(missing), self.many):
+            part = missing[start : start + self.many]
+            self.rows |= zip((keys[i] for i in part), compute([samples[i] for i in part]), strict=True)
+            torch.save(self.rows, self.file.with_suffix(".partial"))
+            self.file.with_suffix(".partial").replace(self.file)
+        return [self.rows[key] for key in keys]
 
 
 def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
     folder = work / "known"
     folder.mkdir(parents=True, exist_ok=True)
-    weights = [open_model(source.resolve(each)).checkpoint.hashes for each in (dense, str(compressed))]
+    weights = digest([open_model(source.resolve(each)).checkpoint.hashes for each in (dense, str(compressed))])
     texts_of = lambda samples: digest([sample.text if hasattr(sample, "text") else str(sample) for sample in samples])  # noqa: E731
     remember(recovery, "drop_duplicates", texts_of)
     remember(recovery, "encode_samples", lambda reading, _, length: digest(texts_of(reading.samples), length))
-    numbers = lambda samples: digest(weights, [tuple(sample.tokens) for sample in samples])  # noqa: E731
-    # Not the pass alone: one selection takes it over the pool, another over what is held back too.
-    remember(selecting, "_vectors", lambda job, _, __, embedder: digest(numbers(job.pool), embedder), folder)
-    remember(degradation, "degradations", lambda _, __, samples, ___: numbers(samples), folder)
-    passes.response_losses = functools.partial(faster_losses, passes.response_losses)
-    # A fine-tuned model is a new one each time, whatever its folder is called.
-    of_compressed = lambda walk, samples: numbers(samples) if walk.model.checkpoint.folder == compressed else None  # noqa: E731
-    remember(passes, "response_losses", of_compressed, folder)
+    lost, states, before = (Known(folder / f"{name}-{weights}.pt") for name in ("degradations", "states", "losses"))
+    degradations, own_states, response_losses = degradation.degradations, embeddings.own_states, passes.response_losses
+
+    def known_degradations(original: Walk, walk: Walk, samples: Sequence[Sample], progress: object) -> Any:
+        rows = lost.of(samples, lambda part: list(zip(*degradations(original, walk, part), strict=True)))
+        divergences, losses, found = zip(*rows, strict=True)
+        states.of(samples, lambda part: [lost.of([sample], list)[0][2] for sample in part])
+        return list(divergences), list(losses), torch.stack(found)
+
+    def known_losses(walk: Walk, samples: Sequence[Sample]) -> list[tuple[int, float]]:
+        def measure(part: list[Sample]) -> list[float]:
+            with matrix_products(walk.device, "auto"):
+                return [loss for _, loss in sorted(response_losses(walk, part))]
+
+        # A fine-tuned model is a new one each time, whatever its folder is called.
+        return list(enumerate(before.of(samples, measure) if walk.model.checkpoint.folder == compressed else measure([*samples])))
+
+    degradation.degradations = known_degradations
+    embeddings.own_states = lambda walk, samples, progress: torch.stack(
+        states.of(samples, lambda part: [*own_states(walk, part)])
+    )
+    passes.response_losses = known_losses
 
 
-def task_scores(folder: Path, data: Path) -> dict[str, float]:
+def fixed_pool(data: Path, count: int, folder: Path) -> list[Path]:
+    """Files of `count` samples drawn from those of DATA in proportion, the same for every seed."""
+    files = {path.name: path.read_text().splitlines(keepends=True) for path in sorted(data.glob("instructions-*.jsonl"))}
+    total = sum(map(len, files.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in files.items():
+        drawn = sorted(random.Random(0).sample(range(len(lines)), round(count * len(lines) / total)))
+        (folder / name).write_text("".join(lines[i] for i in drawn))
+    return [folder / name for name in files]
+
+
+def task_scores(folder: Path, data: Path, limit: int | None) -> dict[str, float]:
     """Length-normalised accuracy of each task; plain where there is one answer."""
     model = open_model(folder)
-    tasks = read_tasks(data / "tasks", list(TASKS), None, 0, 0)
+    tasks = read_tasks(data / "tasks", list(TASKS), limit, 0, 0)
     found = score_tasks(model, tasks, choose_device("auto", "float32", model), lambda done, total: None)
     return {name: scores.get("accuracy_normalised", scores["accuracy"]) for name, scores in found.items()}
 
@@ -140,8 +170,8 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     method = method_class("recover", run["method"])(**settings)
     out = arguments.work / "out"
     options = RecoverOptions(
-        original=arguments.dense, data=tuple(str(path) for path in sorted(arguments.data.glob("instructions-*.jsonl"))),
-        pool=arguments.pool, seed=run["seed"], loss=arguments.loss, steps=run["steps"], batch_size=arguments.batch_size,
+        original=arguments.dense, data=tuple(str(path) for path in arguments.files),
+        seed=run["seed"], loss=arguments.loss, steps=run["steps"], batch_size=arguments.batch_size,
         sequence_length=arguments.sequence_length, self_samples=arguments.self_samples, overwrite=True,
         update=arguments.update, held_back=arguments.held_back, checkpoint_steps=10_000,
         calibration=arguments.calibration, samples=16,
@@ -152,7 +182,7 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     found = texts(arguments.data, source.resolve(arguments.dense), SimpleNamespace(**{**vars(arguments), "responses": 0}))
     after: dict[str, Any] = losses(out, {name: samples for name, samples in found.items() if samples}, "auto")
     if arguments.tasks:
-        after["tasks"] = task_scores(out, arguments.data)
+        after["tasks"] = task_scores(out, arguments.data, arguments.task_limit)
     shutil.rmtree(out)
     held = {f"held_back_{when}": result[f"held_back_{when}"]["loss"] for when in ("before", "after")}
     held |= {f"by_token_{when}": result[f"held_back_{when}"]["loss_by_token"] for when in ("before", "after")}
@@ -175,6 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--tasks", action="store_true", help="score the four tasks of DATA/tasks too")
+    parser.add_argument("--task-limit", type=int, help="questions of each task; all without it")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--loss", choices=("response", "distill"), default="response")
@@ -190,6 +221,8 @@ def main() -> None:
     parser.add_argument("--calibration", default="self")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    files = sorted(arguments.data.glob("instructions-*.jsonl"))
+    arguments.files = fixed_pool(arguments.data, arguments.pool, arguments.work / "pool") if arguments.pool else files
     remember_what_runs_share(arguments.dense, Path(arguments.compressed), arguments.work)
     done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     for run in runs(arguments):

@@ -73,6 +73,7 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     facts = {
         "self_samples": len(own),
         "learning_rate": course.learning_rate,
+        "data_weight": None if teacher is None else max(course.hard_weights),
         "steps": len(course.steps),
         "losses": [entry["loss"] for entry in history],
         "loss_curve": loss_curve([entry["loss"] for entry in history]),

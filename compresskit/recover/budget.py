@@ -47,3 +47,11 @@ def _rounded(counts: list[int], shares: dict[int, Fraction], left: int) -> list[
     for k in largest[: left - sum(int(share) for share in shares.values())]:
         counts[k] += 1
     return counts
+
+
+def members_of(labels: Sequence[int]) -> list[list[int]]:
+    """The positions that have each label, from 0 to the largest; a label that none has gives an empty list."""
+    found: list[list[int]] = [[] for _ in range(max(labels, default=-1) + 1)]
+    for position, label in enumerate(labels):
+        found[label].append(position)
+    return found

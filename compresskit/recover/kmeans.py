@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from compresskit.recover.budget import split_budget
+from compresskit.recover.budget import members_of, split_budget
 from compresskit.recover.contract import BudgetMethod, Choice, Pool, Selection
 
 
@@ -27,8 +27,8 @@ class KMeans(BudgetMethod):
         """Cluster, split the budget, draw."""
         from compresskit.recover import clustering
 
-        labels = clustering.kmeans(pool.embeddings(self.embedder), self.clusters, pool.seed)
-        members = [[int(i) for i in (labels == k).nonzero()[0]] for k in range(int(labels.max()) + 1)]
+        labels = [int(k) for k in clustering.kmeans(pool.embeddings(self.embedder), self.clusters, pool.seed)]
+        members = members_of(labels)
         sizes = [len(each) for each in members]
         counts = split_budget([1.0] * len(sizes), sizes, self.count(pool))
         generator = random.Random(pool.seed)  # noqa: S311
@@ -38,4 +38,4 @@ class KMeans(BudgetMethod):
             for sample in generator.sample(each, count)
         ]
         clusters = [{"size": size, "budget": count} for size, count in zip(sizes, counts, strict=True)]
-        return Selection(choices, {"clusters": clusters}, [int(k) for k in labels])
+        return Selection(choices, {"clusters": clusters}, labels)

@@ -30,7 +30,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compresskit.recover.budget import split_budget
+from compresskit.recover.budget import members_of, split_budget
 from compresskit.recover.concepts import ConceptGraph, concepts_of
 from compresskit.recover.contract import BudgetMethod, Choice, Pool, Selection
 
@@ -81,7 +81,8 @@ class Paser(BudgetMethod):
         divergences, losses = pool.divergences(), pool.lost_losses()  # first: the pass that measures them makes the vectors too
         lost = [max(0.0, each) for each in losses] if self.lost_by == "loss" else divergences
         scores = [efficiency(each, len(sample.tokens)) for each, sample in zip(lost, pool.samples, strict=True)]
-        members = self._clusters(pool)
+        labels = self._labels(pool)
+        members = members_of(labels)
         sizes = [len(each) for each in members]
         degradations = [statistics.fmean(lost[i] for i in each) for each in members]
         counts = split_budget(self._weights(sizes, degradations), sizes, self.count(pool))
@@ -100,16 +101,12 @@ class Paser(BudgetMethod):
             {"size": size, "degradation": degradation, "budget": count, "sources": _sources(pool, each)}
             for size, degradation, count, each in zip(sizes, degradations, counts, members, strict=True)
         ]
-        labels = [0] * len(pool.samples)
-        for k, each in enumerate(members):
-            for i in each:
-                labels[i] = k
         return Selection(choices, {"clusters": clusters, "conflicting": skipped}, labels if self.cluster_by != "none" else [])
 
-    def _clusters(self, pool: Pool) -> list[list[int]]:
-        """Positions of the samples of every cluster."""
+    def _labels(self, pool: Pool) -> list[int]:
+        """The cluster of every sample."""
         if self.cluster_by == "none":
-            return [list(range(len(pool.samples)))]
+            return [0] * len(pool.samples)
         from compresskit.recover import clustering
 
         points = pool.embeddings(self.embedder)
@@ -117,7 +114,7 @@ class Paser(BudgetMethod):
             labels = clustering.kmeans(points, self.clusters or self.most_clusters, pool.seed)
         else:
             labels = clustering.diffusion_clusters(points, self.clusters, self.neighbours, self.most_clusters, pool.seed)
-        return [[int(i) for i in (labels == k).nonzero()[0]] for k in range(int(labels.max()) + 1)]
+        return [int(k) for k in labels]
 
     def _weights(self, sizes: Sequence[int], degradations: Sequence[float]) -> list[float]:
         """What the budget is dealt in proportion to."""

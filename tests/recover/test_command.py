@@ -84,6 +84,7 @@ def test_the_merged_checkpoint_loads_in_stock_tools_and_has_lost_less(
     report = json.loads((out / "recover.json").read_text())
     assert report["held_back_after"]["by_cluster"].keys() == report["held_back_before"]["by_cluster"].keys() != set()
     assert report["losses"][-1] < 0.7 * report["losses"][0]
+    assert (report["data_weight"], report["learning_rate"]) == (0.0, 5e-3)
     assert len(report["losses"]) == report["steps"] == 20
     assert len((out / "selection.jsonl").read_text().splitlines()) == 18
     assert result["parameters_after"] == result["parameters_before"]
@@ -237,6 +238,7 @@ def test_the_adapter_of_a_low_bit_checkpoint_is_trained_on_from_where_it_was(
     asked = options(tiny["llama"], data, steps=12, loss="distill", learning_rate=2e-3)
     out = tmp_path / "out"
     recover(Random(budget=0.5), str(low), out, asked)
+    assert json.loads((out / "recover.json").read_text())["data_weight"] == 0.5, "what was taken where nothing was given"
     assert sha256(out / "model.safetensors") == sha256(low / "model.safetensors")
     first, last = (with_adapter(open_model(folder), None).adapter for folder in (low, out))
     assert first is not None and last is not None and set(first.names) == set(last.names)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from compresskit.errors import RequestError
 from compresskit.methods import METHODS, method_class
-from compresskit.recover.budget import split_budget
+from compresskit.recover.budget import members_of, split_budget
 from compresskit.recover.clustering import diffusion_clusters, eigengap, kmeans, nearest
 from compresskit.recover.concepts import ConceptGraph, concepts_of
 from compresskit.recover.contract import Pool
@@ -260,3 +260,7 @@ def test_each_source_of_a_file_gives_its_share_to_what_is_held_back() -> None:
     assert sorted(sample.instruction.source for sample in held) == ["a"] * 4 + ["b"] * 2
     assert sorted(sample.tokens[0] for sample in pool + held) == list(range(60))
     assert hold_back(samples, 0.1, 0)[1] == held != hold_back(samples, 0.1, 1)[1]
+
+
+def test_members_are_the_positions_of_each_label() -> None:
+    assert members_of([1, 0, 1, 3]) == [[1], [0, 2], [], [3]]
