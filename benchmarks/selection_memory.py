@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from compresskit.memory import peak_memory_bytes
-from compresskit.recover.contract import Pool
+from compresskit.recover.contract import Lost, Pool
 from compresskit.recover.duplicates import drop_duplicates
 from compresskit.recover.embeddings import centred
 from compresskit.recover.encoding import Sample
@@ -45,7 +45,7 @@ def measure(size: int) -> dict[str, object]:
     torch.manual_seed(0)
     vectors = centred(torch.randn(TOPICS, WIDTH)[topics] + torch.randn(len(kept), WIDTH))
     divergences = generator.random(len(kept)).tolist()
-    selection = Paser(budget=0.1).select(Pool(samples, 0, lambda _: vectors, lambda: divergences, lambda: divergences, list))
+    selection = Paser(budget=0.1).select(Pool(samples, 0, lambda _: vectors, lambda: Lost(divergences, divergences), list))
     ended = time.monotonic()
     return {
         "samples": size, "selected": len(selection.choices), "clusters": len(selection.facts["clusters"]),

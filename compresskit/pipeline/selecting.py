@@ -16,7 +16,7 @@ from compresskit.pipeline.training import VECTORS
 from compresskit.precision import matrix_products
 from compresskit.progress import ProgressBars
 from compresskit.recover import degradation, embeddings
-from compresskit.recover.contract import Pool
+from compresskit.recover.contract import Lost, Pool
 from compresskit.recover.encoding import open_tokenizer
 from compresskit.recover.passes import open_walk
 
@@ -36,8 +36,7 @@ def open_pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
         job.pool,
         job.options.seed,
         lambda embedder: _vectors(job, where, bars, embedder),
-        lambda: _degradations(job, where, bars)["divergences"],
-        lambda: _degradations(job, where, bars)["losses"],
+        lambda: _degradations(job, where, bars),
         lambda: _target(job, where, bars),
     )
 
@@ -62,8 +61,8 @@ def _vectors(job: Job, where: Where, bars: ProgressBars, embedder: str) -> torch
     return vectors[: len(job.pool)]
 
 
-def _degradations(job: Job, where: Where, bars: ProgressBars) -> dict[str, list[float]]:
-    """What the compressed model lost on each sample of the pool, in nats: "divergences" and "losses"."""
+def _degradations(job: Job, where: Where, bars: ProgressBars) -> Lost:
+    """What the compressed model lost on each sample of the pool."""
     file = job.workspace / DEGRADATIONS
     if not file.is_file():
         original, compressed = (open_walk(each, *where, job.options.trust_remote_code) for each in (job.original, job.model))
@@ -71,9 +70,8 @@ def _degradations(job: Job, where: Where, bars: ProgressBars) -> dict[str, list[
         with matrix_products(where[0], job.options.precision):
             divergences, losses, states = degradation.degradations(original, compressed, job.pool, progress)
         _keep(job.workspace / STATES, {"states": states})
-        folders.write_whole(file, json.dumps({"divergences": divergences, "losses": losses}))
-    known: dict[str, list[float]] = read_json(file)
-    return known
+        folders.write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
+    return Lost(**read_json(file))
 
 
 def _target(job: Job, where: Where, bars: ProgressBars) -> list[str]:

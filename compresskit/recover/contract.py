@@ -47,6 +47,15 @@ class Selection:
     """The cluster of every sample of the pool, where the method made any from vectors."""
 
 
+class Lost(NamedTuple):
+    """What the compressed model lost on each sample (degradation.py)."""
+
+    divergences: list[float]
+    """How far its predictions are from the original's, in nats, 0 to ln 2."""
+    losses: list[float]
+    """By how much the response's loss grew, in nats a token."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """The samples to choose from; what costs passes of a model is computed when it is asked for."""
@@ -55,10 +64,8 @@ class Pool:
     seed: int
     embeddings: Callable[[str], Tensor]
     """(samples, width), by the compressed model itself or by the encoder in this folder."""
-    divergences: Callable[[], list[float]]
-    """How far the compressed model's predictions are from the original's on each sample, in nats (degradation.py)."""
-    lost_losses: Callable[[], list[float]]
-    """By how much each sample's response loss grew, in nats a token."""
+    lost: Callable[[], Lost]
+    """By one pass of both models."""
     target: Callable[[], list[str]]
     """Texts of the distribution that is to be recovered."""
 

@@ -78,7 +78,7 @@ class Paser(BudgetMethod):
 
     def select(self, pool: Pool) -> Selection:
         """The five parts in order."""
-        divergences, losses = pool.divergences(), pool.lost_losses()  # first: the pass that measures them makes the vectors too
+        divergences, losses = pool.lost()  # first: the pass that measures them makes the vectors too
         lost = [max(0.0, each) for each in losses] if self.lost_by == "loss" else divergences
         scores = [efficiency(each, len(sample.tokens)) for each, sample in zip(lost, pool.samples, strict=True)]
         labels = self._labels(pool)

@@ -19,7 +19,7 @@ from compresskit.methods import METHODS, method_class
 from compresskit.recover.budget import members_of, split_budget
 from compresskit.recover.clustering import diffusion_clusters, eigengap, kmeans, nearest
 from compresskit.recover.concepts import ConceptGraph, concepts_of
-from compresskit.recover.contract import Pool
+from compresskit.recover.contract import Lost, Pool
 from compresskit.recover.dsir import distribution, hashed_ngrams
 from compresskit.recover.encoding import Sample
 from compresskit.recover.held_back import hold_back
@@ -112,7 +112,7 @@ def pool_of(
         Sample(Instruction(i, "f", [{"role": "user", "content": text}], "yes", f"s{i % 2}"), [1] * length, 1)
         for i, (text, length) in enumerate(zip(texts, lengths, strict=True))
     ]
-    return Pool(samples, 0, lambda _: vectors, lambda: jsd, lambda: losses or jsd, lambda: ["seven quiet engineers"] * 3)
+    return Pool(samples, 0, lambda _: vectors, lambda: Lost(jsd, losses or jsd), lambda: ["seven quiet engineers"] * 3)
 
 
 def planted_pool() -> Pool:
