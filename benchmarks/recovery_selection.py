@@ -20,13 +20,14 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from recovery_share import losses, texts
+from torch import Tensor
 
 from compresskit import source
 from compresskit.evaluate.task_files import read_tasks
@@ -87,15 +88,23 @@ class Known:
 
     def of(self, samples: Sequence[Sample], compute: Callable[[list[Sample]], Sequence[Any]]) -> list[Any]:
         """A row for each sample; `compute` is asked for those that are not known, a few of like length at a time."""
-        keys = [digest(tuple(sample.tokens), sample.response_start) for sample in samples]
+        keys = [self.key(sample) for sample in samples]
         missing = [i for i, key in enumerate(keys) if key not in self.rows]
         missing.sort(key=lambda i: -len(samples[i].tokens))
         for start in range(0, len(missing), self.many):
-            part = missing[start : start + self.many]
-            self.rows |= zip((keys[i] for i in part), compute([samples[i] for i in part]), strict=True)
-            torch.save(self.rows, self.file.with_suffix(".partial"))
-            self.file.with_suffix(".partial").replace(self.file)
+            part = [samples[i] for i in missing[start : start + self.many]]
+            self.add(part, compute(part))
         return [self.rows[key] for key in keys]
+
+    def add(self, samples: Sequence[Sample], rows: Iterable[Any]) -> None:
+        """Keep a row for each of the samples."""
+        self.rows |= zip(map(self.key, samples), rows, strict=True)
+        torch.save(self.rows, self.file.with_suffix(".partial"))
+        self.file.with_suffix(".partial").replace(self.file)
+
+    @staticmethod
+    def key(sample: Sample) -> str:
+        return digest(tuple(sample.tokens), sample.response_start)
 
 
 def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
@@ -109,10 +118,16 @@ def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
     degradations, own_states, response_losses = degradation.degradations, embeddings.own_states, passes.response_losses
 
     def known_degradations(original: Walk, walk: Walk, samples: Sequence[Sample], progress: object) -> Any:
-        rows = lost.of(samples, lambda part: list(zip(*degradations(original, walk, part), strict=True)))
-        divergences, losses, found = zip(*rows, strict=True)
-        states.of(samples, lambda part: [lost.of([sample], list)[0][2] for sample in part])
-        return list(divergences), list(losses), torch.stack(found)
+        def measure(part: list[Sample]) -> list[tuple[float, float]]:
+            *each, found = degradations(original, walk, part)
+            states.add(part, found)  # the pass of both models made them
+            return list(zip(*each, strict=True))
+
+        divergences, losses = zip(*lost.of(samples, measure), strict=True)
+        return list(divergences), list(losses), known_states(walk, samples)
+
+    def known_states(walk: Walk, samples: Sequence[Sample], progress: object = None) -> Tensor:
+        return torch.stack(states.of(samples, lambda part: [*own_states(walk, part)]))
 
     def known_losses(walk: Walk, samples: Sequence[Sample]) -> list[tuple[int, float]]:
         def measure(part: list[Sample]) -> list[float]:
@@ -123,14 +138,12 @@ def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
         return list(enumerate(before.of(samples, measure) if walk.model.checkpoint.folder == compressed else measure([*samples])))
 
     degradation.degradations = known_degradations
-    embeddings.own_states = lambda walk, samples, progress: torch.stack(
-        states.of(samples, lambda part: [*own_states(walk, part)])
-    )
+    embeddings.own_states = known_states
     passes.response_losses = known_losses
 
 
 def fixed_pool(data: Path, count: int, folder: Path) -> list[Path]:
-    """Files of `count` samples drawn from those of DATA in proportion, the same for every seed."""
+    """Files of about `count` samples drawn from those of DATA in proportion, the same for every seed; duplicates count too."""
     files = {path.name: path.read_text().splitlines(keepends=True) for path in sorted(data.glob("instructions-*.jsonl"))}
     total = sum(map(len, files.values()))
     folder.mkdir(parents=True, exist_ok=True)

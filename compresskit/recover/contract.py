@@ -65,7 +65,7 @@ class Pool:
     embeddings: Callable[[str], Tensor]
     """(samples, width), by the compressed model itself or by the encoder in this folder."""
     lost: Callable[[], Lost]
-    """By one pass of both models."""
+    """What the compressed model lost on them, by one pass of both models."""
     target: Callable[[], list[str]]
     """Texts of the distribution that is to be recovered."""
 
