@@ -117,7 +117,7 @@ def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
     lost, states, before = (Known(folder / f"{name}-{weights}.pt") for name in ("degradations", "states", "losses"))
     degradations, own_states, response_losses = degradation.degradations, embeddings.own_states, passes.response_losses
 
-    def known_degradations(original: Walk, walk: Walk, samples: Sequence[Sample], progress: object) -> Any:
+    def known_degradations(original: Walk, walk: Walk, samples: Sequence[Sample], progress: object, folder: object) -> Any:
         def measure(part: list[Sample]) -> list[tuple[float, float]]:
             *each, found = degradations(original, walk, part)
             states.add(part, found)  # the pass of both models made them

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compresskit.cache import writable_cache
+from compresskit.checkpoint.folder import write_whole_tensors
 from compresskit.checkpoint.reader import read_json
 from compresskit.checkpoint.stock import step
 from compresskit.errors import NumericalError, RequestError
@@ -72,7 +73,7 @@ def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Te
         batch = batch_size(network.config, shape[1], how.dtype)
         tokens = torch.full(shape, start, dtype=torch.int64)
         sample(network, tokens, batch, torch.Generator().manual_seed(how.seed), how.progress)
-        _store(file, tokens)
+        write_whole_tensors(file, {"tokens": tokens, "sha256": _checksum(tokens)})
     return tokens, description
 
 
@@ -189,12 +190,3 @@ def _cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
 
 def _checksum(tokens: Tensor) -> Tensor:
     return torch.tensor(list(hashlib.sha256(tokens.numpy().tobytes()).digest()), dtype=torch.uint8)
-
-
-def _store(file: Path, tokens: Tensor) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        save_file({"tokens": tokens, "sha256": _checksum(tokens)}, partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,7 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE_MODE = 0o644
 NEW = ".new"
@@ -68,6 +71,20 @@ def write_whole(path: Path, text: str) -> None:
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     temporary.replace(path)
+    sync(path.parent)
+
+
+def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file that is on the disk whole or not at all; of two processes that write it the later one wins."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{NEW}")
+    try:
+        save_file(tensors, temporary)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 

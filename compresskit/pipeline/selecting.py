@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from compresskit import calibration
 from compresskit.checkpoint import folder as folders
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 STATES = "states.safetensors"
 """The compressed model's states of the pool, from the pass that measured what was lost."""
 DEGRADATIONS = "degradations.json"
+PARTS = "lost"
+"""Folder of what was measured so far."""
 
 
 def open_pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
@@ -56,7 +59,7 @@ def _vectors(job: Job, where: Where, bars: ProgressBars, embedder: str) -> torch
             with matrix_products(where[0], job.options.precision):
                 states.append(embeddings.own_states(walk, job.held_back if states else samples, progress))
             found = embeddings.centred(torch.cat(states))
-        _keep(file, {"vectors": found})
+        folders.write_whole_tensors(file, {"vectors": found})
     vectors: torch.Tensor = load_file(file)["vectors"]
     return vectors[: len(job.pool)]
 
@@ -68,9 +71,12 @@ def _degradations(job: Job, where: Where, bars: ProgressBars) -> Lost:
         original, compressed = (open_walk(each, *where, job.options.trust_remote_code) for each in (job.original, job.model))
         progress = lambda done, total: bars("measuring what was lost", done, total)  # noqa: E731
         with matrix_products(where[0], job.options.precision):
-            divergences, losses, states = degradation.degradations(original, compressed, job.pool, progress)
-        _keep(job.workspace / STATES, {"states": states})
+            divergences, losses, states = degradation.degradations(
+                original, compressed, job.pool, progress, job.workspace / PARTS
+            )
+        folders.write_whole_tensors(job.workspace / STATES, {"states": states})
         folders.write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
+        shutil.rmtree(job.workspace / PARTS)
     return Lost(**read_json(file))
 
 
@@ -83,9 +89,3 @@ def _target(job: Job, where: Where, bars: ProgressBars) -> list[str]:
     )  # fmt: skip
     texts: list[str] = open_tokenizer(job.model.checkpoint.folder, options.trust_remote_code).batch_decode(found.tokens)
     return texts
-
-
-def _keep(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(file)

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from compresskit.checkpoint.folder import write_whole_tensors
 from compresskit.errors import NumericalError
 from compresskit.recover.encoding import Sample
 from compresskit.recover.passes import chunks, mean_hidden, predictions, token_losses, walked
@@ -35,9 +38,16 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
 
 
 def degradations(
-    original: Walk, compressed: Walk, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
+    original: Walk,
+    compressed: Walk,
+    samples: Sequence[Sample],
+    progress: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
 ) -> tuple[list[float], list[float], Tensor]:
     """What every sample lost; neither model is ever whole in memory.
+
+    Every chunk of samples is kept in `folder` once it is done, and taken from there if an earlier run with the same models
+    and samples left it.
 
     Returns:
         (divergences by sample, in nats, from 0 to ln 2; by how much their losses grew, in nats a token, below 0 where the
@@ -46,24 +56,41 @@ def degradations(
     Raises:
         NumericalError: a prediction is NaN.
     """
-    divergences, losses = [0.0] * len(samples), [0.0] * len(samples)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    lost = torch.zeros(2, len(samples), dtype=torch.float64)
     states = torch.empty(len(samples), compressed.model.hidden_size)
     done = 0
-    for chunk in chunks(samples, original.model.hidden_size):
-        sums = torch.zeros(2, len(chunk), dtype=torch.float64)
-        members = [samples[i] for i in chunk]
-        both = walked([original, compressed], members)
-        states[chunk] = mean_hidden(both[1], members)
-        for rows in predictions(both, members):
-            before, after = (token_losses(logits, rows.targets) for logits in rows.logits)
-            each = torch.stack([jensen_shannon(*rows.logits), after - before])
-            sums.index_add_(1, rows.owners, each.double().cpu())
-        if not bool(sums.isfinite().all()):
-            raise NumericalError(f"{compressed.model.checkpoint.folder}: its predictions hold NaN; use --dtype float32")
-        for index, divergence, loss in zip(chunk, *sums.tolist(), strict=True):
-            count = max(1, samples[index].response_tokens)
-            divergences[index], losses[index] = divergence / count, loss / count
+    for number, chunk in enumerate(chunks(samples, original.model.hidden_size)):
+        file = folder / f"{number:05}.safetensors" if folder else None
+        lost[:, chunk], states[chunk] = _kept(file, original, compressed, [samples[i] for i in chunk])
         done += len(chunk)
         if progress:
             progress(done, len(samples))
+    divergences, losses = lost.tolist()
     return divergences, losses, states
+
+
+def _kept(file: Path | None, original: Walk, compressed: Walk, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """What `_measured` says, from the file where there is one."""
+    if file and file.is_file():
+        found = load_file(file)
+    else:
+        found = dict(zip(("lost", "states"), _measured(original, compressed, samples), strict=True))
+        if file:
+            write_whole_tensors(file, found)
+    return found["lost"], found["states"]
+
+
+def _measured(original: Walk, compressed: Walk, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """((2, samples) float64, divergence and lost loss of each sample; (samples, hidden) float32, its mean state)."""
+    both = walked([original, compressed], samples)
+    sums = torch.zeros(2, len(samples), dtype=torch.float64)
+    for rows in predictions(both, samples):
+        before, after = (token_losses(logits, rows.targets) for logits in rows.logits)
+        each = torch.stack([jensen_shannon(*rows.logits), after - before])
+        sums.index_add_(1, rows.owners, each.double().cpu())
+    if not bool(sums.isfinite().all()):
+        raise NumericalError(f"{compressed.model.checkpoint.folder}: its predictions hold NaN; use --dtype float32")
+    counts = torch.tensor([max(1, sample.response_tokens) for sample in samples])
+    return sums / counts, mean_hidden(both[1], samples)

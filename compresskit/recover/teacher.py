@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compresskit.checkpoint.folder import sync
+from compresskit.checkpoint.folder import write_whole
+from compresskit.checkpoint.reader import read_json
 from compresskit.recover.encoding import Sample
 from compresskit.recover.passes import FLOAT32_BYTES, chunks, predictions, walked
 from compresskit.walk import Walk
 
 TOP = 64
 """Tokens kept of a position."""
-READY = "teacher.json"
+STATE = "teacher.json"
+"""How many chunks of samples are done."""
 CHUNK_BYTES = 16 << 20
 """Of the float32 logits from which losses and gradients are made at a time: so few are found in memory that was just used."""
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -41,7 +43,7 @@ class Teacher:
         self.offsets = np.concatenate([[0], np.cumsum([length - 1 for length in lengths])])
         self.folder = folder
 
-    def open(self, width: int, mode: Literal["r", "w+"] = "r") -> tuple[np.memmap, np.memmap]:
+    def open(self, width: int, mode: Literal["r", "r+", "w+"] = "r") -> tuple[np.memmap, np.memmap]:
         """(token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
         shape = (int(self.offsets[-1]), width)
         tokens = np.memmap(self.folder / "tokens.i32", np.int32, mode, shape=shape)
@@ -60,29 +62,28 @@ def width_of(vocabulary: int) -> int:
 
 
 def ask(walk: Walk, samples: Sequence[Sample], folder: Path, progress: Callable[[int, int], None] | None = None) -> Teacher:
-    """The teacher of these samples, from the folder where an earlier run left it whole."""
+    """The teacher of these samples; chunks that an earlier run for the same samples left in the folder are not asked again."""
     teacher = Teacher(folder, [len(sample.tokens) for sample in samples])
-    if (folder / READY).is_file():
-        return teacher
     folder.mkdir(parents=True, exist_ok=True)
     width = width_of(int(walk.model.checkpoint.config["vocab_size"]))
-    tokens, values = teacher.open(width, "w+")
+    known = int(read_json(folder / STATE).get("chunks", 0)) if (folder / STATE).is_file() else 0
+    tokens, values = teacher.open(width, "r+" if known else "w+")
     done = 0
-    for chunk in chunks(samples, walk.model.hidden_size):
-        offsets = torch.from_numpy(teacher.offsets[chunk])
-        members = [samples[i] for i in chunk]
-        for rows in predictions(walked([walk], members), members, whole=True):
-            top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
-            places = (offsets[rows.owners] + rows.positions).numpy()
-            tokens[places] = top.indices.int().cpu().numpy()
-            values[places] = top.values.half().cpu().numpy()
+    for number, chunk in enumerate(chunks(samples, walk.model.hidden_size)):
+        if number >= known:
+            offsets = torch.from_numpy(teacher.offsets[chunk])
+            members = [samples[i] for i in chunk]
+            for rows in predictions(walked([walk], members), members, whole=True):
+                top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
+                places = (offsets[rows.owners] + rows.positions).numpy()
+                tokens[places] = top.indices.int().cpu().numpy()
+                values[places] = top.values.half().cpu().numpy()
+            tokens.flush()
+            values.flush()
+            write_whole(folder / STATE, json.dumps({"chunks": number + 1}))
         done += len(chunk)
         if progress:
             progress(done, len(samples))
-    tokens.flush()
-    values.flush()
-    (folder / READY).write_text(json.dumps({"width": width, "positions": int(teacher.offsets[-1])}), encoding="utf-8")
-    sync(folder / READY)
     return teacher
 
 

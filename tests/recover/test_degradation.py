@@ -99,6 +99,57 @@ def test_degradations_are_means_over_response_tokens_and_0_for_equal_models(tiny
         assert equal == pytest.approx([0] * len(samples), abs=1e-7)
 
 
+def killed_after_a_chunk(done: int, total: int) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def chunks_of_two(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]) -> None:
+    """Of the four samples below the longest two come first."""
+    monkeypatch.setattr("compresskit.recover.passes.HIDDEN_BYTES", 65 * 4 * open_model(tiny["llama"]).hidden_size)
+    assert [len(chunk) for chunk in chunks(samples_of(), open_model(tiny["llama"]).hidden_size)] == [2, 2]
+
+
+def asked_of(monkeypatch: pytest.MonkeyPatch, module: str) -> list[int]:
+    """Fills up with the number of samples of every walk that the module makes."""
+    found: list[int] = []
+    monkeypatch.setattr(
+        f"compresskit.recover.{module}.walked", lambda walks, part: found.append(len(part)) or walked(walks, part)
+    )
+    return found
+
+
+@pytest.mark.usefixtures("chunks_of_two")
+def test_what_was_measured_before_a_kill_is_not_measured_again(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, other = samples_of(), make_model(tmp_path / "other", "llama", seed=1)
+    walks = [open_walk(open_model(folder), CPU, torch.float32) for folder in (tiny["llama"], other)]
+    *whole, states = degradations(walks[0], walks[1], samples)
+    with pytest.raises(KeyboardInterrupt):
+        degradations(walks[0], walks[1], samples, killed_after_a_chunk, tmp_path / "lost")
+    asked = asked_of(monkeypatch, "degradation")
+    *found, found_states = degradations(walks[0], walks[1], samples, None, tmp_path / "lost")
+    assert asked == [2]
+    assert found == whole
+    assert torch.equal(found_states, states)
+
+
+@pytest.mark.usefixtures("chunks_of_two")
+def test_the_original_is_not_asked_again_what_it_said_before_a_kill(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk, samples = open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples_of()
+    ask(walk, samples, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        ask(walk, samples, tmp_path / "teacher", killed_after_a_chunk)
+    asked = asked_of(monkeypatch, "teacher")
+    ask(walk, samples, tmp_path / "teacher")
+    assert asked == [2]
+    for file in ("tokens.i32", "log_probabilities.f16"):
+        assert (tmp_path / "teacher" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def test_embeddings_are_means_over_each_samples_own_tokens(tiny: dict[str, Path]) -> None:
     samples = samples_of()
     walk = open_walk(open_model(tiny["llama"]), CPU, torch.float32)
