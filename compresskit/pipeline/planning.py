@@ -172,7 +172,7 @@ def _recover_passes(step: Step, options: RecoverOptions) -> float:
     chosen = float(getattr(step.method, "budget", 1.0)) * pool
     count, windows = chosen + options.self_samples, chosen * length + options.self_samples
     times = options.steps * options.batch_size / max(1.0, count) if options.steps else options.epochs
-    taught = windows if options.loss == "distill" else 0.0
+    taught = min(1.0, times) * windows if options.loss == "distill" else 0.0
     judged = 2 * options.held_back * pool * length
     return selected + PASSES_SAMPLING * options.self_samples + taught + judged + PASSES_FINE_TUNING * times * windows
 

@@ -24,6 +24,7 @@ from compresskit.recover.schedule import (
     ACCELERATOR_MICRO_BATCH_TOKENS,
     MICRO_BATCH_TOKENS,
     loss_curve,
+    order_of,
     rectangles,
     rows,
     steps_of,
@@ -167,9 +168,12 @@ def _own_samples(job: Job, where: Where, bars: ProgressBars) -> list[Sample]:
 
 
 def _teacher(job: Job, samples: list[Sample], where: Where, bars: ProgressBars) -> Teacher:
-    walk = open_walk(job.original, *where, job.options.trust_remote_code)
-    with timed(job.seconds, "teacher"), matrix_products(where[0], job.options.precision):
-        return ask(walk, samples, job.workspace / "teacher", lambda done, total: bars("asking the original", done, total))
+    options = job.options
+    order = order_of(len(samples), options.batch_size, options.epochs, options.steps, options.seed)
+    seen = sorted({i for step in order for i in step})  # fewer than all where --steps or --epochs end before one epoch
+    walk = open_walk(job.original, *where, options.trust_remote_code)
+    with timed(job.seconds, "teacher"), matrix_products(where[0], options.precision):
+        return ask(walk, samples, seen, job.workspace / "teacher", lambda done, total: bars("asking the original", done, total))
 
 
 def held_back_losses(job: Job, model: Model, where: Where) -> dict[str, Any] | None:

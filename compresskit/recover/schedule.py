@@ -47,18 +47,26 @@ def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int 
 
 
 def steps_of(lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int, group: Grouping) -> list[Step]:
-    """Every optimiser step in order: each epoch a new shuffle; the samples of a step in micro-batches by `group`."""
-    wanted = steps or max(1, math.ceil(epochs * len(lengths) / batch_size))
+    """Every optimiser step in order; the samples of a step in micro-batches by `group`."""
+    return [
+        group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths)
+        for chosen in order_of(len(lengths), batch_size, epochs, steps, seed)
+    ]
+
+
+def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int) -> list[list[int]]:
+    """The samples of every optimiser step: each epoch a new shuffle. `steps`: 0 for as many as the epochs take."""
+    wanted = steps or max(1, math.ceil(epochs * samples / batch_size))
     generator = random.Random(seed)  # noqa: S311
     queue: list[int] = []
-    found: list[Step] = []
+    found: list[list[int]] = []
     while len(found) < wanted:
-        if len(queue) < min(batch_size, len(lengths)):
-            order = list(range(len(lengths)))
+        if len(queue) < min(batch_size, samples):
+            order = list(range(samples))
             generator.shuffle(order)
             queue += order
         chosen, queue = queue[:batch_size], queue[batch_size:]
-        found.append(group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths))
+        found.append(chosen)
     return found
 
 

@@ -61,18 +61,28 @@ def width_of(vocabulary: int) -> int:
     return min(TOP, vocabulary - 1)
 
 
-def ask(walk: Walk, samples: Sequence[Sample], folder: Path, progress: Callable[[int, int], None] | None = None) -> Teacher:
-    """The teacher of these samples; chunks that an earlier run for the same samples left in the folder are not asked again."""
+def ask(
+    walk: Walk,
+    samples: Sequence[Sample],
+    asked: Sequence[int],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Teacher:
+    """Ask the model for its predictions; chunks that an earlier run for the same samples left in the folder are not asked again.
+
+    Returns:
+        The teacher of the samples at the positions `asked`; of the others its files have holes, which take no disk.
+    """
     teacher = Teacher(folder, [len(sample.tokens) for sample in samples])
     folder.mkdir(parents=True, exist_ok=True)
     width = width_of(int(walk.model.checkpoint.config["vocab_size"]))
     known = int(read_json(folder / STATE).get("chunks", 0)) if (folder / STATE).is_file() else 0
     tokens, values = teacher.open(width, "r+" if known else "w+")
     done = 0
-    for number, chunk in enumerate(chunks(samples, walk.model.hidden_size)):
+    for number, chunk in enumerate(chunks([samples[i] for i in asked], walk.model.hidden_size)):
         if number >= known:
-            offsets = torch.from_numpy(teacher.offsets[chunk])
-            members = [samples[i] for i in chunk]
+            offsets = torch.from_numpy(teacher.offsets[[asked[i] for i in chunk]])
+            members = [samples[asked[i]] for i in chunk]
             for rows in predictions(walked([walk], members), members, whole=True):
                 top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
                 places = (offsets[rows.owners] + rows.positions).numpy()
@@ -83,7 +93,7 @@ def ask(walk: Walk, samples: Sequence[Sample], folder: Path, progress: Callable[
             write_whole(folder / STATE, json.dumps({"chunks": number + 1}))
         done += len(chunk)
         if progress:
-            progress(done, len(samples))
+            progress(done, len(asked))
     return teacher
 
 

@@ -29,10 +29,12 @@ from compresskit.pipeline.quantization import quantize
 from compresskit.pipeline.recovery import recover
 from compresskit.quantize.rtn import RTN
 from compresskit.recover.contract import RecoverOptions, SelectionMethod
+from compresskit.recover.encoding import Sample
 from compresskit.recover.full import Full
 from compresskit.recover.paser import Paser
 from compresskit.recover.random import Random
 from compresskit.stages import Options
+from compresskit.walk import Walk
 
 pytest.importorskip("scipy")
 SMALL: dict[str, Any] = {"sequence_length": 256, "batch_size": 4, "held_back": 0.1, "rank": 4}
@@ -139,6 +141,31 @@ def test_a_distillation_learns_the_data_as_far_as_it_is_mixed_in(
         losses.append(result["held_back_after"]["loss"])
     # The original has random weights: its predictions say little of the responses.
     assert max(losses[1:]) < losses[0] - 0.1
+
+
+def test_the_original_is_asked_only_what_the_steps_see(
+    tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compresskit.recover import teacher
+
+    request = options(tiny["llama"], data, steps=2, loss="distill")
+    asked: list[int] = []
+
+    def of_these(walk: Walk, samples: list[Sample], seen: list[int], *rest: Any) -> teacher.Teacher:
+        asked.extend(seen)
+        return teacher.ask(walk, samples, seen, *rest)
+
+    monkeypatch.setattr("compresskit.pipeline.training.ask", of_these)
+    some = recover(Full(), str(damaged), tmp_path / "some", request)
+    assert len(asked) == len(set(asked)) == 2 * SMALL["batch_size"] < some["selected"]
+
+    monkeypatch.setattr(
+        "compresskit.pipeline.training.ask",
+        lambda walk, samples, seen, *rest: teacher.ask(walk, samples, range(len(samples)), *rest),
+    )
+    recover(Full(), str(damaged), tmp_path / "all", request)
+    few, all_ = (json.loads((tmp_path / name / "recover.json").read_text())["losses"] for name in ("some", "all"))
+    assert few == pytest.approx(all_, abs=1e-4)  # stored in float16, of micro-batches that are padded otherwise
 
 
 def test_texts_of_the_original_itself_have_no_hard_targets(

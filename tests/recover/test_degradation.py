@@ -140,11 +140,11 @@ def test_the_original_is_not_asked_again_what_it_said_before_a_kill(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walk, samples = open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples_of()
-    ask(walk, samples, tmp_path / "whole")
+    ask(walk, samples, range(4), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        ask(walk, samples, tmp_path / "teacher", killed_after_a_chunk)
+        ask(walk, samples, range(4), tmp_path / "teacher", killed_after_a_chunk)
     asked = asked_of(monkeypatch, "teacher")
-    ask(walk, samples, tmp_path / "teacher")
+    ask(walk, samples, range(4), tmp_path / "teacher")
     assert asked == [2]
     for file in ("tokens.i32", "log_probabilities.f16"):
         assert (tmp_path / "teacher" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -176,7 +176,7 @@ def test_chunks_hold_every_sample_once_longest_first() -> None:
 def test_the_teacher_keeps_the_originals_top_tokens_of_every_position(tiny: dict[str, Path], tmp_path: Path) -> None:
     samples = samples_of()
     width = width_of(259)
-    teacher = ask(open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples, tmp_path / "teacher")
+    teacher = ask(open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples, range(4), tmp_path / "teacher")
     for index, sample in enumerate(samples):
         tokens, values = teacher.read(index, width)
         expected = stock_logits(tiny["llama"], torch.tensor([sample.tokens]))[0, :-1].log_softmax(-1)
@@ -254,7 +254,7 @@ def test_hard_targets_are_mixed_in_at_every_token_of_the_samples_that_have_a_wei
     tiny: dict[str, Path], tmp_path: Path, packed: bool
 ) -> None:
     samples, width = samples_of(), width_of(259)
-    teacher = ask(open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples, tmp_path / "teacher")
+    teacher = ask(open_walk(open_model(tiny["llama"]), CPU, torch.float32), samples, range(4), tmp_path / "teacher")
     weights = [0.5, 0.0, 1.0, 0.25]
     # Two micro-batches of two samples each: weights go with the samples, not with their places.
     steps = [[(3, 0), (1, 2)]]
