@@ -48,14 +48,13 @@ ABLATION: dict[str, dict[str, Any]] = {
     "no clusters": {"cluster_by": "none"},
     "k-means for the diffusion map": {"cluster_by": "kmeans"},
     "budget by size": {"share_by": "size"},
-    "divergence alone": {"pick_by": "lost"},
+    "budget by mean": {"share_by": "degradation"},
+    "most efficient": {"pick_by": "efficiency"},
+    "most lost": {"pick_by": "lost"},
     "random within clusters": {"pick_by": "random"},
     "no consistency": {"consistency": False},
-    "budget by total": {"share_by": "total"},
-    "drawn": {"pick_by": "drawn"},
-    "budget by total, drawn": {"share_by": "total", "pick_by": "drawn"},
-    "lost loss": {"lost_by": "loss"},
-    "lost loss, by total, drawn": {"lost_by": "loss", "share_by": "total", "pick_by": "drawn"},
+    "divergence": {"lost_by": "divergence"},
+    "the paper's": {"lost_by": "divergence", "share_by": "degradation", "pick_by": "efficiency"},
 }
 
 

@@ -18,17 +18,27 @@ non-negative parts, which needs W as a whole.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compresskit.errors import NumericalError
+
 NEIGHBOURS_BYTES = 1 << 26
 """Bound on the block of distances that exists at a time (64 MiB)."""
 FLOAT32_BYTES = 4
+DENSE_SAMPLES = 1000
+"""Samples up to which all eigenpairs are computed, in less than a second: a small graph of many equal vectors has few
+eigenvalues, which the sparse solver does not bear."""
 STARTS = 4
 """Runs of k-means, of which the best counts."""
 MOST_ROUNDS = 100
+LANCZOS_WIDTHS = (2, 4, 8)
+"""Vectors that are kept, by the eigenvalues that are looked for, tried in turn."""
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -61,7 +71,6 @@ def diffusion_map(points: Tensor, neighbours: int, most: int, seed: int) -> tupl
         (values (c,) falling, vectors (samples, c)) float64, c = min(most, samples - 1).
     """
     from scipy import sparse
-    from scipy.sparse.linalg import eigsh
 
     total = len(points)
     count = min(neighbours, total - 1)
@@ -74,17 +83,43 @@ def diffusion_map(points: Tensor, neighbours: int, most: int, seed: int) -> tupl
     scale = sparse.diags(1 / np.sqrt(np.maximum(np.asarray(affinity.sum(axis=1)).ravel(), np.finfo(np.float64).tiny)))
     operator = scale @ affinity @ scale
     wanted = min(most, total - 1)
-    # The start vector is drawn: a constant one could be orthogonal to what is looked for.
-    start = np.random.default_rng(seed).random(total)
-    values, vectors = eigsh(operator, k=wanted, which="LA", v0=start) if wanted < total - 1 else _dense(operator, wanted)
+    values, vectors = _sparse(operator, wanted, seed) if total > max(DENSE_SAMPLES, wanted + 1) else _dense(operator, wanted)
     order = np.argsort(-values)
     return values[order], vectors[:, order]
 
 
-def _dense(operator: object, wanted: int) -> tuple[Floats, Floats]:
-    """All eigenpairs of a handful of samples, for which the sparse solver has no room."""
-    values, vectors = np.linalg.eigh(operator.toarray())  # type: ignore[attr-defined]
+def _dense(operator: Any, wanted: int) -> tuple[Floats, Floats]:
+    """The `wanted` largest eigenvalues and their vectors, of all."""
+    values, vectors = np.linalg.eigh(operator.toarray())
     return values[-wanted:], vectors[:, -wanted:]
+
+
+def _sparse(operator: Any, wanted: int, seed: int) -> tuple[Floats, Floats]:
+    """The same by Lanczos' method.
+
+    Returns:
+        (values (wanted,), vectors (samples, wanted)).
+
+    Raises:
+        NumericalError: it finds none, because too many samples have equal vectors.
+    """
+    from scipy.sparse.linalg import ArpackError, eigsh
+
+    # The start vector is drawn: a constant one could be orthogonal to what is looked for.
+    start = np.random.default_rng(seed).random(operator.shape[0])
+    # From scipy 1.17 on, vectors are drawn later on too, by another generator each time if none is given.
+    drawing = {"rng": np.random.default_rng(seed)} if "rng" in inspect.signature(eigsh).parameters else {}
+    for width in LANCZOS_WIDTHS:
+        try:
+            values, vectors = eigsh(
+                operator, k=wanted, which="LA", v0=start, ncv=min(operator.shape[0], width * wanted + 1), **drawing
+            )
+        except ArpackError:
+            continue
+        return values, vectors
+    raise NumericalError(
+        "recover paser: the neighbour graph has no clear eigenvectors, many samples are alike; give --cluster-by kmeans"
+    )
 
 
 def eigengap(values: Floats) -> int:

@@ -13,11 +13,15 @@ CDS_k   degradation of a cluster          (clusters,)  degradations
 n_k     samples of a cluster              (clusters,)  counts
 IES     efficiency score                  (samples,)   scores
 
-Differs from the paper: clusters by a sparse neighbour graph (clustering.py); a cluster whose consistent samples run out
-is filled up with the skipped ones of fewest conflicts, so that n_k stays exact. Each of the five parts can be switched
-off alone by its setting. Not the paper's, and off by default: `lost_by: loss` (in place of JSD_i by how much the response's loss
-grew, at least 0), `share_by: total` (n_k by the cluster's size times CDS_k), `pick_by: drawn` (a draw in proportion to IES in
-place of its largest values).
+Differs from the paper, by default, in three choices that left less of the loss (docs/recover.md, Which selection):
+
+    lost_i: by how much the loss of the response grew, at least 0, in place of JSD_i        --lost-by divergence
+    n_k by size_k CDS_k: a mean gives a cluster of 40 samples as much as one of 800         --share-by degradation
+    taken: a draw in proportion to lost_i, not the largest IES, all short and all alike     --pick-by efficiency
+
+With these three options it is the paper's, but for the clusters, which a sparse neighbour graph finds (clustering.py), and for a
+cluster whose consistent samples run out: it is filled up with the skipped ones of fewest conflicts, so that n_k stays exact. Each
+of the five parts can be switched off alone by its setting.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ def efficiency(lost: float, tokens: int) -> float:
 
 REASONS = {
     "efficiency": "best score of its cluster",
-    "drawn": "drawn from its cluster by its score",
+    "drawn": "drawn from its cluster by what was lost",
     "lost": "most lost of its cluster",
     "random": "drawn from its cluster",
 }
@@ -65,14 +69,14 @@ class Paser(BudgetMethod):
     """Neighbours of a sample in the graph."""
     embedder: str = ""
     """Folder of an encoder; left out, the compressed model's own hidden states."""
-    lost_by: Literal["divergence", "loss"] = "divergence"
-    """What says how much was lost on a sample: its predictions' divergence, or the growth of its response's loss."""
+    lost_by: Literal["loss", "divergence"] = "loss"
+    """What says how much was lost on a sample: the growth of its response's loss, or its predictions' divergence."""
     cluster_by: Literal["diffusion", "kmeans", "none"] = "diffusion"
     """How samples are grouped; none makes one cluster."""
-    share_by: Literal["degradation", "total", "size"] = "degradation"
-    """What deals the budget to clusters: mean degradation, its sum over the cluster, or the number of samples."""
-    pick_by: Literal["efficiency", "drawn", "lost", "random"] = "efficiency"
-    """Which samples of a cluster come first; drawn: by chance, in proportion to their efficiency."""
+    share_by: Literal["total", "degradation", "size"] = "total"
+    """What deals the budget to clusters: what they lost in all, what they lost in the mean, or the number of samples."""
+    pick_by: Literal["drawn", "efficiency", "lost", "random"] = "drawn"
+    """Which samples of a cluster come first; drawn: by chance, in proportion to what they lost."""
     consistency: bool = True
     """Skip samples that pair known concepts never seen together."""
 
@@ -126,22 +130,22 @@ class Paser(BudgetMethod):
         generator = random.Random(seed)  # noqa: S311
         return {
             "efficiency": lambda: [*scores],
-            "drawn": lambda: [_drawn(score, generator) for score in scores],
+            "drawn": lambda: [_drawn(each, generator) for each in lost],
             "lost": lambda: [*lost],
             "random": lambda: [generator.random() for _ in scores],
         }[self.pick_by]()
 
 
-def _drawn(score: float, generator: random.Random) -> float:
-    """A sample's key; the largest of all keys are a draw without replacement in proportion to the scores.
+def _drawn(weight: float, generator: random.Random) -> float:
+    """A sample's key; the largest of all keys are a draw without replacement in proportion to the weights.
 
     Source: Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006, algorithm A.
 
     Returns:
-        log u^(1 / score) for a uniform u, at most 0; a score of 0 comes last.
+        log u^(1 / weight) for a uniform u, at most 0; a weight of 0 comes last.
     """
     chance = 1 - generator.random()  # (0, 1]: its logarithm is finite
-    return math.log(chance) / score if score > 0 else -math.inf
+    return math.log(chance) / weight if weight > 0 else -math.inf
 
 
 def _take(
