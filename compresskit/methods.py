@@ -133,7 +133,7 @@ METHODS: dict[str, dict[str, Entry]] = {
         "paser": Entry(
             "compresskit.recover.paser:Paser",
             "arXiv 2502.12594",
-            "What the compressed model lost, per cost (recommended).",
+            "By what the compressed model lost, drawn in proportion (recommended).",
         ),
         "random": Entry("compresskit.recover.random:Random", "", "Samples drawn by chance: the floor to compare with."),
         "full": Entry("compresskit.recover.full:Full", "", "All samples."),

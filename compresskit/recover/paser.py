@@ -59,7 +59,7 @@ REASONS = {
 
 
 class Paser(BudgetMethod):
-    """Clusters, their degradation, an exact budget, efficiency, consistency."""
+    """Clusters, what they lost, an exact budget, a draw in proportion, consistency."""
 
     clusters: Annotated[int, Field(ge=0)] = 0
     """Number of clusters; 0 finds it by the eigengap."""
