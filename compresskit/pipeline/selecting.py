@@ -76,7 +76,7 @@ def _degradations(job: Job, where: Where, bars: ProgressBars) -> Lost:
             )
         folders.write_whole_tensors(job.workspace / STATES, {"states": states})
         folders.write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
-        shutil.rmtree(job.workspace / PARTS)
+        shutil.rmtree(job.workspace / PARTS, ignore_errors=True)
     return Lost(**read_json(file))
 
 
