@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit.errors import CheckpointError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -75,7 +77,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file that is on the disk whole or not at all; of two processes that write it the later one wins."""
+    """A safetensors file that is on the disk whole or not at all; of two processes that write it the later one wins.
+
+    Raises:
+        CheckpointError: the disk does not take it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = path.with_name(f"{path.name}.{os.getpid()}{NEW}")
@@ -83,6 +90,8 @@ def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, temporary)
         sync(temporary)
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error}); free some space") from error
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)

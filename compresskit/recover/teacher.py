@@ -8,7 +8,10 @@ The data's own next tokens can be mixed into them: soft and hard targets as in a
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from compresskit.checkpoint.folder import write_whole
 from compresskit.checkpoint.reader import read_json
+from compresskit.errors import CheckpointError
 from compresskit.recover.encoding import Sample
 from compresskit.recover.passes import FLOAT32_BYTES, chunks, predictions, walked
 from compresskit.walk import Walk
@@ -39,21 +43,41 @@ class Teacher:
     """Top tokens by sample: memory-mapped, so that they take no memory."""
 
     def __init__(self, folder: Path, lengths: Sequence[int]):
-        """`lengths`: tokens of every sample; position t predicts token t + 1."""
+        """`lengths`: tokens of every sample, 1 where nothing is asked of it; position t predicts token t + 1."""
         self.offsets = np.concatenate([[0], np.cumsum([length - 1 for length in lengths])])
         self.folder = folder
 
     def open(self, width: int, mode: Literal["r", "r+", "w+"] = "r") -> tuple[np.memmap, np.memmap]:
         """(token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
         shape = (int(self.offsets[-1]), width)
-        tokens = np.memmap(self.folder / "tokens.i32", np.int32, mode, shape=shape)
-        return tokens, np.memmap(self.folder / "log_probabilities.f16", np.float16, mode, shape=shape)
+        files = {self.folder / "tokens.i32": np.int32, self.folder / "log_probabilities.f16": np.float16}
+        if mode == "w+":
+            for file, kind in files.items():
+                _reserve(file, math.prod(shape) * np.dtype(kind).itemsize)
+            mode = "r+"
+        tokens, values = (np.memmap(file, kind, mode, shape=shape) for file, kind in files.items())
+        return tokens, values
 
     def read(self, sample: int, width: int) -> tuple[Tensor, Tensor]:
         """(token numbers (length - 1, width) int64, log-probabilities float32) of one sample."""
         tokens, values = self.open(width)
         part = slice(int(self.offsets[sample]), int(self.offsets[sample + 1]))
         return torch.from_numpy(tokens[part].astype(np.int64)), torch.from_numpy(values[part].astype(np.float32))
+
+
+def _reserve(file: Path, size: int) -> None:
+    """An empty file of this size, for which the disk has room: a mapped one that runs out of it ends the process."""
+    with file.open("wb") as opened:
+        try:
+            opened.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot say
+                return
+            raise CheckpointError(
+                f"{file}: no room for the original's predictions, {size / 1e9:.1f} GB ({error.strerror}); free some space"
+            ) from error
 
 
 def width_of(vocabulary: int) -> int:
@@ -71,9 +95,10 @@ def ask(
     """Ask the model for its predictions; chunks that an earlier run for the same samples left in the folder are not asked again.
 
     Returns:
-        The teacher of the samples at the positions `asked`; of the others its files have holes, which take no disk.
+        The teacher of the samples at the positions `asked`; of the others it has nothing.
     """
-    teacher = Teacher(folder, [len(sample.tokens) for sample in samples])
+    among = set(asked)
+    teacher = Teacher(folder, [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)])
     folder.mkdir(parents=True, exist_ok=True)
     width = width_of(int(walk.model.checkpoint.config["vocab_size"]))
     known = int(read_json(folder / STATE).get("chunks", 0)) if (folder / STATE).is_file() else 0

@@ -7,22 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_files import small_files
 
 from compresskit.checkpoint.folder import write_whole_tensors
+from compresskit.errors import CheckpointError
 
 
-def test_a_tensor_file_that_could_not_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_file_that_the_disk_does_not_take_stays_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "states.safetensors"
     write_whole_tensors(file, {"states": torch.arange(6.0)})
-
-    def disk_full(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole_tensors(file, {"states": torch.zeros(6)})
-    monkeypatch.undo()
+    with small_files(1000), pytest.raises(CheckpointError, match=f"{file}: cannot be written .*; free some space"):
+        write_whole_tensors(file, {"states": torch.zeros(6000)})
     assert torch.equal(load_file(file)["states"], torch.arange(6.0))
     assert list(tmp_path.iterdir()) == [file]
     write_whole_tensors(file, {"states": torch.zeros(6)})

@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from small_files import small_files
 from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
+from compresskit.errors import CheckpointError
 from compresskit.opening import open_model
 from compresskit.recover.course import Course, collate
 from compresskit.recover.degradation import degradations, jensen_shannon
@@ -148,6 +150,18 @@ def test_the_original_is_not_asked_again_what_it_said_before_a_kill(
     assert asked == [2]
     for file in ("tokens.i32", "log_probabilities.f16"):
         assert (tmp_path / "teacher" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_disk_without_room_for_the_predictions_is_said_before_the_original_is_asked(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asked_of(monkeypatch, "teacher")
+    walk = open_walk(open_model(tiny["llama"]), CPU, torch.float32)
+    with small_files(1000), pytest.raises(CheckpointError, match=r"tokens\.i32: no room .*; free some space"):
+        ask(walk, samples_of(), range(4), tmp_path / "teacher")
+    assert not asked
+    ask(walk, samples_of(), range(4), tmp_path / "teacher")
+    assert sum(asked) == 4
 
 
 def test_embeddings_are_means_over_each_samples_own_tokens(tiny: dict[str, Path]) -> None:
