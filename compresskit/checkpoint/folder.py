@@ -67,13 +67,23 @@ def whole_folder(out: Path) -> Iterator[Path]:
     commit_folder(out)
 
 
+@contextmanager
+def _replacing(path: Path, temporary: Path) -> Iterator[None]:
+    """What is written to the temporary file takes the place of `path` at the end; it goes where anything was raised."""
+    try:
+        yield
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def write_whole(path: Path, text: str) -> None:
     """A text file that is either as it was or as it shall be."""
     temporary = path.with_name(path.name + NEW)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    with _replacing(path, temporary):
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -87,14 +97,10 @@ def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
     temporary = path.with_name(f"{path.name}.{os.getpid()}{NEW}")
     try:
-        save_file(tensors, temporary)
-        sync(temporary)
-        temporary.replace(path)
+        with _replacing(path, temporary):
+            save_file(tensors, temporary)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); free some space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:

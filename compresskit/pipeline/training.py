@@ -64,11 +64,13 @@ def fine_tune(job: Job, selection: Selection, where: Where, bars: ProgressBars) 
     samples = [job.pool[choice.sample] for choice in selection.choices]
     own = _own_samples(job, where, bars)
     samples += own
-    teacher = _teacher(job, samples, where, bars) if job.options.loss == "distill" else None
+    options = job.options
+    order = order_of(len(samples), options.batch_size, options.epochs, options.steps, options.seed)
+    teacher = _teacher(job, samples, order, where, bars) if options.loss == "distill" else None
     network = _network(job, where)
-    course = _course(job, network, samples, len(selection.choices), teacher)
+    course = _course(job, network, samples, order, len(selection.choices), teacher)
     progress = lambda done, total, _: bars("training", done, total)  # noqa: E731
-    train = _train_weights if job.options.update == "full" else _train_pairs
+    train = _train_weights if options.update == "full" else _train_pairs
     with timed(job.seconds, "training"):
         trained, history = train(job, network, course, where[0], progress)
     facts = {
@@ -93,7 +95,9 @@ def _network(job: Job, where: Where) -> PreTrainedModel:
     return whole_network(model, where[0], dtype, job.options.trust_remote_code, job.options.gradient_checkpointing)
 
 
-def _course(job: Job, network: PreTrainedModel, samples: list[Sample], chosen: int, teacher: Teacher | None) -> Course:
+def _course(
+    job: Job, network: PreTrainedModel, samples: list[Sample], order: list[list[int]], chosen: int, teacher: Teacher | None
+) -> Course:
     """What is learned, in which order; the first `chosen` samples are the selection. The network packs texts from here on."""
     from compresskit.recover.course import Course
     from compresskit.recover.packing import pack
@@ -103,7 +107,7 @@ def _course(job: Job, network: PreTrainedModel, samples: list[Sample], chosen: i
     packed = on_cpu and pack(network, max(lengths))  # many small attentions would keep an accelerator waiting
     most = MICRO_BATCH_TOKENS if on_cpu else ACCELERATOR_MICRO_BATCH_TOKENS
     group = partial(rows if packed else rectangles, most_tokens=most)
-    steps = steps_of(lengths, options.batch_size, options.epochs, options.steps, options.seed, group)
+    steps = steps_of(lengths, order, group)
     rate = options.learning_rate or DEFAULT_LEARNING_RATES[options.update]
     width = width_of(int(job.model.checkpoint.config["vocab_size"]))
     # The original's predictions say at the prompt's tokens as much as at the response's.
@@ -167,12 +171,10 @@ def _own_samples(job: Job, where: Where, bars: ProgressBars) -> list[Sample]:
     return [Sample(Instruction(i, "self", [], "", "self"), row, 1) for i, row in enumerate(rows)]
 
 
-def _teacher(job: Job, samples: list[Sample], where: Where, bars: ProgressBars) -> Teacher:
-    options = job.options
-    order = order_of(len(samples), options.batch_size, options.epochs, options.steps, options.seed)
+def _teacher(job: Job, samples: list[Sample], order: list[list[int]], where: Where, bars: ProgressBars) -> Teacher:
     seen = sorted({i for step in order for i in step})  # fewer than all where --steps or --epochs end before one epoch
-    walk = open_walk(job.original, *where, options.trust_remote_code)
-    with timed(job.seconds, "teacher"), matrix_products(where[0], options.precision):
+    walk = open_walk(job.original, *where, job.options.trust_remote_code)
+    with timed(job.seconds, "teacher"), matrix_products(where[0], job.options.precision):
         return ask(walk, samples, seen, job.workspace / "teacher", lambda done, total: bars("asking the original", done, total))
 
 

@@ -46,14 +46,6 @@ def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int 
     return [row for row in step if row]
 
 
-def steps_of(lengths: Sequence[int], batch_size: int, epochs: float, steps: int, seed: int, group: Grouping) -> list[Step]:
-    """Every optimiser step in order; the samples of a step in micro-batches by `group`."""
-    return [
-        group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths)
-        for chosen in order_of(len(lengths), batch_size, epochs, steps, seed)
-    ]
-
-
 def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int) -> list[list[int]]:
     """The samples of every optimiser step: each epoch a new shuffle. `steps`: 0 for as many as the epochs take."""
     wanted = steps or max(1, math.ceil(epochs * samples / batch_size))
@@ -68,6 +60,11 @@ def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int
         chosen, queue = queue[:batch_size], queue[batch_size:]
         found.append(chosen)
     return found
+
+
+def steps_of(lengths: Sequence[int], order: Sequence[Sequence[int]], group: Grouping) -> list[Step]:
+    """The steps of `order_of`, the samples of each in micro-batches by `group`."""
+    return [group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths) for chosen in order]
 
 
 def loss_curve(losses: Sequence[float]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from compresskit.walk import Walk
 
 TOP = 64
 """Tokens kept of a position."""
+FILES = {"tokens.i32": np.int32, "log_probabilities.f16": np.float16}
 STATE = "teacher.json"
 """How many chunks of samples are done."""
 CHUNK_BYTES = 16 << 20
@@ -47,15 +47,19 @@ class Teacher:
         self.offsets = np.concatenate([[0], np.cumsum([length - 1 for length in lengths])])
         self.folder = folder
 
-    def open(self, width: int, mode: Literal["r", "r+", "w+"] = "r") -> tuple[np.memmap, np.memmap]:
+    def reserve(self, width: int) -> None:
+        """Make the files of `open`, with room on the disk for all of them.
+
+        Raises:
+            CheckpointError: the disk has none.
+        """
+        for name, kind in FILES.items():
+            _reserve(self.folder / name, int(self.offsets[-1]) * width * np.dtype(kind).itemsize)
+
+    def open(self, width: int, mode: Literal["r", "r+"] = "r") -> tuple[np.memmap, np.memmap]:
         """(token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
         shape = (int(self.offsets[-1]), width)
-        files = {self.folder / "tokens.i32": np.int32, self.folder / "log_probabilities.f16": np.float16}
-        if mode == "w+":
-            for file, kind in files.items():
-                _reserve(file, math.prod(shape) * np.dtype(kind).itemsize)
-            mode = "r+"
-        tokens, values = (np.memmap(file, kind, mode, shape=shape) for file, kind in files.items())
+        tokens, values = (np.memmap(self.folder / name, kind, mode, shape=shape) for name, kind in FILES.items())
         return tokens, values
 
     def read(self, sample: int, width: int) -> tuple[Tensor, Tensor]:
@@ -102,24 +106,30 @@ def ask(
     folder.mkdir(parents=True, exist_ok=True)
     width = width_of(int(walk.model.checkpoint.config["vocab_size"]))
     known = int(read_json(folder / STATE).get("chunks", 0)) if (folder / STATE).is_file() else 0
-    tokens, values = teacher.open(width, "r+" if known else "w+")
+    if not known:
+        teacher.reserve(width)
     done = 0
     for number, chunk in enumerate(chunks([samples[i] for i in asked], walk.model.hidden_size)):
         if number >= known:
-            offsets = torch.from_numpy(teacher.offsets[[asked[i] for i in chunk]])
-            members = [samples[asked[i]] for i in chunk]
-            for rows in predictions(walked([walk], members), members, whole=True):
-                top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
-                places = (offsets[rows.owners] + rows.positions).numpy()
-                tokens[places] = top.indices.int().cpu().numpy()
-                values[places] = top.values.half().cpu().numpy()
-            tokens.flush()
-            values.flush()
+            _write(teacher, walk, samples, [asked[i] for i in chunk], width)
             write_whole(folder / STATE, json.dumps({"chunks": number + 1}))
         done += len(chunk)
         if progress:
             progress(done, len(asked))
     return teacher
+
+
+def _write(teacher: Teacher, walk: Walk, samples: Sequence[Sample], chunk: Sequence[int], width: int) -> None:
+    """Ask for the samples at these positions and put what is said on the disk."""
+    offsets, members = torch.from_numpy(teacher.offsets[chunk]), [samples[i] for i in chunk]
+    tokens, values = teacher.open(width, "r+")
+    for rows in predictions(walked([walk], members), members, whole=True):
+        top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
+        places = (offsets[rows.owners] + rows.positions).numpy()
+        tokens[places] = top.indices.int().cpu().numpy()
+        values[places] = top.values.half().cpu().numpy()
+    tokens.flush()
+    values.flush()
 
 
 def with_hard_targets(tokens: Tensor, log_probabilities: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -198,7 +198,7 @@ def test_gates_decide_the_exit_code_and_ci_reads_them(
     assert '<td style="text-align:right">MISSED</td>' in html
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_with_the_same_bytes_and_redoes_nothing(
     kills: int, text_file: Path, tmp_path: Path
 ) -> None:

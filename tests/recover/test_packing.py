@@ -18,7 +18,7 @@ from compresskit.recover.course import Course, collate
 from compresskit.recover.encoding import Sample
 from compresskit.recover.finetune import whole_network
 from compresskit.recover.instructions import Instruction
-from compresskit.recover.schedule import rectangles, rows, steps_of
+from compresskit.recover.schedule import order_of, rectangles, rows, steps_of
 
 LENGTHS = (9, 1, 30, 14)
 PADDED = {"mistral", "gemma2", "gemma3_text"}
@@ -90,7 +90,7 @@ def test_a_row_says_where_each_text_begins_and_learns_the_same_tokens_as_a_recta
     samples = [Sample(Instruction(i, "file", [], "", ""), part, 3) for i, part in enumerate(parts)]
     learned = {}
     for packed, group in ((True, rows), (False, rectangles)):
-        steps = steps_of([len(part) for part in parts], len(parts), 1.0, 1, 0, group)
+        steps = steps_of([len(part) for part in parts], order_of(len(parts), len(parts), 1.0, 1, 0), group)
         course = Course(samples, [False, True, False], steps, None, 0, [0.0] * 3, 1e-3, 0, 20, "float32", packed)
         (batch,) = collate(course, 0)
         assert torch.equal(batch["targets"], batch["tokens"][batch["rows"], batch["kept"][batch["columns"]] + 1])

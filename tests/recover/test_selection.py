@@ -28,7 +28,7 @@ from compresskit.recover.held_back import hold_back
 from compresskit.recover.instructions import Instruction
 from compresskit.recover.paser import Paser, efficiency
 from compresskit.recover.ranks import block_ranks, known_importances
-from compresskit.recover.schedule import loss_curve, rectangles, rows, steps_of
+from compresskit.recover.schedule import loss_curve, order_of, rectangles, rows, steps_of
 from compresskit.recover.zip_fit import alignments
 
 CLUSTERS = 3
@@ -265,8 +265,9 @@ def test_importances_come_from_the_pruning_in_the_chain_of_manifests() -> None:
 def test_a_course_shows_every_sample_before_any_twice_in_bounded_micro_batches(
     lengths: list[int], batch: int, steps: int, most: int
 ) -> None:
-    padded = steps_of(lengths, batch, 1.0, steps, 0, partial(rectangles, most_tokens=most))
-    packed = steps_of(lengths, batch, 1.0, steps, 0, partial(rows, most_tokens=most))
+    order = order_of(len(lengths), batch, 1.0, steps, 0)
+    padded = steps_of(lengths, order, partial(rectangles, most_tokens=most))
+    packed = steps_of(lengths, order, partial(rows, most_tokens=most))
     assert len(padded) == len(packed) == steps
     seen = [i for step in padded for micro in step for i in micro]
     counts = np.bincount(seen, minlength=len(lengths))
