@@ -9,10 +9,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,12 +18,13 @@ import pytest
 from checkpoint_damage import edit_tensors
 from markdown_it import MarkdownIt
 from tiny_models import make_model
+from warm_processes import start
 
 from compresskit.checkpoint.reader import sha256
 from compresskit.cli import main
 from compresskit.errors import RequestError
 from compresskit.pipeline import running, verdict
-from compresskit.pipeline.running import Wanted, run
+from compresskit.pipeline.running import REPORT, Wanted, run
 from compresskit.recipe.reading import load
 
 TEXT = """
@@ -198,28 +197,35 @@ def test_gates_decide_the_exit_code_and_ci_reads_them(
     assert '<td style="text-align:right">MISSED</td>' in html
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_any_moment_ends_with_the_same_bytes_and_redoes_nothing(
-    kills: int, text_file: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_at_any_moment_ends_with_the_same_bytes_and_redoes_nothing(text_file: Path, tmp_path: Path) -> None:
+    """Twenty kills, each of a run at work: one that ends before its moment is compared, and the next begins anew."""
     source = make_model(tmp_path / "deep", "llama", num_hidden_layers=6, hidden_size=64, intermediate_size=256)
-    path = tmp_path / "recipe.yaml"
+    path, log = tmp_path / "recipe.yaml", tmp_path / "log"
     path.write_text(TEXT.format(source=source, text=text_file, rank=2).replace("samples: 8", "samples: 32"))
-    command = [sys.executable, "-m", "compresskit", "run", str(path)]
-    started = time.monotonic()
-    whole = subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, text=True, check=False)
-    assert whole.returncode == 0, whole.stderr
-    seconds = time.monotonic() - started
+
+    def going(out: str) -> ForkServerProcess:
+        return start(["run", str(path), str(tmp_path / out)], log)
+
+    going("whole").join()
+    expected = weights(tmp_path / "whole")
+    assert len(expected) == 3, log.read_text()
+    begun, ended = ((tmp_path / "whole" / name).stat().st_mtime for name in ("recipe.yaml", REPORT))
     moments = random.Random(0)
-    done: set[str] = set()
-    for _ in range(kills):
-        with subprocess.Popen([*command, str(tmp_path / "out")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-            time.sleep(seconds * moments.uniform(0.3, 0.95))
-            process.send_signal(signal.SIGKILL)
+    done: dict[str, dict[str, object]] = {}
+    killed = 0
+    while killed < 20 or not (tmp_path / "out" / REPORT).exists():
+        if (tmp_path / "out" / REPORT).exists():
+            shutil.rmtree(tmp_path / "out")
+            done = {}
+        process = going("out")
+        process.join((ended - begun) * moments.uniform(0, 0.6) if killed < 20 else None)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
         state = tmp_path / "out" / "run.json"
-        if state.exists():
-            done |= {name for name, step in json.loads(state.read_text())["steps"].items() if step["status"] == "done"}
-    last = subprocess.run([*command, str(tmp_path / "out"), "--json"], capture_output=True, text=True, check=False)
-    assert last.returncode == 0, last.stderr
-    assert not done & set(json.loads(last.stdout)["ran"])
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+        steps = json.loads(state.read_text())["steps"] if state.exists() else {}
+        assert all(steps[name] == step for name, step in done.items())
+        done = {name: step for name, step in steps.items() if step["status"] == "done"}
+        if process.exitcode != -signal.SIGKILL:
+            assert process.exitcode == 0, log.read_text()
+            assert weights(tmp_path / "out") == expected
