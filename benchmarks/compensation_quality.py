@@ -19,14 +19,14 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from compresskit.checkpoint.reader import open_checkpoint
-from compresskit.compensate.contract import CompensateMethod, CompensateOptions
+from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.compensation.method import CompensateMethod, CompensateOptions
+from compresskit.compensation.run import compensate
+from compresskit.evaluation.run import EvaluateOptions, evaluate
 from compresskit.methods import method_class
-from compresskit.opening import open_model
-from compresskit.pipeline.compensation import compensate
-from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
-from compresskit.pipeline.pruning import prune
-from compresskit.pipeline.quantization import quantize
-from compresskit.source import DEMO, resolve
+from compresskit.models.load import open_model
+from compresskit.pruning.run import prune
+from compresskit.quantization.run import quantize
 from compresskit.stages import Options
 
 BUDGET = "budget of rank"

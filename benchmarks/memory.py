@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 HIDDEN, FFN, HEADS = 2048, 8192, 16
 IMPORTS = (
-    "import time, torch, transformers.models.llama.modeling_llama, compresskit.pipeline\n"
+    "import time, torch, transformers.models.llama.modeling_llama, compresskit.pruning.run, compresskit.quantization.run\n"
     "print('ready', flush=True); time.sleep(60)"
 )
 

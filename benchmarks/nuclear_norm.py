@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compresskit.evaluate.nuclear_norm import matrix_entropy, matrix_nuclear_norm
+from compresskit.evaluation.nuclear_norm import matrix_entropy, matrix_nuclear_norm
 
 TOKENS, HIDDEN = 1024, 4096
 ROUNDS = 7

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresskit.evaluate.speed import PROMPT_TOKENS, speed
-from compresskit.opening import open_model
-from compresskit.pipeline.pruning import prune
-from compresskit.prune.magnitude import Magnitude
-from compresskit.ragged import load_stock
-from compresskit.source import DEMO, resolve
+from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.evaluation.speed import PROMPT_TOKENS, speed
+from compresskit.models.load import open_model
+from compresskit.models.ragged import load_stock
+from compresskit.pruning.magnitude import Magnitude
+from compresskit.pruning.run import prune
 from compresskit.stages import Options
 
 

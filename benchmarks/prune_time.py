@@ -20,10 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compresskit.calibration import calibrate
-from compresskit.opening import open_model
-from compresskit.pipeline.pruning import prune
-from compresskit.prune.cfsp import CFSP
-from compresskit.source import DEMO, resolve
+from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.models.load import open_model
+from compresskit.pruning.cfsp import CFSP
+from compresskit.pruning.run import prune
 from compresskit.stages import Options
 
 SEQUENCES_A_BATCH = 4

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from compresskit.calibration import encode
-from compresskit.evaluate.language_modelling import cut_windows, score
+from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.evaluation.language_modelling import cut_windows, score
+from compresskit.evaluation.run import read_evaluation_text
 from compresskit.methods import method_class
-from compresskit.opening import open_model
-from compresskit.pipeline.evaluation import read_evaluation_text
-from compresskit.pipeline.pruning import prune
-from compresskit.source import DEMO, resolve
+from compresskit.models.load import open_model
+from compresskit.pruning.run import prune
 from compresskit.stages import Options
 
 SPARSITIES = (0.3, 0.5, 0.2)

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compresskit import skeleton
-from compresskit.block import Block
 from compresskit.calibration.windows import calibrate
-from compresskit.opening import open_model
-from compresskit.quantize.apiq import ApiQ
-from compresskit.scheme import Scheme
-from compresskit.source import DEMO, resolve
-from compresskit.stagewise import chosen_stages, replace_weight
-from compresskit.stored import Storage
-from compresskit.walk import Walk
+from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.models import meta
+from compresskit.models.load import open_model
+from compresskit.numerics.packed import Storage
+from compresskit.numerics.scheme import Scheme
+from compresskit.quantization.apiq.method import ApiQ
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import chosen_stages, replace_weight
+from compresskit.walk.walk import Walk
 
 CPU, LENGTH = torch.device("cpu"), 512
 ROWS: dict[str, dict[str, Any]] = {
@@ -118,7 +118,7 @@ def main() -> None:
             print(json.dumps({"bits": arguments.bits, "block": original.index, "row": name} | found), flush=True)
         original.advanced = compressed.advanced = False
         walks[1].release(compressed)
-        skeleton.fill(prefix, walks[1].network, compressed.name, CPU, torch.float32)
+        meta.fill(prefix, walks[1].network, compressed.name, CPU, torch.float32)
         if original.index == max(arguments.blocks):
             return
 

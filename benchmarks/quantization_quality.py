@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from compresskit.checkpoint.source import DEMO
+from compresskit.evaluation.run import EvaluateOptions, evaluate
 from compresskit.methods import method_class
-from compresskit.pipeline.evaluation import EvaluateOptions, evaluate
-from compresskit.pipeline.quantization import quantize
-from compresskit.source import DEMO
+from compresskit.quantization.run import quantize
 from compresskit.stages import Options
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {

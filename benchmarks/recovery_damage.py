@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from compresskit import source
+from compresskit.checkpoint import source
 from compresskit.checkpoint.reader import open_checkpoint
-from compresskit.pipeline.recovery import recover
-from compresskit.recover.contract import RecoverOptions
-from compresskit.recover.encoding import encode_samples, open_tokenizer
-from compresskit.recover.instructions import read_instructions
-from compresskit.recover.paser import Paser
+from compresskit.recovery.data.encoding import encode_samples, open_tokenizer
+from compresskit.recovery.data.instructions import read_instructions
+from compresskit.recovery.method import RecoverOptions
+from compresskit.recovery.run import recover
+from compresskit.recovery.selection.paser import Paser
 
 EMBEDDINGS = "model.embed_tokens.weight"
 OWN_SHARE = 0.9

@@ -29,18 +29,19 @@ import torch
 from recovery_share import losses, texts
 from torch import Tensor
 
-from compresskit import source
-from compresskit.evaluate.task_files import read_tasks
-from compresskit.evaluate.tasks import score_tasks
+from compresskit.checkpoint import source
+from compresskit.evaluation.task_files import read_tasks
+from compresskit.evaluation.tasks import score_tasks
+from compresskit.machine.device import choose_device
+from compresskit.machine.precision import matrix_products
 from compresskit.methods import method_class
-from compresskit.opening import open_model
-from compresskit.pipeline import recovery
-from compresskit.pipeline.device import choose_device
-from compresskit.precision import matrix_products
-from compresskit.recover import degradation, embeddings, passes
-from compresskit.recover.contract import RecoverOptions
-from compresskit.recover.encoding import Sample
-from compresskit.walk import Walk
+from compresskit.models.load import open_model
+from compresskit.recovery import forward
+from compresskit.recovery import run as recovery_run
+from compresskit.recovery.data.encoding import Sample
+from compresskit.recovery.method import RecoverOptions
+from compresskit.recovery.selection import degradation, embeddings
+from compresskit.walk.walk import Walk
 
 METHODS = ("paser", "random", "kmeans", "dsir", "zip-fit", "full")
 ABLATION: dict[str, dict[str, Any]] = {
@@ -111,10 +112,10 @@ def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = digest([open_model(source.resolve(each)).checkpoint.hashes for each in (dense, str(compressed))])
     texts_of = lambda samples: digest([sample.text if hasattr(sample, "text") else str(sample) for sample in samples])  # noqa: E731
-    remember(recovery, "drop_duplicates", texts_of)
-    remember(recovery, "encode_samples", lambda reading, _, length: digest(texts_of(reading.samples), length))
+    remember(recovery_run, "drop_duplicates", texts_of)
+    remember(recovery_run, "encode_samples", lambda reading, _, length: digest(texts_of(reading.samples), length))
     lost, states, before = (Known(folder / f"{name}-{weights}.pt") for name in ("degradations", "states", "losses"))
-    degradations, own_states, response_losses = degradation.degradations, embeddings.own_states, passes.response_losses
+    degradations, own_states, response_losses = degradation.degradations, embeddings.own_states, forward.response_losses
 
     def known_degradations(original: Walk, walk: Walk, samples: Sequence[Sample], progress: object, folder: object) -> Any:
         def measure(part: list[Sample]) -> list[tuple[float, float]]:
@@ -138,7 +139,7 @@ def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
 
     degradation.degradations = known_degradations
     embeddings.own_states = known_states
-    passes.response_losses = known_losses
+    forward.response_losses = known_losses
 
 
 def fixed_pool(data: Path, count: int, folder: Path) -> list[Path]:
@@ -189,7 +190,7 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
         calibration=arguments.calibration, samples=16,
     )  # fmt: skip
     started, processor = time.monotonic(), time.process_time()
-    result = recovery.recover(method, arguments.compressed, out, options)
+    result = run.recover(method, arguments.compressed, out, options)
     took = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - processor, 1)}
     found = texts(arguments.data, source.resolve(arguments.dense), SimpleNamespace(**{**vars(arguments), "responses": 0}))
     after: dict[str, Any] = losses(out, {name: samples for name, samples in found.items() if samples}, "auto")

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from compresskit import source
 from compresskit.calibration import encode
-from compresskit.opening import open_model, with_adapter
-from compresskit.pipeline.device import choose_device
-from compresskit.precision import Precision, matrix_products
-from compresskit.recover.duplicates import drop_duplicates
-from compresskit.recover.encoding import Sample, encode_samples, open_tokenizer
-from compresskit.recover.held_back import hold_back, mean_losses
-from compresskit.recover.instructions import Instruction, read_instructions
-from compresskit.recover.passes import open_walk
+from compresskit.checkpoint import source
+from compresskit.machine.device import choose_device
+from compresskit.machine.precision import Precision, matrix_products
+from compresskit.models.load import open_model, with_adapter
+from compresskit.recovery.data.duplicates import drop_duplicates
+from compresskit.recovery.data.encoding import Sample, encode_samples, open_tokenizer
+from compresskit.recovery.data.held_back import hold_back, mean_losses
+from compresskit.recovery.data.instructions import Instruction, read_instructions
+from compresskit.recovery.forward import open_walk
 
 HELD_BACK = 0.05
 

@@ -16,13 +16,13 @@ import time
 import numpy as np
 import torch
 
-from compresskit.memory import peak_memory_bytes
-from compresskit.recover.contract import Lost, Pool
-from compresskit.recover.duplicates import drop_duplicates
-from compresskit.recover.embeddings import centred
-from compresskit.recover.encoding import Sample
-from compresskit.recover.instructions import Instruction
-from compresskit.recover.paser import Paser
+from compresskit.machine.memory import peak_memory_bytes
+from compresskit.recovery.data.duplicates import drop_duplicates
+from compresskit.recovery.data.encoding import Sample
+from compresskit.recovery.data.instructions import Instruction
+from compresskit.recovery.method import Lost, Pool
+from compresskit.recovery.selection.embeddings import centred
+from compresskit.recovery.selection.paser import Paser
 
 SIZES = (5_000, 10_000, 20_000, 50_000)
 WIDTH, TOPICS, VOCABULARY = 576, 40, 30_000

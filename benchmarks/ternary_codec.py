@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from compresskit.ternary.golomb import Signs, entropy
-from compresskit.ternary.sections import SECTION, Section, decode, encode
+from compresskit.formats.ternary.golomb import Signs, entropy
+from compresskit.formats.ternary.sections import SECTION, Section, decode, encode
 
 
 def cpu_seconds() -> float:

@@ -18,7 +18,7 @@ from pathlib import Path
 from ternary_files import mutated, read, small_file
 
 from compresskit.errors import CheckpointError
-from compresskit.memory import peak_memory_bytes
+from compresskit.machine.memory import peak_memory_bytes
 
 KINDS = ("flip", "cut", "swap", "header", "length")
 

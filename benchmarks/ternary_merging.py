@@ -17,7 +17,7 @@ from peft import PeftModel
 from ternary_quality import Rows, factors_of, response_loss, sort_samples
 from transformers import AutoModelForCausalLM
 
-from compresskit.source import DEMO, resolve
+from compresskit.checkpoint.source import DEMO, resolve
 
 
 def test_loss(adapter: Path, task: str, folder: Path, base: bool = False) -> float:

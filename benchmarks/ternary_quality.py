@@ -24,9 +24,9 @@ from ternary_training import ADAPTERS, Sample, padded
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from compresskit.lowrank import balanced_factors
-from compresskit.source import DEMO, resolve
-from compresskit.ternary.threshold import Spread, Threshold
+from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.formats.ternary.threshold import Spread, Threshold
+from compresskit.numerics.lowrank import balanced_factors
 
 DENSITIES = (0.2, 0.05, 0.5, 0.1, 0.3)
 VALIDATION = 8

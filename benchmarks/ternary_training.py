@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compresskit.source import DEMO, resolve
+from compresskit.checkpoint.source import DEMO, resolve
 
 ADAPTERS = {
     "gsm8k": 16, "nc-alpaca-zh": 16, "nc-code-alpaca": 16, "t0": 8, "multilingual": 64, "gpteacher-tools": 8, "dolly": 64,

@@ -3,24 +3,19 @@
 import importlib
 from typing import Any
 
-from compresskit.version import VERSION
-
-STAGE_NAMES = ("prune", "quantize", "compensate", "recover", "evaluate")
+__version__ = "0.1.0"
 __all__ = ["__version__", "compensate", "evaluate", "prune", "quantize", "recover", "register", "run"]
-__version__ = VERSION
 
 
 def register() -> None:
-    """Let transformers load our ragged checkpoints without `trust_remote_code` (see ragged.py)."""
-    from compresskit.ragged import register as register_classes
+    """Let transformers load our ragged checkpoints without `trust_remote_code` (see models/ragged.py)."""
+    from compresskit.models.ragged import register as register_classes
 
     register_classes()
 
 
 def __getattr__(name: str) -> Any:
-    """The stages, which are the rooms of their methods (see calling.py), and `run`; imported when first asked for."""
-    if name in STAGE_NAMES:
-        return importlib.import_module(f"compresskit.{name}")
-    if name == "run":
-        return importlib.import_module("compresskit.api").run
+    """The stages and `run`, imported from `compresskit.api` when first asked for."""
+    if name in __all__:
+        return getattr(importlib.import_module("compresskit.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

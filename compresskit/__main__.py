@@ -1,6 +1,6 @@
 """`python -m compresskit`."""
 
-from compresskit.cli import main
+from compresskit.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -100,9 +100,9 @@ def run(
     Raises:
         CompresskitError: the kind in errors.py tells what is wrong; the same call goes on after the last finished step.
     """
-    from compresskit.pipeline.running import Wanted
-    from compresskit.pipeline.running import run as run_recipe
     from compresskit.recipe.reading import load
+    from compresskit.recipe.run import Wanted
+    from compresskit.recipe.run import run as run_recipe
     from compresskit.recipe.shipped import find
     from compresskit.report.writing import write_reports
 

@@ -12,20 +12,22 @@ from typing import Any
 
 from compresskit.errors import RequestError, near_miss
 
+PACKAGE = "compresskit"
+
 
 @dataclass(frozen=True)
 class Entry:
     """One line of the table."""
 
     target: str
-    """"module:Class"."""
+    """"module:Class" inside this package."""
     paper: str
     summary: str
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of the table of stages; targets are "module:name"."""
+    """One line of the table of stages; targets are "module:name" inside this package."""
 
     run: str
     """function(method, source, out, options, quiet) -> what `--json` prints."""
@@ -38,53 +40,60 @@ class Stage:
     """dense, low-bit, any; report: no model, and run is function(source, options, quiet)."""
     several: bool = False
     """Whether it takes several sources."""
+    request: str = ""
+    """Class that answers what a step will write and need; none where that depends on the data."""
 
 
 STAGES: dict[str, Stage] = {
     "prune": Stage(
-        "compresskit.pipeline.pruning:prune",
-        "compresskit.stages:Options",
+        "pruning.run:prune",
+        "stages:Options",
         "Remove FFN channels: a smaller, faster dense model.",
         takes="dense",
         gives="dense",
+        request="pruning.request:PruneRequest",
     ),
     "quantize": Stage(
-        "compresskit.pipeline.quantization:quantize",
-        "compresskit.stages:Options",
+        "quantization.run:quantize",
+        "stages:Options",
         "Store the weights in few bits.",
         takes="dense",
         gives="low-bit",
+        request="quantization.request:QuantizeRequest",
     ),
     "compensate": Stage(
-        "compresskit.pipeline.compensation:compensate",
-        "compresskit.compensate.contract:CompensateOptions",
+        "compensation.run:compensate",
+        "compensation.request:CompensateOptions",
         "Repair a compressed model by a low-rank adapter, without training.",
+        request="compensation.request:CompensateRequest",
     ),
     "quantize compeft": Stage(
-        "compresskit.pipeline.ternary:compress",
-        "compresskit.pipeline.ternary:TernaryOptions",
+        "task_vectors.compress:compress",
+        "task_vectors.request:TernaryOptions",
         "Store what fine-tuning added as signs and one scale.",
     ),
     "merge": Stage(
-        "compresskit.pipeline.merging:merge",
-        "compresskit.pipeline.merging:MergeOptions",
+        "task_vectors.merge:merge",
+        "task_vectors.request:MergeOptions",
         "Make several task vectors one.",
         several=True,
     ),
     "recover": Stage(
-        "compresskit.pipeline.recovery:recover",
-        "compresskit.recover.contract:RecoverOptions",
+        "recovery.run:recover",
+        "recovery.request:RecoverOptions",
         "Fine-tune a compressed model on the data that repairs it.",
+        request="recovery.request:RecoverRequest",
     ),
     "evaluate": Stage(
-        "compresskit.pipeline.evaluation:evaluate",
-        "compresskit.pipeline.evaluation:EvaluateOptions",
+        "evaluation.run:evaluate",
+        "evaluation.request:EvaluateOptions",
         "Measure a model: perplexity, size, speed and tasks, alone or against the one it was made from.",
         gives="report",
+        request="evaluation.request:EvaluateRequest",
     ),
     "expand": Stage(
-        "compresskit.pipeline.expansion:expand",
-        "compresskit.pipeline.expansion:ExpandOptions",
+        "task_vectors.expand:expand",
+        "task_vectors.request:ExpandOptions",
         "Make a normal adapter or checkpoint of a ternary task vector.",
     ),
 }
@@ -92,54 +101,54 @@ STAGES: dict[str, Stage] = {
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {
-        "cfsp": Entry("compresskit.prune.cfsp:CFSP", "arXiv 2409.13199", "Coarse-to-fine activation importance (recommended)."),
-        "flap": Entry("compresskit.prune.flap:FLAP", "arXiv 2312.11983", "Fluctuation of activations, with an output bias."),
-        "wanda-sp": Entry("compresskit.prune.wanda_sp:WandaSP", "arXiv 2306.11695", "Weights times input norms."),
-        "magnitude": Entry("compresskit.prune.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
-        "random": Entry("compresskit.prune.random:Random", "", "Channels drawn by chance: the floor to compare with."),
+        "cfsp": Entry("pruning.cfsp:CFSP", "arXiv 2409.13199", "Coarse-to-fine activation importance (recommended)."),
+        "flap": Entry("pruning.flap:FLAP", "arXiv 2312.11983", "Fluctuation of activations, with an output bias."),
+        "wanda-sp": Entry("pruning.wanda_sp:WandaSP", "arXiv 2306.11695", "Weights times input norms."),
+        "magnitude": Entry("pruning.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
+        "random": Entry("pruning.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },
     "quantize": {
         "apiq": Entry(
-            "compresskit.quantize.apiq:ApiQ",
+            "quantization.apiq.method:ApiQ",
             "arXiv 2402.05147",
             "Rounding, clipping and a low-rank pair trained block by block (recommended).",
         ),
-        "gptq": Entry("compresskit.quantize.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
-        "rtn": Entry("compresskit.quantize.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
+        "gptq": Entry("quantization.gptq:GPTQ", "arXiv 2210.17323", "Rounding with error feedback, column by column."),
+        "rtn": Entry("quantization.rtn:RTN", "", "Round to nearest: needs no text, the floor to compare with."),
         "compeft": Entry(
-            "compresskit.quantize.compeft:ComPEFT",
+            "task_vectors.compeft:ComPEFT",
             "arXiv 2311.13171",
             "Task vectors (adapters, or checkpoints with --base) as signs and one scale.",
         ),
-        "nf4": Entry("compresskit.quantize.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
+        "nf4": Entry("quantization.nf4:NF4", "arXiv 2305.14314", "4 bits in bitsandbytes' own format; needs no text."),
     },
     "compensate": {
-        "eora": Entry("compresskit.compensate.eora:EoRA", "arXiv 2410.21271", "The least output error (recommended)."),
-        "act": Entry("compresskit.compensate.act:Act", "arXiv 2410.21271", "Weight error scaled by the inputs' mean sizes."),
-        "corda": Entry(
-            "compresskit.compensate.corda:CorDA", "arXiv 2406.05223", "Splits weights: a pair to fine-tune, and a rest."
-        ),
-        "svd": Entry("compresskit.compensate.svd:SVD", "arXiv 2303.08302", "Weight error as it is; needs no text."),
+        "eora": Entry("compensation.eora:EoRA", "arXiv 2410.21271", "The least output error (recommended)."),
+        "act": Entry("compensation.act:Act", "arXiv 2410.21271", "Weight error scaled by the inputs' mean sizes."),
+        "corda": Entry("compensation.corda:CorDA", "arXiv 2406.05223", "Splits weights: a pair to fine-tune, and a rest."),
+        "svd": Entry("compensation.svd:SVD", "arXiv 2303.08302", "Weight error as it is; needs no text."),
     },
     "merge": {
         "ties": Entry(
-            "compresskit.merge.ties:Ties", "arXiv 2306.01708", "Trim, elect a sign, average what agrees (recommended)."
+            "task_vectors.merging.ties:Ties",
+            "arXiv 2306.01708",
+            "Trim, elect a sign, average what agrees (recommended).",
         ),
-        "average": Entry("compresskit.merge.average:Average", "arXiv 2203.05482", "The mean of the vectors."),
-        "task-arithmetic": Entry("compresskit.merge.task_arithmetic:TaskArithmetic", "arXiv 2212.04089", "Their sum, scaled."),
-        "pcb": Entry("compresskit.merge.pcb:PCB", "arXiv 2410.02396", "Parameters compete in their task and between tasks."),
+        "average": Entry("task_vectors.merging.average:Average", "arXiv 2203.05482", "The mean of the vectors."),
+        "task-arithmetic": Entry("task_vectors.merging.task_arithmetic:TaskArithmetic", "arXiv 2212.04089", "Their sum, scaled."),
+        "pcb": Entry("task_vectors.merging.pcb:PCB", "arXiv 2410.02396", "Parameters compete in their task and between tasks."),
     },
     "recover": {
         "paser": Entry(
-            "compresskit.recover.paser:Paser",
+            "recovery.selection.paser:Paser",
             "arXiv 2502.12594",
             "By what the compressed model lost, drawn in proportion (recommended).",
         ),
-        "random": Entry("compresskit.recover.random:Random", "", "Samples drawn by chance: the floor to compare with."),
-        "full": Entry("compresskit.recover.full:Full", "", "All samples."),
-        "dsir": Entry("compresskit.recover.dsir:DSIR", "arXiv 2302.03169", "Importance resampling of hashed n-grams."),
-        "zip-fit": Entry("compresskit.recover.zip_fit:ZipFit", "arXiv 2410.18194", "Alignment under gzip."),
-        "kmeans": Entry("compresskit.recover.kmeans:KMeans", "arXiv 2409.11378", "Diversity: alike from every cluster."),
+        "random": Entry("recovery.selection.random:Random", "", "Samples drawn by chance: the floor to compare with."),
+        "full": Entry("recovery.selection.random:Full", "", "All samples."),
+        "dsir": Entry("recovery.selection.dsir:DSIR", "arXiv 2302.03169", "Importance resampling of hashed n-grams."),
+        "zip-fit": Entry("recovery.selection.zip_fit:ZipFit", "arXiv 2410.18194", "Alignment under gzip."),
+        "kmeans": Entry("recovery.selection.kmeans:KMeans", "arXiv 2409.11378", "Diversity: alike from every cluster."),
     },
 }
 
@@ -160,7 +169,7 @@ def method_class(stage: str, name: str) -> type[Any]:
 
 def name_of(stage: str, method: object) -> str:
     """The name under which the table lists a method's class."""
-    target = f"{type(method).__module__}:{type(method).__name__}"
+    target = f"{type(method).__module__.removeprefix(PACKAGE + '.')}:{type(method).__name__}"
     return next(name for name, found in METHODS[stage].items() if found.target == target)
 
 
@@ -181,6 +190,13 @@ def options_class(stage: str, method: str) -> type[Any]:
     return found
 
 
+def request_class(stage: str, method: str) -> type[Any] | None:
+    """Import the class that answers what a step will write and need; None where nothing is known beforehand."""
+    target = stage_of(stage, method).request
+    found: type[Any] | None = _load(target) if target else None
+    return found
+
+
 def _load(target: str) -> Any:
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)

@@ -1,40 +1,23 @@
-"""What each stage is given and what its methods must provide. Loads no torch."""
+"""What every stage takes: a method, which is its settings, and the options that all stages share. Loads no torch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compresskit.checkpoint.reader import TensorSpec
-from compresskit.errors import RequestError, UnsupportedArchitecture
-from compresskit.formats import compressed_tensors
-from compresskit.layouts import Layout
-from compresskit.methods import METHODS, method_class
-from compresskit.model import Model
-from compresskit.scheme import Scheme
-from compresskit.stored import Storage, StoredBlock, StoredLinear
+from compresskit.errors import RequestError
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
-    from compresskit.block import Block
-    from compresskit.channels import Channels
-    from compresskit.statistics import Gram
 
-Allocation = Literal["cfsp", "uniform", "global"]
-LARGEST_STEP = 128
-"""Widths in multiples of 128 fill the tiles of tensor cores (CFSP, section 4.1)."""
-FEWEST_STEPS = 32
-"""The default rounding step leaves at least this many widths to choose from."""
-DEFAULT_GROUPS = (64, 32, 16, 8, 4, 2, 1)
-"""Group sizes to choose from where none is asked for, the best first."""
-MOST_BITS = 8
-SMALLEST_USEFUL_GROUP = 8
-"""Below this a 16-bit scale a group costs 2 bits a weight and more."""
+def parse_bytes(text: str) -> int:
+    """The bytes of a size as users write it, such as "5GB" for 5,000,000,000; RequestError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
+        raise RequestError(f"--max-shard-size {text!r}: not a size; write for example 5GB or 500MB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 class Method(BaseModel):
@@ -45,213 +28,6 @@ class Method(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class PruneMethod(Method):
-    """Remove channels of the feed-forward networks.
-
-    A method gives one score a channel; the shared walk (prune/structured.py) allots widths to blocks, keeps the best
-    channels of each, refits the output projection and writes.
-    """
-
-    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the FFN channels to remove."""
-    allocation: Allocation = "uniform"
-    """How the share is dealt to the blocks: by block importance, alike, or by one threshold for all channels."""
-    round_to: Annotated[int, Field(ge=0)] = 0
-    """Widths are multiples of this; 0 picks 128, or less where the FFN is small."""
-    refit: bool = True
-    """Refit the output projection to the calibration outputs by least squares."""
-    layout: Layout = "ragged"
-    """How widths that differ between blocks are stored."""
-
-    needs_activations: ClassVar[bool] = True
-    """Whether the scores need calibration text (without a refit)."""
-    needs_covariance: ClassVar[bool] = False
-    """Whether the scores need all second moments, not only each channel's."""
-
-    @property
-    def adds_bias(self) -> bool:
-        """Whether the method corrects the output bias, where the family has one."""
-        return False
-
-    def channel_scores(self, channels: Channels) -> Tensor:
-        """Importance of every channel of one feed-forward network, (width,), larger is more important."""
-        raise TypeError(f"{type(self).__name__} defines no channel_scores")
-
-    def widths_step(self, widest: int) -> int:
-        """The rounding step for a model whose widest FFN has this width."""
-        return self.round_to or default_step(widest)
-
-
-class QuantizeMethod(Method):
-    """Store the linears of the blocks in low-bit form.
-
-    The shared walk (quantize/sequential.py) collects the second moments of each linear's inputs, those of the already
-    quantised prefix, hands the linears that share an input to the method, and writes what it returns.
-    """
-
-    ignore: tuple[str, ...] = ()
-    """Keep linears whose name contains this dense, such as down or layers.0; may be repeated."""
-    embedding_bits: Annotated[int, Field(ge=16, le=16)] | None = None
-    """16 stores embedding, head and final norm of a 32-bit source in 16 bits; left out, they stay as they are."""
-
-    needs_activations: ClassVar[bool] = False
-    """Whether the method needs calibration text."""
-
-    def check(self, model: Model) -> None:
-        """Refuse models whose result stock tools could not load, before any work."""
-
-    def scheme(self, model: Model) -> Scheme | None:
-        """The grid of every linear; None for methods with a format of their own."""
-        raise TypeError(f"{type(self).__name__} defines no scheme")
-
-    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The stored tensors of the linear (out, in) with this stored name."""
-        raise TypeError(f"{type(self).__name__} defines no plan")
-
-    def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
-        """`quantization_config`. `schemes` by module name, `dense`: linears that stay as they are."""
-        raise TypeError(f"{type(self).__name__} defines no configuration")
-
-    def quantize_group(
-        self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
-    ) -> list[StoredLinear]:
-        """Quantise linears (out, in) that share their input, whose second moments over the calibration text are `gram`."""
-        raise TypeError(f"{type(self).__name__} defines no quantize_group")
-
-
-class GridMethod(QuantizeMethod):
-    """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
-
-    bits: Annotated[float, Field(ge=2, le=8)] = 4
-    """Bits of a weight, 2 to 8; an average such as 2.5 gives each block its own (mixed precision)."""
-    group_size: Annotated[int, Field(ge=0)] | None = None
-    """Inputs that share a scale, 0 for a whole row; left out, 64 or the largest smaller power of two that divides all."""
-    symmetric: Annotated[bool | None, Field(json_schema_extra={"off": "--asymmetric"})] = None
-    """No zero points; left out, only where stock tools read none (mixed precision, experts)."""
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The bits that blocks may have: the asked ones, or for an average those around it and one more."""
-        lower, upper = math.floor(self.bits), math.ceil(self.bits)
-        return (lower,) if lower == upper else tuple(bits for bits in (lower, upper, upper + 1) if bits <= MOST_BITS)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether blocks differ in their bits."""
-        return len(self.levels) > 1
-
-    def is_symmetric(self, model: Model) -> bool:
-        """Whether the grid has no zero points."""
-        return self.mixed or bool(model.architecture.experts) if self.symmetric is None else self.symmetric
-
-    def check(self, model: Model) -> None:
-        """Refuse models whose result stock tools could not load, before any work.
-
-        Raises:
-            UnsupportedArchitecture: stock tools unpack no such linears of this family.
-            RequestError: mixed precision is asked for with zero points.
-        """
-        if model.architecture.transposed:
-            raise UnsupportedArchitecture(
-                f"{model.family}: its linears are stored transposed, and stock tools unpack no packed ones; use quantize nf4"
-            )
-        if self.mixed and model.architecture.experts:
-            raise UnsupportedArchitecture(f"{model.family}: stock tools unpack experts of one bit width only; pass whole --bits")
-        if self.mixed and not self.is_symmetric(model):
-            raise RequestError(
-                f"--bits {self.bits:g} --asymmetric: stock tools read several bit widths only without zero points; "
-                "pass --symmetric, or whole bits"
-            )
-        if model.architecture.experts and not self.is_symmetric(model):
-            raise UnsupportedArchitecture(
-                f"{model.family}: stock tools unpack the experts' linears only without zero points; pass --symmetric"
-            )
-
-    def scheme(self, model: Model) -> Scheme:
-        """The grid of every linear; RequestError where the group size does not divide the inputs of one."""
-        return checked_scheme(model, self.scheme_of(model, math.ceil(self.bits)), self.ignore)
-
-    def scheme_of(self, model: Model, bits: int) -> Scheme:
-        """The grid with these bits."""
-        return Scheme(bits, self._group_size(model), self.is_symmetric(model))
-
-    def _group_size(self, model: Model) -> int:
-        if self.group_size is not None:
-            return self.group_size
-        widths = {model.linear_shape(name)[1] for name in quantised_linears(model, self.ignore)}
-        return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
-
-    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The packed tensors of the linear (out, in) with this stored name."""
-        assert scheme is not None
-        return compressed_tensors.plan(name, shape, scheme, scale_dtype)
-
-    def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
-        """`quantization_config` of pack-quantized files."""
-        return compressed_tensors.configuration({n: s for n, s in schemes.items() if s is not None}, dense)
-
-
-class BlockMethod(GridMethod):
-    """Quantisation that trains whole blocks on two streams of hidden states, and may leave an adapter beside the weights."""
-
-    @property
-    def needs_fisher(self) -> bool:
-        """Whether the method asks for the Fisher diagonals of the weights."""
-        return False
-
-    @property
-    def windows_at_once(self) -> int:
-        """The most calibration windows in a micro-batch."""
-        raise TypeError(f"{type(self).__name__} defines no windows_at_once")
-
-    def adapter_rank(self, model: Model) -> int:
-        """Rank of the low-rank pair of every linear, 0 for none."""
-        raise TypeError(f"{type(self).__name__} defines no adapter_rank")
-
-    @property
-    def has_small_factors(self) -> bool:
-        """Whether the adapter is stored in 8 bits, with a scale for each linear."""
-        return False
-
-    def quantize_block(
-        self,
-        block: Block,
-        targets: list[Tensor],
-        stages: Sequence[Sequence[tuple[str, ...]]],
-        storage: Storage,
-        saliencies: Mapping[str, Tensor],
-    ) -> StoredBlock:
-        """Quantise one block of the quantised stream and advance it.
-
-        `targets`: what the original block gave, one (batch, length, hidden) a micro-batch. `stages`: the linears that are
-        quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, (out, in) each, where the method asked
-        for any.
-
-        Raises:
-            TypeError: the method does not define how.
-        """
-        raise TypeError(f"{type(self).__name__} defines no quantize_block")
-
-
-def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
-    """Plain names of the linears that a quantisation takes: all of the blocks, but for the ignored."""
-    return [name for name in model.linears if not any(part in name for part in ignore)]
-
-
-def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:
-    """RequestError where a linear does not divide into the scheme's groups."""
-    for name in quantised_linears(model, ignore):
-        columns = model.linear_shape(name)[1]
-        if not scheme.fits(columns):
-            fitting = [size for size in DEFAULT_GROUPS if columns % size == 0 and size >= SMALLEST_USEFUL_GROUP]
-            advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 0, a group a row"
-            raise RequestError(
-                f"--group-size {scheme.group_size}: {name} has {columns} inputs, which do not divide into such groups; "
-                f"{advice}, or --ignore {name.rsplit('.', 1)[-1]}"
-            )
-    return scheme
 
 
 class Options(BaseModel):
@@ -280,14 +56,7 @@ class Options(BaseModel):
     trust_remote_code: bool = False
     """Run the code that a checkpoint brings."""
 
-
-def default_step(widest: int) -> int:
-    """The largest power of two up to 128 that leaves at least 32 widths to choose from."""
-    largest = max(1, widest // FEWEST_STEPS)
-    return min(LARGEST_STEP, 1 << int(math.log2(largest)))
-
-
-def trained_by_block(record: Mapping[str, Any] | None) -> bool:
-    """Whether a manifest says that `quantize` trained whole blocks, so that no weight alone need be near the original's."""
-    name = record.get("method") if record and record.get("stage") == "quantize" else None
-    return name in METHODS["quantize"] and issubclass(method_class("quantize", str(name)), BlockMethod)
+    @property
+    def shard_bytes(self) -> int:
+        """Largest weight file, in bytes; RequestError where `max_shard_size` is no size."""
+        return parse_bytes(self.max_shard_size)

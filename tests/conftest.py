@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from tiny_models import make_model
 
-from compresskit.cli import main
+from compresskit.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -103,7 +103,7 @@ def serve(address: str) -> None:
 
 
 def _carry_out(connection: socket.socket) -> int:
-    from compresskit.cli import main
+    from compresskit.cli.main import main
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     data, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from tiny_models import VOCABULARY
 
-from compresskit.opening import open_any
-from compresskit.walk import Walk
+from compresskit.machine.device import Where
+from compresskit.models.load import open_any
+from compresskit.walk.walk import Walk
 
 LOADER = """
 import json, sys, torch
@@ -41,7 +42,7 @@ def tokens() -> torch.Tensor:
 
 def walked_logits(folder: Path) -> torch.Tensor:
     """By our walk, with the adapter that lies in the folder, or on its base where the folder is an adapter."""
-    walk = Walk(open_any(str(folder)), tokens(), torch.device("cpu"), torch.float32)
+    walk = Walk(open_any(str(folder)), tokens(), Where(torch.device("cpu"), torch.float32))
     for _ in walk:
         pass
     return torch.cat([logits for _, _, logits in walk.logits()])

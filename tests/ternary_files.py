@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from compresskit.checkpoint.reader import TensorSpec
-from compresskit.ternary.container import Facts, Part, Ternary, write_container
-from compresskit.ternary.reading import open_container
-from compresskit.ternary.sections import SECTION, Coding
+from compresskit.formats.ternary.container import Facts, Part, Ternary, write_container
+from compresskit.formats.ternary.reading import open_container
+from compresskit.formats.ternary.sections import SECTION, Coding
 
 DENSE = TensorSpec("magnitude", "F32", (3,))
 

@@ -34,7 +34,7 @@ def test_stages_run_with_the_flags_as_arguments(tiny: dict[str, Path], text_file
 
 
 def test_a_room_stays_a_room(tiny: dict[str, Path]) -> None:
-    importlib.import_module("compresskit.prune.cfsp")
+    importlib.import_module("compresskit.pruning.cfsp")
     from compresskit import prune
 
     assert callable(prune)

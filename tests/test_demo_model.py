@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from compresskit import evaluate, prune
 from compresskit.checkpoint.demo import demo_checkpoint
-from compresskit.pipeline import evaluate, prune
-from compresskit.pipeline.evaluation import EvaluateOptions
-from compresskit.prune.cfsp import CFSP
+from compresskit.evaluation.run import EvaluateOptions
+from compresskit.pruning.cfsp import CFSP
 from compresskit.stages import Options
 
 

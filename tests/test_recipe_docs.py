@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-from compresskit import cli
+from compresskit.cli.main import main
 from compresskit.recipe import shipped
 from compresskit.recipe.reading import load
 
@@ -26,8 +26,8 @@ def check_command(line: str) -> None:
     program, *arguments = shlex.split(line)
     assert program == "compresskit"
     app = typer.Typer()
-    cli.add_recipe_commands(app)
-    app.command("evaluate")(cli.evaluate_command())
+    main.add_recipe_commands(app)
+    app.command("evaluate")(main.evaluate_command())
     group: Any = typer.main.get_command(app)
     command = group.commands[arguments[0]]
     command.make_context(arguments[0], arguments[1:])

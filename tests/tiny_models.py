@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compresskit.architectures import ARCHITECTURES
 from compresskit.formats import peft
-from compresskit.opening import open_model
+from compresskit.models.architectures import ARCHITECTURES
+from compresskit.models.load import open_model
 
 VOCABULARY = 259
 BLOCKS = 3

@@ -24,7 +24,7 @@ def start(arguments: list[str], log: Path) -> ForkServerProcess:
 
 
 def _run(arguments: list[str], log: Path) -> None:
-    from compresskit.cli import main
+    from compresskit.cli.main import main
 
     with log.open("ab") as file:
         for descriptor in (1, 2):

@@ -16,14 +16,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from compresskit.calibration.documentation import builtin_description, builtin_text
-from compresskit.calibration.sources import SelfSource, check, parse, read_text
+from compresskit.calibration.sources import SelfSource, TextRequest, check, parse, read_text
 from compresskit.calibration.tokens import encode
 
 if TYPE_CHECKING:
     from compresskit.calibration.windows import Calibration, calibrate
 
 __all__ = [
-    "Calibration", "SelfSource", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse", "read_text",
+    "Calibration", "SelfSource", "TextRequest", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse", "read_text",
 ]  # fmt: skip
 
 

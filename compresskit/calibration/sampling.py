@@ -20,13 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compresskit.cache import writable_cache
+from compresskit.checkpoint.cache import writable_cache
 from compresskit.checkpoint.folder import write_whole_tensors
 from compresskit.checkpoint.reader import read_json
 from compresskit.checkpoint.stock import step
 from compresskit.errors import NumericalError, RequestError
-from compresskit.model import Model
-from compresskit.ragged import load_stock
+from compresskit.machine.device import Where
+from compresskit.models.model import Model
+from compresskit.models.ragged import load_stock
 
 ALGORITHM_VERSION = 1
 """Raised when the same request would give other tokens."""
@@ -47,9 +48,7 @@ class Sampling(NamedTuple):
     """How a model samples its own text."""
 
     seed: int
-    device: torch.device
-    dtype: torch.dtype
-    trust_remote_code: bool = False
+    where: Where
     progress: Progress | None = None
 
 
@@ -69,8 +68,8 @@ def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Te
     tokens = _cached(file, shape)
     if tokens is None:
         _check_memory(model, how)
-        network = load_stock(model, how.dtype, how.trust_remote_code).to(how.device)
-        batch = batch_size(network.config, shape[1], how.dtype)
+        network = load_stock(model, how.where)
+        batch = batch_size(network.config, shape[1], how.where.dtype)
         tokens = torch.full(shape, start, dtype=torch.int64)
         sample(network, tokens, batch, torch.Generator().manual_seed(how.seed), how.progress)
         write_whole_tensors(file, {"tokens": tokens, "sha256": _checksum(tokens)})
@@ -148,8 +147,8 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _check_memory(model: Model, how: Sampling) -> None:
-    needed = model.checkpoint.parameters * how.dtype.itemsize
-    free = torch.cuda.mem_get_info(how.device)[0] if how.device.type == "cuda" else free_memory_bytes()
+    needed = model.checkpoint.parameters * how.where.dtype.itemsize
+    free = torch.cuda.mem_get_info(how.where.device)[0] if how.where.device.type == "cuda" else free_memory_bytes()
     if needed > MEMORY_SHARE * free:
         raise RequestError(
             f"{model.checkpoint.folder}: sampling its text loads {needed / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of "
@@ -170,7 +169,7 @@ def free_memory_bytes() -> int:
 def _key(model: Model, shape: tuple[int, int], how: Sampling) -> str:
     # The configuration belongs to the model's function as much as its weights do; the folder's place does not.
     facts: list[Any] = [model.checkpoint.hashes, model.checkpoint.config, start_token(model), shape, how.seed]
-    facts += [TEMPERATURE, str(how.dtype), ALGORITHM_VERSION, KEY_VALUE_CACHE_BYTES, LOGITS_BYTES]
+    facts += [TEMPERATURE, str(how.where.dtype), ALGORITHM_VERSION, KEY_VALUE_CACHE_BYTES, LOGITS_BYTES]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -51,6 +51,18 @@ TextSource = BuiltinSource | FileSource | HubSource
 Source = SelfSource | TextSource
 
 
+class TextRequest(NamedTuple):
+    """Which text, how much of it, drawn by which seed."""
+
+    spec: str
+    """As `parse` reads it."""
+    samples: int
+    """Windows."""
+    sequence_length: int
+    """Tokens in a window."""
+    seed: int = 0
+
+
 class Text(NamedTuple):
     """Text and a sentence about what it is."""
 

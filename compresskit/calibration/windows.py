@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from compresskit.calibration.sampling import Sampling, self_tokens
-from compresskit.calibration.sources import SelfSource, TextSource, check, parse, read_text, shares
+from compresskit.calibration.sources import SelfSource, TextRequest, TextSource, check, parse, read_text, shares
 from compresskit.calibration.tokens import encode
 from compresskit.errors import CalibrationError
-from compresskit.model import Model
+from compresskit.machine.device import Where
+from compresskit.models.model import Model
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 """Keys of config.json that bound the length of a sequence."""
@@ -31,21 +32,12 @@ class Calibration:
     """SHA-256 of the tokens, in hexadecimal."""
 
 
-def calibrate(  # noqa: PLR0913, PLR0917
-    spec: str,
-    model: Model,
-    samples: int,
-    sequence_length: int,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    trust_remote_code: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+def calibrate(
+    request: TextRequest, model: Model, where: Where, progress: Callable[[int, int], None] | None = None
 ) -> Calibration:
     """Token windows of a text; the same request gives the same tokens.
 
-    device, dtype: where and in what the model samples its own text. progress: called with (tokens done, tokens in all)
-    while it does.
+    where: in which the model samples its own text. progress: called with (tokens done, tokens in all) while it does.
 
     Returns:
         The tokens (samples, sequence_length) int64 on the CPU, what text they are, and their SHA-256.
@@ -55,18 +47,19 @@ def calibrate(  # noqa: PLR0913, PLR0917
         RequestError: `self` was asked of a model that cannot be sampled here.
         NetworkError: a Hub data set could not be reached.
     """
+    spec, samples, sequence_length, seed = request
     check(spec, samples, sequence_length)
     _check_context(model, sequence_length)
     sources = parse(spec)
     sized = list(zip(sources, shares(samples, len(sources)), strict=True))
-    how = Sampling(seed, device, dtype, trust_remote_code, progress)
+    how = Sampling(seed, where, progress)
     found: dict[int, tuple[Tensor, str]] = {}
     # Texts first: they may turn out too short, sampling takes minutes.
     for index, (source, share) in sorted(enumerate(sized), key=lambda item: isinstance(item[1][0], SelfSource)):
         if isinstance(source, SelfSource):
             found[index] = self_tokens(model, (share, sequence_length), how)
         else:
-            found[index] = _text_tokens(source, model, (share, sequence_length), seed, trust_remote_code)
+            found[index] = _text_tokens(source, model, (share, sequence_length), seed, where.trust_remote_code)
     parts = [found[index] for index in range(len(sources))]
     windows = torch.cat([tokens for tokens, _ in parts])
     description = "; ".join(f"{len(tokens)} windows of {text}" for tokens, text in parts)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from compresskit.cache import writable_cache
+from compresskit.checkpoint.cache import writable_cache
 from compresskit.checkpoint.folder import sync
 from compresskit.checkpoint.reader import read_json, sha256
 from compresskit.errors import CheckpointError, NetworkError, RequestError

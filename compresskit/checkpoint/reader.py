@@ -70,6 +70,11 @@ class Checkpoint:
         return sum(spec.elements for spec in self.tensors.values())
 
     @property
+    def dtypes(self) -> set[str]:
+        """Stored dtypes, in safetensors' spelling."""
+        return {spec.dtype for spec in self.tensors.values()}
+
+    @property
     def bytes(self) -> int:
         """Size of the weight files on disk."""
         return sum(file.stat().st_size for file in self.files)

@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.folder import FILE_MODE, commit_folder, partial_folder, start_folder, sync
-from compresskit.checkpoint.reader import INDEX, Checkpoint, TensorSpec, read_json, sha256
+from compresskit.checkpoint.outputs import Outputs
+from compresskit.checkpoint.reader import INDEX, Checkpoint, read_json, sha256
 from compresskit.errors import CheckpointError, CompresskitError, RequestError
 
 if TYPE_CHECKING:
@@ -32,56 +30,8 @@ SIDE_FILES = (
 )  # fmt: skip
 """Files that stock tools read besides the weights; copied byte for byte."""
 PROGRESS = "progress.json"
-SAFETENSORS_ALIGNMENT = 8
 SPARE_BYTES = 1 << 24
 """Room on the disk for the small files, beyond the weights (16 MiB)."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file to be: its name, its header and where each tensor goes."""
-
-    name: str
-    header: bytes
-    offsets: dict[str, int]
-    size: int
-
-
-def layout_shards(plan: list[TensorSpec], max_shard_bytes: int) -> list[Shard]:
-    """Deal tensors to files in order; a tensor larger than the limit gets a file of its own. No tensors, no files."""
-    if not plan:
-        return []
-    files: list[list[TensorSpec]] = [[]]
-    filled = 0
-    for spec in plan:
-        if files[-1] and filled + spec.bytes > max_shard_bytes:
-            files.append([])
-            filled = 0
-        files[-1].append(spec)
-        filled += spec.bytes
-    single = len(files) == 1
-    return [
-        _shard("model.safetensors" if single else f"model-{i:05d}-of-{len(files):05d}.safetensors", specs)
-        for i, specs in enumerate(files, start=1)
-    ]
-
-
-def _shard(name: str, specs: list[TensorSpec]) -> Shard:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    starts = {}
-    for spec in specs:
-        starts[spec.name] = position
-        entries[spec.name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [position, position + spec.bytes],
-        }
-        position += spec.bytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % SAFETENSORS_ALIGNMENT)
-    header = struct.pack("<Q", len(text)) + text
-    return Shard(name, header, {n: len(header) + start for n, start in starts.items()}, len(header) + position)
 
 
 def check_out(out: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
@@ -114,23 +64,20 @@ def check_out(out: Path, source: Path, needed_bytes: int, overwrite: bool) -> No
 class Writer:
     """A checkpoint folder in the making. Use as a context manager; without `commit` nothing appears.
 
-    `plan`: every tensor with its final dtype and shape, in the order in which the files shall hold them.
     `fingerprint`: identifies the request; a partial folder is only continued by the same request.
     """
 
-    def __init__(
-        self, out: Path, plan: list[TensorSpec], max_shard_bytes: int, fingerprint: str,
-        extra: Mapping[str, list[TensorSpec]] | None = None,
-    ):  # fmt: skip
-        """`extra`: the tensors of safetensors files that are no part of the model, by path inside the folder."""
+    def __init__(self, out: Path, outputs: Outputs, max_shard_bytes: int, fingerprint: str):
         self.out = out
+        self.outputs = outputs
         self.partial = partial_folder(out)
-        self.model_shards = layout_shards(plan, max_shard_bytes)
-        self.shards = self.model_shards + [_shard(name, specs) for name, specs in (extra or {}).items()]
-        self.specs = {spec.name: spec for specs in (plan, *(extra or {}).values()) for spec in specs}
+        self.model_shards = outputs.model_shards(max_shard_bytes)
+        self.shards = self.model_shards + outputs.extra_shards
+        self.specs = {spec.name: spec for spec in outputs.specs}
         self.shard_of = {name: shard for shard in self.shards for name in shard.offsets}
         self.missing = set(self.specs)
-        self.done: list[str] = []
+        self.done: list[int] = []
+        """Blocks that are on the disk."""
         self.fingerprint = fingerprint
         self.facts: dict[str, Any] = {}
 
@@ -142,18 +89,18 @@ class Writer:
         if kind is not None and issubclass(kind, CompresskitError):
             shutil.rmtree(self.partial, ignore_errors=True)
 
-    def start(self, config: dict[str, Any] | None, source: Path, extra_files: dict[str, str]) -> None:
+    def start(self, source: Path) -> None:
         """Make the partial folder: configuration, side files of the source, generated files, empty shards.
 
         Without a configuration (an adapter's folder) the source's side files stay where they are.
         """
         start_folder(self.out)
-        if config is not None:
-            self.write_text("config.json", json.dumps(config, indent=2) + "\n")
+        if self.outputs.config is not None:
+            self.write_text("config.json", json.dumps(self.outputs.config, indent=2) + "\n")
             for name in SIDE_FILES:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, self.partial / name)
-        for name, text in extra_files.items():
+        for name, text in self.outputs.files.items():
             self.write_text(name, text)
         for shard in self.shards:
             (self.partial / shard.name).parent.mkdir(exist_ok=True)
@@ -171,7 +118,7 @@ class Writer:
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Go on in the partial folder of an interrupted run of the same request (see `read_progress`)."""
-        self.done = list(progress["done"])
+        self.done = list(progress["blocks"])
         self.missing -= set(progress["written"])
         self.facts = progress["facts"]
 
@@ -204,28 +151,34 @@ class Writer:
 
     def copy(self, names: list[str], source: Checkpoint) -> None:
         """Write tensors as the source has them, bit for bit; in another dtype where that was announced."""
-        from compresskit.checkpoint.dtypes import TORCH_DTYPES
+        from compresskit.machine.precision import torch_dtype
 
         for name in names:
             tensor = source.read(name)
             wanted = self.specs[name].dtype
-            self.put(name, tensor if source.spec(name).dtype == wanted else tensor.to(TORCH_DTYPES[wanted]))
+            self.put(name, tensor if source.spec(name).dtype == wanted else tensor.to(torch_dtype(wanted)))
 
     def copy_missing(self, source: Checkpoint, prefix: str = "") -> None:
         """Write what has not been written yet, of the tensors whose names begin so, as the source has it."""
         self.copy([name for name in self.specs if name in self.missing and name.startswith(prefix)], source)
 
-    def finish(self, step: str) -> None:
-        """Note that everything of this step is on the disk."""
-        self.done.append(step)
+    def finish_block(self, index: int, facts: dict[str, Any]) -> None:
+        """Note that everything of this block is on the disk, and what the method says of it."""
+        self.facts.setdefault("blocks", []).append(facts)
+        self.done.append(index)
         written = sorted(set(self.specs) - self.missing)
-        progress = {"fingerprint": self.fingerprint, "done": self.done, "written": written, "facts": self.facts}
+        progress = {"fingerprint": self.fingerprint, "blocks": self.done, "written": written, "facts": self.facts}
         for shard in self.shards:
             sync(self.partial / shard.name)
         temporary = self.partial / (PROGRESS + ".new")
         temporary.write_text(json.dumps(progress), encoding="utf-8")
         sync(temporary)
         temporary.replace(self.partial / PROGRESS)
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """(numbers in all tensors, bytes of all weight files)."""
+        return sum(spec.elements for spec in self.specs.values()), sum(shard.size for shard in self.shards)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the weight files."""

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
 from compresskit.errors import CheckpointError, NumericalError
-from compresskit.scheme import Scheme, packed_words
+from compresskit.numerics.scheme import Scheme, packed_words
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from compresskit.grid import Grid
+    from compresskit.numerics.grid import Grid
 
 FORMAT = "pack-quantized"
 LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
@@ -57,7 +57,7 @@ def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.
     import torch
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    from compresskit.grid import from_codes
+    from compresskit.numerics.grid import from_codes
 
     for what, values in (("code", codes), ("zero point", grid.zero_point)):
         if bool((values < scheme.lowest).any()) or bool((values > scheme.highest).any()):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,11 @@ def plan(name: str, shape: tuple[int, int], rank: int, dtype: str) -> list[Tenso
     """The stored factors of one linear (out, in)."""
     first, second = factor_names(name)
     return [TensorSpec(first, dtype, (rank, shape[1])), TensorSpec(second, dtype, (shape[0], rank))]
+
+
+def tensors(ranks: Mapping[str, int], shape_of: Callable[[str], tuple[int, int]], dtype: str) -> list[TensorSpec]:
+    """The factors of an adapter. `ranks`: by module name; `shape_of`: module name -> (out, in)."""
+    return [spec for name, rank in ranks.items() for spec in plan(name, shape_of(name), rank, dtype)]
 
 
 def configuration(base: str, ranks: Mapping[str, int], scales: Mapping[str, float] | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.errors import RequestError, near_miss
-from compresskit.evaluate.gates import parse_gate
+from compresskit.evaluation.gates import parse_gate
 from compresskit.recipe.located import Place, Value, read
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Context, Step, build, kind_of
 

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ValidationError
 
 from compresskit.errors import RequestError, near_miss
-from compresskit.evaluate.gates import parse_gate
+from compresskit.evaluation.gates import parse_gate
 from compresskit.methods import METHODS, STAGES, entry, method_class, options_class, stage_of
 from compresskit.recipe.located import Place, Value
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from compresskit.manifest import chain
-from compresskit.pipeline import verdict
+from compresskit import __version__
+from compresskit.checkpoint.manifest import chain
+from compresskit.checkpoint.source import DEMO, HUB_ID
+from compresskit.recipe import verdict
 from compresskit.report import collecting
 from compresskit.report.serving import ADAPTER_CONFIG, commands
-from compresskit.source import DEMO, HUB_ID
-from compresskit.version import VERSION
 
 BASE_OF_DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RELATIONS = {"quantize": "quantized", "prune": "finetune", "recover": "finetune", "compensate": "adapter"}
@@ -26,7 +26,7 @@ def card(out: Path, result: Mapping[str, Any], name: str) -> str:
     report = next((each.report for each in reversed(collecting.measured(result)) if each.of == name), None)
     base = BASE_OF_DEMO if result["source"] == DEMO else result["source"]
     lines = ["---", yaml.safe_dump(_metadata(out / name, base, manifest, report), sort_keys=False).rstrip(), "---", ""]
-    lines += [f"# {Path(str(base)).name}, compressed", "", f"{base}, by compresskit {VERSION}: {', then '.join(stages)}.", ""]
+    lines += [f"# {Path(str(base)).name}, compressed", "", f"{base}, by compresskit {__version__}: {', then '.join(stages)}.", ""]
     if report is not None:
         lines += [verdict.sentence({**result, "steps": {name: report}}), ""]
         lines += ["| | before | after |", "| --- | ---: | ---: |"]

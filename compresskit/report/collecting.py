@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compresskit.checkpoint.manifest import NAME as MANIFEST
 from compresskit.checkpoint.reader import read_json
 from compresskit.errors import RequestError
-from compresskit.manifest import NAME as MANIFEST
-from compresskit.pipeline.running import REPORT
+from compresskit.recipe.run import REPORT
 
 ERRORS = {
     "relative_output_error": "output error",

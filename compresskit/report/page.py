@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from compresskit.pipeline import verdict
+from compresskit import __version__
+from compresskit.recipe import verdict
 from compresskit.report import charts, collecting
 from compresskit.report.serving import commands
-from compresskit.version import VERSION
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 BLOCK_CHARTS = {
@@ -43,7 +43,7 @@ def page(out: Path, result: Mapping[str, Any]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}: compresskit report</title><style>{STYLE}</style></head><body><main>"
-        f"<header><p>compresskit {escape(VERSION)}</p><h1>{escape(title)}</h1>"
+        f"<header><p>compresskit {escape(__version__)}</p><h1>{escape(title)}</h1>"
         f'<p{passed} id="verdict">{escape(sentence)}</p></header>'
         f"{''.join(sections)}</main></body></html>\n"
     )

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 from compresskit.calibration import sampling
 from compresskit.calibration.sampling import Sampling, batch_size, pick, sample, self_tokens, start_token
 from compresskit.errors import NumericalError, RequestError
-from compresskit.opening import open_model
+from compresskit.machine.device import Where
+from compresskit.models.load import open_model
 
-HOW = Sampling(0, torch.device("cpu"), torch.float32)
+HOW = Sampling(0, Where(torch.device("cpu"), torch.float32))
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,11 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from compresskit.calibration import Calibration, calibrate, encode, tokens
+from compresskit.calibration.sources import TextRequest
 from compresskit.calibration.windows import draw
 from compresskit.errors import CalibrationError, CheckpointError
-from compresskit.opening import open_model
+from compresskit.machine.device import Where
+from compresskit.models.load import open_model
 
 CPU = torch.device("cpu")
 
@@ -28,7 +30,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(spec: str, folder: Path, samples: int = 6, length: int = 32, seed: int = 0) -> Calibration:
-    return calibrate(spec, open_model(folder), samples, length, seed, CPU, torch.float32)
+    return calibrate(TextRequest(spec, samples, length, seed), open_model(folder), Where(CPU, torch.float32))
 
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 10), st.integers(0, 3))

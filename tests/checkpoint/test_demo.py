@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from compresskit.cache import cache_folder
 from compresskit.checkpoint import demo
+from compresskit.checkpoint.cache import cache_folder
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import NetworkError, RequestError
 

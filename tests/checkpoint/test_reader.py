@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import CheckpointError, CompresskitError, NumericalError, RequestError, UnsupportedArchitecture
-from compresskit.opening import open_model
+from compresskit.models.load import open_model
 
 
 def shard(folder: Path) -> None:

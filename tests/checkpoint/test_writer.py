@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from compresskit.checkpoint import writer as writing
 from compresskit.checkpoint.folder import partial_folder
+from compresskit.checkpoint.outputs import layout_shards
 from compresskit.checkpoint.reader import TensorSpec, open_checkpoint
-from compresskit.checkpoint.writer import Writer, check_out, layout_shards, read_progress
+from compresskit.checkpoint.outputs import Outputs
+from compresskit.checkpoint.writer import Writer, check_out, read_progress
 from compresskit.errors import CheckpointError, NumericalError, RequestError
 
 TENSORS = {
@@ -37,11 +39,12 @@ def source(tmp_path: Path) -> Path:
 
 
 def write(out: Path, source: Path, shard_bytes: int = 10**9, names: tuple[str, ...] = tuple(reversed(TENSORS))) -> Writer:
-    with Writer(out, PLAN, shard_bytes, "key") as writer:
-        writer.start({"model_type": "llama"}, source, {"note.py": "x = 1\n"})
+    outputs = Outputs(PLAN, {"model_type": "llama"}, files={"note.py": "x = 1\n"})
+    with Writer(out, outputs, shard_bytes, "key") as writer:
+        writer.start(source)
         for name in names:
             writer.put(name, TENSORS[name])
-        writer.finish("all")
+        writer.finish_block(0, {"error": 0.5})
         writer.commit({"stage": "test"})
     return writer
 
@@ -85,15 +88,16 @@ def test_nothing_appears_when_a_tensor_is_missing(tmp_path: Path, source: Path) 
 
 def test_a_failure_removes_the_partial_folder_and_an_interruption_keeps_it(tmp_path: Path, source: Path) -> None:
     for error, stays in ((NumericalError, False), (KeyboardInterrupt, True)):
-        with pytest.raises(error), Writer(tmp_path / "out", PLAN, 10**9, "key") as writer:
-            writer.start({}, source, {})
-            writer.finish("first")
+        with pytest.raises(error), Writer(tmp_path / "out", Outputs(PLAN, {}), 10**9, "key") as writer:
+            writer.start(source)
+            writer.finish_block(3, {"error": 0.5})
             raise error
         assert partial_folder(tmp_path / "out").exists() == stays
         assert not (tmp_path / "out").exists()
     progress = read_progress(tmp_path / "out", "key")
     assert progress is not None
-    assert progress["done"] == ["first"]
+    assert progress["blocks"] == [3]
+    assert progress["facts"] == {"blocks": [{"error": 0.5}]}
     with pytest.raises(RequestError, match="drop --resume"):
         read_progress(tmp_path / "out", "another key")
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.formats.compressed_tensors import PackQuantized
-from compresskit.scheme import Scheme
+from compresskit.numerics.scheme import Scheme
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

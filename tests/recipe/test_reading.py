@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from compresskit.prune.cfsp import CFSP
-from compresskit.quantize.gptq import GPTQ
+from compresskit.pruning.cfsp import CFSP
+from compresskit.quantization.gptq import GPTQ
 from compresskit.recipe.reading import Recipe, load
 from compresskit.stages import Options
 

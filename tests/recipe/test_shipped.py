@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compresskit.cli import main
+from compresskit.cli.main import main
 from compresskit.methods import METHODS
 from compresskit.recipe import shipped
 from compresskit.recipe.reading import load

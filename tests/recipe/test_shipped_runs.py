@@ -12,9 +12,9 @@ import yaml
 from tiny_models import make_adapter
 
 from compresskit.methods import METHODS, options_class
-from compresskit.pipeline.running import run
 from compresskit.recipe import shipped
 from compresskit.recipe.reading import load
+from compresskit.recipe.run import run
 from compresskit.report.writing import write_reports
 
 TINY: dict[str, Any] = {

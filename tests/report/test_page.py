@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from compresskit.cli import main
+from compresskit.cli.main import main
 from compresskit.errors import RequestError
-from compresskit.pipeline.running import run
 from compresskit.recipe.reading import load
+from compresskit.recipe.run import run
 from compresskit.report import charts
 from compresskit.report.collecting import read_result
 from compresskit.report.page import STYLE

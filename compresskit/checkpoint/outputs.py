@@ -1,0 +1,92 @@
+"""The files that a stage writes, before the first tensor is there: names, headers, offsets, sizes. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compresskit.checkpoint.reader import TensorSpec
+
+SAFETENSORS_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file to be: its name, its header and where each tensor goes."""
+
+    name: str
+    header: bytes
+    offsets: dict[str, int]
+    size: int
+
+
+def layout_shards(plan: list[TensorSpec], max_shard_bytes: int) -> list[Shard]:
+    """Deal tensors to files in order; a tensor larger than the limit gets a file of its own. No tensors, no files."""
+    if not plan:
+        return []
+    files: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in plan:
+        if files[-1] and filled + spec.bytes > max_shard_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(spec)
+        filled += spec.bytes
+    single = len(files) == 1
+    return [
+        _shard("model.safetensors" if single else f"model-{i:05d}-of-{len(files):05d}.safetensors", specs)
+        for i, specs in enumerate(files, start=1)
+    ]
+
+
+def _shard(name: str, specs: list[TensorSpec]) -> Shard:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    starts = {}
+    for spec in specs:
+        starts[spec.name] = position
+        entries[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [position, position + spec.bytes],
+        }
+        position += spec.bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % SAFETENSORS_ALIGNMENT)
+    header = struct.pack("<Q", len(text)) + text
+    return Shard(name, header, {n: len(header) + start for n, start in starts.items()}, len(header) + position)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Every file of weights that a stage writes, known before the first tensor is, and the small files that go with them."""
+
+    tensors: list[TensorSpec] = field(default_factory=list)
+    """Of the checkpoint, in the order in which the files shall hold them; none where OUT holds an adapter alone."""
+    config: dict[str, Any] | None = None
+    """config.json, None where OUT holds no checkpoint."""
+    extra: Mapping[str, list[TensorSpec]] = field(default_factory=dict)
+    """The tensors of safetensors files that are no part of the checkpoint, by path inside the folder."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Generated files, by name."""
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """All tensors."""
+        return [*self.tensors, *(spec for specs in self.extra.values() for spec in specs)]
+
+    def model_shards(self, max_shard_bytes: int) -> list[Shard]:
+        """The checkpoint's files."""
+        return layout_shards(self.tensors, max_shard_bytes)
+
+    @property
+    def extra_shards(self) -> list[Shard]:
+        """The other safetensors files."""
+        return [_shard(name, specs) for name, specs in self.extra.items()]
+
+    def bytes(self, max_shard_bytes: int) -> int:
+        """Size of all weight files, headers included."""
+        return sum(shard.size for shard in (*self.model_shards(max_shard_bytes), *self.extra_shards))

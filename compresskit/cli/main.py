@@ -1,0 +1,100 @@
+"""The command line: parse flags into a typed method and options, call the stage, print the result.
+
+Standard output carries the result alone; everything else goes to standard error. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+import compresskit
+from compresskit.cli.flags import log
+from compresskit.cli.recipes import add_recipe_commands
+from compresskit.cli.stages import add_stages
+from compresskit.errors import CompresskitError, Interrupted
+
+app = typer.Typer(
+    name="compresskit",
+    help="Make Hugging Face language models smaller: prune, quantize, then see what it cost.",
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def version(value: bool) -> None:
+    """Print the version and stop, where asked for."""
+    if value:
+        typer.echo(compresskit.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make Hugging Face language models smaller: prune, quantize, then see what it cost."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the documented code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    stopped_by = _listen()
+    completing = any(name.startswith("_COMPRESSKIT") for name in os.environ)
+    add_stages(app, "" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
+    add_recipe_commands(app)
+    try:
+        status = app(args=arguments, prog_name="compresskit", standalone_mode=False)
+        code = status if isinstance(status, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = _failed("interrupted", Interrupted.exit_code, arguments)
+    except Exception as error:
+        message, code = _described(error)
+        if stopped_by and code != Interrupted.exit_code:  # a library made an error of its own of the interrupt
+            message, code = f"interrupted ({message})", Interrupted.exit_code
+        code = _failed(message, code, arguments)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _listen() -> list[int]:
+    """Raise KeyboardInterrupt at SIGTERM and, unless it is ignored, at SIGINT; the list fills with what came."""
+    received: list[int] = []
+
+    def stop(signum: int, frame: Any) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    return received
+
+
+def _described(error: Exception) -> tuple[str, int]:
+    """One line and the exit code: ours know theirs, the parser's own are wrong usage, anything else is a failure."""
+    if isinstance(error, CompresskitError):
+        return str(error), error.exit_code
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error), 2
+    if hasattr(error, "format_message"):
+        return " ".join(error.format_message().split()), 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'output'}: {error.strerror}", 1
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (--verbose shows where)", 1
+
+
+def _failed(message: str, code: int, arguments: list[str]) -> int:
+    if "--verbose" in arguments and sys.exc_info()[0] is not None:
+        traceback.print_exc(file=sys.stderr)
+    log(message if message.startswith("Usage:") else f"compresskit: error: {message}")
+    return code

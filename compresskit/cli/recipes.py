@@ -1,0 +1,149 @@
+"""The commands around recipes: run, plan, report, schema. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compresskit.cli.flags import Quiet, Verbose
+from compresskit.errors import GateError, RequestError
+
+RECIPE_HELP = "A YAML file, or the name of a shipped recipe (compresskit run --list)."
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Source = Annotated[str | None, typer.Option(help="Replaces the recipe's source.")]
+Set = Annotated[list[str], typer.Option("--set", help="NAME=VALUE replaces a variable of the recipe; may be repeated.")]
+
+
+def add_recipe_commands(app: typer.Typer) -> None:
+    """Give the command line run, plan, report and schema."""
+    app.command("run")(run)
+    app.command("plan")(plan)
+    app.command("report")(report)
+    app.command("schema")(schema)
+
+
+def _say(quiet: bool) -> Any:
+    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
+
+
+def _load(recipe: str | None, source: str | None, given: list[str]) -> Any:
+    from compresskit.recipe.reading import load
+    from compresskit.recipe.shipped import find
+
+    if recipe is None:
+        raise RequestError("RECIPE is missing; give a YAML file or a name out of compresskit run --list")
+    values = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise RequestError(f"--set {text}: write NAME=VALUE")
+        values[name] = value
+    return load(find(recipe), values | ({"source": source} if source else {}))
+
+
+def run(  # noqa: PLR0913, PLR0917 - each parameter is a flag
+    recipe: Annotated[str | None, typer.Argument(help=RECIPE_HELP)] = None,
+    out: Annotated[Path | None, typer.Argument(help="The run's folder; one that holds a run is gone on with.")] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+    source: Source = None,
+    given: Set = [],  # noqa: B006
+    first: Annotated[str | None, typer.Option("--from", help="Redo this step and all after it.")] = None,
+    only: Annotated[str | None, typer.Option(help="Redo this step alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that holds a run.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Add a Markdown summary here; also to $GITHUB_STEP_SUMMARY.")] = None,
+    json_output: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a recipe: every step, resumable, then the gates (exit code 3 where one is not met)."""
+    from compresskit.recipe import run, verdict
+
+    if list_recipes:
+        _list(json_output)
+        return
+    loaded = _load(recipe, source, given)
+    if out is None:
+        raise RequestError("OUT is missing; give the folder that the run shall write")
+    if first and only:
+        raise RequestError(f"--from {first} --only {only}: choose one of them")
+    say = _say(quiet)
+    result = run.run(loaded, out, run.Wanted(first, only, dry_run, overwrite, quiet), say)
+    if not dry_run:
+        from compresskit.report.writing import write_reports
+
+        write_reports(out, result)
+        _write_for_ci(result, junit, summary)
+        say(verdict.sentence(result))
+        if result["gates"]:
+            say(verdict.gate_table(result))
+    typer.echo(json.dumps(result) if json_output else str(out))
+    missed = [gate for gate in result.get("gates", []) if not gate["passed"]]
+    if missed:
+        raise GateError(f"{len(missed)} of {len(result['gates'])} gates missed: " + "; ".join(_short(gate) for gate in missed))
+
+
+def _short(gate: dict[str, Any]) -> str:
+    found = "no value" if gate["value"] is None else f"{gate['value']:.4g}"
+    return f"{gate['step']}: {gate['metric']}{gate['operator']}{gate['limit']:g}, found {found}"
+
+
+def _list(json_output: bool) -> None:
+    from compresskit.recipe.shipped import listing
+
+    found = listing()
+    typer.echo(json.dumps(found) if json_output else "\n".join(f"{name:16} {text}" for name, text in found.items()))
+
+
+def _write_for_ci(result: dict[str, Any], junit: Path | None, summary: Path | None) -> None:
+    from compresskit.recipe import verdict
+
+    if junit is not None:
+        junit.parent.mkdir(parents=True, exist_ok=True)
+        junit.write_text(verdict.junit(result), encoding="utf-8")
+    given = os.environ.get(verdict.SUMMARY_VARIABLE)
+    for path in dict.fromkeys([*([summary] if summary else []), *([Path(given)] if given else [])]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(verdict.markdown(result) + "\n")
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    source: Source = None,
+    given: Set = [],  # noqa: B006
+    probe: Annotated[bool, typer.Option(help="Time this machine for a moment, to estimate how long the steps take.")] = True,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a recipe would do: parameters, bytes, memory and time of every step; nothing is computed."""
+    from compresskit.recipe.plan import plan as make_plan
+    from compresskit.recipe.plan import table
+
+    found = make_plan(_load(recipe, source, given), probe)
+    typer.echo(json.dumps(found) if json_output else table(found))
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="A run's folder.")],
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write report.html and the model card of a run anew."""
+    from compresskit.report.collecting import read_result
+    from compresskit.report.writing import write_reports
+
+    page = write_reports(out, read_result(out))
+    typer.echo(json.dumps({"stage": "report", "output": str(page)}) if json_output else str(page))
+
+
+def schema() -> None:
+    """Print the JSON Schema of the recipe."""
+    from compresskit.recipe.schema import schema as made
+
+    typer.echo(json.dumps(made()))

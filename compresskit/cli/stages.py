@@ -1,0 +1,165 @@
+"""The commands of the stages, built from their methods and options, and inspect. Loads no torch."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compresskit.cli.flags import (
+    OUTPUT_PARAMETERS,
+    SOURCE_HELP,
+    Json,
+    Verbose,
+    build,
+    log,
+    options_of,
+    places,
+    with_parameters,
+)
+from compresskit.errors import GateError, Interrupted
+from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
+
+EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or checkpoint."
+
+
+def add_stages(app: typer.Typer, wanted: str) -> None:
+    """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
+    for stage, entries in METHODS.items():
+        group = typer.Typer(help=STAGES[stage].summary, no_args_is_help=True, rich_markup_mode=None)
+        group.callback()(lambda: None)
+        if wanted in (stage, ""):
+            for name, entry in entries.items():
+                group.command(name, help=f"{entry.summary} {entry.paper}".strip())(stage_command(stage, name))
+        if stage == "merge":
+            group.command("similarity")(similarity)
+        app.add_typer(group, name=stage)
+    app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
+    app.command("inspect")(inspect_source)
+    expand = expand_command() if wanted in ("expand", "") else lambda: None
+    app.command("expand", help=EXPAND_HELP)(expand)
+    app.command("methods")(methods)
+
+
+def stage_command(stage: str, name: str) -> Callable[..., None]:
+    """A command function whose signature is SOURCE, OUT, the method's fields and the stage's options."""
+    method_type, options_type = method_class(stage, name), options_class(stage, name)
+    several = stage_of(stage, name).several
+
+    def command(out: Path, **values: Any) -> None:
+        source, quiet = values["sources" if several else "source"], values["quiet"]
+        method, options = build(method_type, values), build(options_type, values)
+        try:
+            result = runner(stage, name)(method, source, out, options, quiet=quiet)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted; the same command with --resume goes on") from error
+        log(result.get("note") or summary(result), quiet)
+        if values["verbose"] and "time_shares" in result:
+            log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
+        typer.echo(json.dumps(result) if values["json_output"] else result["output"])
+        if result.get("warning"):
+            raise GateError(result["warning"])
+
+    return with_parameters(command, [*places(several), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line for people: what became of the checkpoint."""
+    before, after = result["bytes_before"], result["bytes_after"]
+    parameters = f"{result['parameters_before'] / 1e6:.1f} M -> {result['parameters_after'] / 1e6:.1f} M parameters"
+    line = (
+        f"{result['stage']} {result['method']}: {parameters}, {before / 1e6:.0f} MB -> {after / 1e6:.0f} MB, "
+        f"in {result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
+    if "kl_held_back" in result:
+        line += (
+            f"; {result['bits_per_weight']:.2f} bits a weight, on held-back text KL {result['kl_held_back']:.4f}, "
+            f"{result['top1_held_back']:.1%} of the most likely tokens unchanged"
+        )
+    if "kl_before" in result:
+        line += (
+            f"; rank {result['rank_total']} in all, on held-back text KL {result['kl_before']:.4f} -> {result['kl_after']:.4f}"
+        )
+    if result.get("held_back_after"):
+        before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
+        line += f"; training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}"
+    return line
+
+
+def evaluate_command() -> Callable[..., None]:
+    """`evaluate SOURCE` with the flags of its options."""
+    from compresskit.evaluation.request import EvaluateOptions
+    from compresskit.evaluation.run import evaluate
+    from compresskit.evaluation.table import table
+
+    def command(source: str, **values: Any) -> None:
+        quiet: bool = values["quiet"]
+        report = evaluate(source, build(EvaluateOptions, values), quiet=quiet)
+        typer.echo(json.dumps(report) if values["json_output"] else table(report))
+        if report["warning"]:
+            log(f"compresskit: warning: {report['warning']}")
+        missed = [gate for gate in report["gates"] if not gate["passed"]]
+        if missed:
+            raise GateError("; ".join(str(GateResult(**gate)) for gate in missed))
+
+    from compresskit.evaluation.gates import GateResult
+
+    positional = inspect.Parameter(
+        "source", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=SOURCE_HELP)]
+    )
+    return with_parameters(command, [positional, *options_of(EvaluateOptions), *OUTPUT_PARAMETERS])
+
+
+def inspect_source(
+    source: Annotated[str, typer.Argument(help="A checkpoint or adapter folder, a Hub id, or - for standard input.")],
+    json_output: Json = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Accept a checkpoint that brings code.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what a checkpoint or adapter holds: family, widths, bits, bytes, and how it was made."""
+    from compresskit.report.inspect import inspect as look
+    from compresskit.report.inspect import listing
+
+    found = look(source, trust_remote_code)
+    typer.echo(json.dumps(found) if json_output else listing(found))
+
+
+def methods(json_output: Json = False) -> None:
+    """List every stage's methods, with paper and one line each."""
+    if json_output:
+        table = {stage: {n: {"paper": e.paper, "summary": e.summary} for n, e in m.items()} for stage, m in METHODS.items()}
+        typer.echo(json.dumps(table))
+        return
+    for stage, entries in METHODS.items():
+        for name, entry in entries.items():
+            typer.echo(f"{stage:10} {name:12} {entry.paper or '-':18} {entry.summary}")
+
+
+def expand_command() -> Callable[..., None]:
+    """`expand SOURCE OUT` with the flags of its options."""
+    from compresskit.task_vectors.expand import ExpandOptions, expand
+
+    def command(source: str, out: Path, **values: Any) -> None:
+        result = expand(source, out, build(ExpandOptions, values), quiet=values["quiet"])
+        log(summary(result), values["quiet"])
+        typer.echo(json.dumps(result) if values["json_output"] else result["output"])
+
+    return with_parameters(command, [*places(), *options_of(ExpandOptions), *OUTPUT_PARAMETERS])
+
+
+def similarity(
+    sources: Annotated[list[str], typer.Argument(help="Adapters, ternary or not, or checkpoints with --base.")],
+    base: Annotated[str | None, typer.Option(help="The checkpoint that the sources were fine-tuned from.")] = None,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the cosine similarity between task vectors; merges nothing."""
+    from compresskit.task_vectors.similarity import listing
+    from compresskit.task_vectors.similarity import similarity as measure
+
+    found = measure(sources, base)
+    typer.echo(json.dumps(found) if json_output else listing(found))

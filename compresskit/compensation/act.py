@@ -1,0 +1,44 @@
+"""act: the low-rank pair of the error weighted by the mean size of each input, the comparator of EoRA.
+
+EoRA, arXiv 2410.21271, section 4.1 ("Act-S"); the scaling is that of AWQ-like methods.
+
+    minimise ||(D - B A) diag(mean |X|)||_F
+
+symbol  meaning                        shape         name here
+D       error to repair                (out, in)
+X       inputs of the linear           (tokens, in)  seen only through the sum of their sizes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compresskit.compensation.method import CompensateMethod
+
+if TYPE_CHECKING:
+    import torch
+
+    from compresskit.numerics.lowrank import Metric
+    from compresskit.walk.block import Statistic
+
+
+class Act(CompensateMethod, frozen=True):
+    """Weight error, by the mean size of each input."""
+
+    def statistic(self, features: int, device: torch.device) -> Statistic:
+        """Sum of the sizes of every input."""
+        from compresskit.walk.statistics import Magnitudes
+
+        return Magnitudes(features, device)
+
+    def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
+        """diag(mean |X|)^2, (features, features); the identity for an expert that no token reached."""
+        import torch
+
+        from compresskit.numerics.lowrank import Metric
+        from compresskit.walk.statistics import Magnitudes
+
+        assert isinstance(statistic, Magnitudes)
+        if not statistic.tokens:
+            return Metric(torch.eye(features, device=device))
+        return Metric(torch.diag((statistic.sum / statistic.tokens).square()))

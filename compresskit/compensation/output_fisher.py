@@ -1,0 +1,98 @@
+"""How much the original's predictions mind an error in each output of its linears.
+
+    KL(p || p after an error e in z)  ~  1/2 e^T F e,    F = E[(d log p(y) / d z)(d log p(y) / d z)^T],  y drawn from p     (1)
+    g_i = mean over tokens of (d log p(y) / d z_i)^2                                 the diagonal of F, a number an output
+
+symbol  meaning                                             shape
+z       a linear's output at a token                        (out,)
+p       what the original predicts from there on
+y       tokens drawn from p, one for every position
+g       diag(F): squares of the gradient, averaged          (out,)
+
+Equation 1 is the second-order expansion around the original, whose first order is 0 there (Amari, Natural Gradient Works
+Efficiently in Learning, 1998, section 3). It is not part of EoRA, whose error counts every output alike. What the
+expansion leaves out grows with the error: docs/compensate.md says what that measured at 3 and at 2 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compresskit.calibration.sampling import pick
+from compresskit.walk.backward import Loss, Step, walk_backward
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import OnBlock
+from compresskit.walk.statistics import Moments
+from compresskit.walk.walk import Walk
+
+DAMPING = 0.1
+"""Share of the mean that is added to every number: outputs that the text hardly used are not left to chance."""
+ROWS_AT_ONCE = 64
+"""Positions whose distributions, in float64, exist at a time."""
+LEAST = 1e-30
+"""Of an expert that no token reached, and of outputs that only pad the linear: above 0, as the solver divides by it."""
+
+
+def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: OnBlock, seed: int) -> dict[str, Tensor]:
+    """The numbers g of the named linears of the original, damped. `walk`: of the original, one window a micro-batch.
+
+    Returns:
+        By plain name (out,) float64 on the CPU, in nats over squared units of the output.
+
+    Raises:
+        NumericalError: activations are not finite.
+    """
+    found: dict[str, Tensor] = {}
+    device = torch.device("cpu") if walk.device.type == "mps" else walk.device  # which has no float64
+
+    @contextmanager
+    def visit(block: Block) -> Iterator[Step]:
+        own = [name for name in names if name.startswith(block.name + ".")]
+        moments = {name: Moments(block.linear(name).out_features, device) for name in own}
+
+        def step(given: Tensor, gradient: Tensor) -> Tensor:
+            with torch.enable_grad():
+                output = block.run(given)
+            return torch.autograd.grad(output, given, gradient)[0]
+
+        with ExitStack() as stack:
+            for name, moment in moments.items():
+                stack.callback(block.linear(name).register_forward_hook(_watching(moment)).remove)
+            yield step
+        tokens = sum(hidden[..., 0].numel() for hidden in block.hidden)
+        for name, moment in moments.items():
+            squares = (moment.squares / tokens).cpu()
+            found[name] = (squares + DAMPING * squares.mean()).clamp_min(LEAST)
+
+    walk_backward(walk, scratch, on_block, _surprise(seed), visit)
+    return found
+
+
+def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
+    """A forward hook that adds the gradients which will reach a linear's output."""
+    add: Callable[[Tensor], None] = lambda gradient: moment.add(gradient.flatten(0, -2).to(moment.sum.device))  # noqa: E731
+
+    def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+
+    return watch
+
+
+def _surprise(seed: int) -> Loss:
+    """-log p(y) summed over a window, of tokens y that the model itself draws at every position."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(tokens: Tensor, logits: Tensor) -> Tensor:
+        rows = logits.flatten(0, -2)
+        uniform = torch.rand(len(rows), 1, dtype=torch.float64, generator=generator)
+        parts = zip(torch.split(rows.detach(), ROWS_AT_ONCE), torch.split(uniform, ROWS_AT_ONCE), strict=True)
+        drawn = torch.cat([pick(*part) for part in parts])
+        return functional.cross_entropy(rows, drawn.to(rows.device), reduction="sum")
+
+    return loss

@@ -1,0 +1,84 @@
+"""What is to be repaired in a linear: the error of its weight, or what its output lacks to the original's.
+
+    aim "weight":  D = W - W_c                                                                                         (1)
+    aim "output" or "block":
+                   D = argmin ||W X^T - (W_c + D) X_c^T||_F^2 + damping ||D - D_1||^2
+                     = D_1 + (W X^T X_c - (W_c + D_1) X_c^T X_c) (X_c^T X_c + damping)^-1                              (2)
+
+symbol  meaning                                                    shape             name here
+X       inputs of the linear in the original model; for "block":   (tokens, in)      seen only through W X^T
+        in the original's block on the compressed model's hidden
+        states
+X_c     its inputs in the compressed model, repaired so far        (tokens, in_c)
+D_1     D of equation 1, or 0 where the linear lost inputs         (out, in_c)       weight_error
+
+Equation 1 is EoRA's. Equation 2 also answers for what the blocks before have changed in the inputs, and is the only one
+that has anything to say where channels are missing: the dense weight projected onto the inputs that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compresskit.numerics.lowrank import Metric
+from compresskit.walk.block import Statistic
+from compresskit.walk.statistics import Gram
+
+
+class Outputs:
+    """The outputs W x of some linears for all tokens, kept in the order of the micro-batches."""
+
+    def __init__(self, weights: Sequence[Tensor]):
+        """`weights`: (out, in) each, of linears that share their input."""
+        self.weights = torch.cat(list(weights))
+        self.keep_inputs = self.weights.shape[1] < self.weights.shape[0]
+        self.kept: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Add one micro-batch, x (tokens, in). The smaller of inputs and outputs is kept."""
+        self.kept.append(x if self.keep_inputs else x @ self.weights.T.to(x))
+
+    def outputs(self, micro_batch: int) -> Tensor:
+        """The outputs of all weights side by side, (tokens, sum of out), of one micro-batch."""
+        kept = self.kept[micro_batch]
+        return kept @ self.weights.T.to(kept) if self.keep_inputs else kept
+
+
+class Paired:
+    """A statistic of the compressed model's inputs and, where outputs are aimed at, their products with those."""
+
+    def __init__(self, statistic: Statistic | None, outputs: Outputs | None, features: int, device: torch.device):
+        self.statistic, self.outputs = statistic, outputs
+        self.gram = statistic if isinstance(statistic, Gram) else Gram(features if outputs else 0, device)
+        self.cross = torch.zeros(len(outputs.weights) if outputs else 0, features, device=device)
+        """W X^T X_c, (sum of out, in_c)."""
+        self.micro_batch = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add one micro-batch, x (tokens, in_c)."""
+        if self.statistic is not None:
+            self.statistic.add(x)
+        if self.outputs is not None:
+            self.cross.addmm_(self.outputs.outputs(self.micro_batch).float().T, x.float())
+            if self.gram is not self.statistic:
+                self.gram.add(x)
+        self.micro_batch += 1
+
+
+def output_error(weight: Tensor, weight_error: Tensor, paired: Paired, rows: slice, damping: float) -> Tensor:
+    """Equation 2. weight: W_c (out, in_c); weight_error: D_1 (out, in_c) float32.
+
+    `rows`: where this linear's outputs lie in `paired.cross`. `damping`: share of the mean second moment.
+
+    Returns:
+        D, (out, in_c) float32; solved in float64.
+    """
+    tokens = paired.gram.tokens
+    moments, damped = (Metric(paired.gram.matrix() / tokens, added).matrix for added in (0.0, damping))
+    start = (weight.float() + weight_error).to(damped)
+    missing = paired.cross[rows].to(damped) / tokens - start @ moments
+    found: Tensor = torch.linalg.solve(damped, missing.T).T
+    return weight_error + found.to(weight_error)

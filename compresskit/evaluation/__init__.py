@@ -1,0 +1,1 @@
+"""The evaluate stage: perplexity, KL divergence, tasks, speed, gates."""

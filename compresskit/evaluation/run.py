@@ -1,0 +1,144 @@
+"""The evaluate stage: what a model is worth, alone and against the one it was made from."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+from compresskit import calibration
+from compresskit.checkpoint import source
+from compresskit.errors import RequestError
+from compresskit.evaluation.gates import check_gates, parse_gate
+from compresskit.evaluation.request import EvaluateOptions, EvaluateRequest, read_evaluation_text
+from compresskit.evaluation.scores import Scores, collapse_warning
+from compresskit.evaluation.task_files import Task, read_tasks
+from compresskit.machine.device import Where, choose_device
+from compresskit.machine.memory import peak_memory_bytes
+from compresskit.machine.progress import ProgressBars
+from compresskit.models.load import open_any, open_model
+from compresskit.models.model import Model
+
+BYTES_16BIT = 2
+
+
+def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> dict[str, Any]:
+    """Measure scores, sizes and speed of a checkpoint.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats a token. Gates that are not met are in
+        it, not raised.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong, before any work where the request cannot be served.
+    """
+    started = time.monotonic()
+    gates = [parse_gate(text) for text in options.gate]
+    against = source.resolve(options.against) if options.against else None
+    model = open_any(source_name, options.trust_remote_code, options.adapter)
+    request = EvaluateRequest(model, open_model(against, options.trust_remote_code) if against else None, options)
+    request.check()
+    tasks = _local_tasks(options)
+    with ProgressBars(quiet) as bars:
+        where = choose_device(options.device, options.dtype, model.checkpoint.dtypes, options.trust_remote_code)
+        scores, text = _scores(request, where, bars)
+        speed = _speed(request, where)
+        details = _task_scores(request, tasks, where, bars)
+    report = _report(model, request.reference, scores, text) | {"speed": speed, **_task_report(details)}
+    results = check_gates(gates, report)
+    report["gates"] = [result.model_dump() for result in results]
+    return report | {
+        "settings": options.model_dump(),
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _scores(request: EvaluateRequest, where: Where, bars: ProgressBars) -> tuple[Scores, str]:
+    import torch
+
+    from compresskit.evaluation.language_modelling import cut_windows, score
+
+    options, model = request.options, request.model
+    text, description = read_evaluation_text(options.data)
+    ids = calibration.encode(model.checkpoint.folder, text, True, options.trust_remote_code)
+    windows = cut_windows(torch.tensor(ids), options.sequence_length, options.windows)
+    found = score(model, windows, where, request.reference, bars.of("scoring"))
+    return found, f"{description}, {windows.shape[0]} windows of {windows.shape[1]} tokens"
+
+
+def _task_names(options: EvaluateOptions) -> list[str]:
+    return [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+
+
+def _local_tasks(options: EvaluateOptions) -> list[Task]:
+    """The task files, read before any work; nothing where lm-eval brings the tasks."""
+    if not options.tasks_folder:
+        if _task_names(options) and importlib.util.find_spec("lm_eval") is None:
+            raise RequestError(
+                f"--tasks {options.tasks}: takes lm-eval, pip install 'compresskit[tasks]'; or --tasks-folder DIR of .jsonl files"
+            )
+        return []
+    folder = Path(options.tasks_folder).expanduser()
+    names = _task_names(options) or sorted(path.stem for path in folder.glob("*.jsonl"))
+    return read_tasks(folder, names, options.limit, options.few_shot, 0)
+
+
+def _task_scores(
+    request: EvaluateRequest, tasks: list[Task], where: Where, bars: ProgressBars
+) -> dict[str, dict[str, float]] | None:
+    options, model = request.options, request.model
+    if not tasks and not _task_names(options):
+        return None
+    from compresskit.evaluation.tasks import lm_eval_scores, score_tasks
+
+    if tasks:
+        return score_tasks(model, tasks, where, bars.of("tasks"))
+    from transformers import AutoTokenizer
+
+    from compresskit.models.ragged import load_stock
+
+    tokenizer = AutoTokenizer.from_pretrained(model.checkpoint.folder, trust_remote_code=options.trust_remote_code)
+    return lm_eval_scores(load_stock(model, where), tokenizer, _task_names(options), options.limit, options.few_shot)
+
+
+def _task_report(details: dict[str, dict[str, float]] | None) -> dict[str, Any]:
+    """What the report says of tasks: in "tasks" one figure each, for gates and tables, in "task_details" all of them."""
+    if details is None:
+        return {"tasks": None, "task_details": None}
+    from compresskit.evaluation.tasks import main_score
+
+    return {"tasks": {name: main_score(scores) for name, scores in details.items()}, "task_details": details}
+
+
+def _speed(request: EvaluateRequest, where: Where) -> dict[str, Any] | None:
+    if not request.options.speed:
+        return None
+    from compresskit.evaluation.speed import speed
+
+    return speed(request.model, where, request.reference).model_dump()
+
+
+def _report(model: Model, reference: Model | None, scores: Scores, text: str) -> dict[str, Any]:
+    sizes: dict[str, Any] = {"size_ratio": None, "size_ratio_16bit": None, "reference_bytes": None, "reference_parameters": None}
+    if reference is not None:
+        sizes = {
+            "size_ratio": model.bytes / reference.bytes,
+            "size_ratio_16bit": model.bytes / (BYTES_16BIT * reference.parameters),
+            "reference_bytes": reference.bytes,
+            "reference_parameters": reference.parameters,
+        }
+    return {
+        "stage": "evaluate",
+        "source": str(model.checkpoint.folder),
+        "against": str(reference.checkpoint.folder) if reference else None,
+        "text": text,
+        **scores.model_dump(),
+        "adapter": str(model.adapter.folder) if model.adapter else None,
+        "parameters": model.parameters,
+        "bytes": model.bytes,
+        "bits_per_weight": model.bits_per_weight,
+        **sizes,
+        "warning": collapse_warning(scores),
+    }

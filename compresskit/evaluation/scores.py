@@ -1,0 +1,85 @@
+"""What a language modelling evaluation reports, what may be compared, and when a model counts as collapsed. No torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from compresskit.errors import RequestError
+from compresskit.models.model import Model
+
+COLLAPSED_RATIO = 10.0
+"""A perplexity this many times the original's: usable models measure below 3, broken 2-bit ones in the hundreds."""
+COLLAPSED_KL = 3.0
+"""Nats a token: usable 2-bit models measure near 1, those of GPTQ and RTN 4 to 10."""
+COLLAPSED_AGREEMENT = 0.1
+"""Share of equal top-1 tokens below which little more than the commonest tokens are still predicted."""
+
+
+class Scores(BaseModel, frozen=True):
+    """Language modelling scores of one model; those that compare are None without a reference."""
+
+    perplexity: float
+    """exp of the mean cross-entropy over length - 1 predictions a window."""
+    tokens: int
+    """Tokens read: windows times length."""
+    nuclear_norm: float
+    """Matrix Nuclear-Norm of the hidden states after the last block, before the final norm; mean over windows."""
+    vocabulary_size: int
+    kl: float | None = None
+    """KL(reference || model) in nats a token, mean over all positions."""
+    top1_agreement: float | None = None
+    """Share of positions at which both models give the same token the highest probability."""
+    perplexity_ratio: float | None = None
+    """Perplexity over the reference's."""
+    reference_perplexity: float | None = None
+    reference_nuclear_norm: float | None = None
+
+
+def context_length(model: Model) -> int | None:
+    """The most tokens that the model is made for, or None where its configuration does not say."""
+    config = model.checkpoint.config
+    stated = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(stated) if stated else None
+
+
+def check_context(model: Model, length: int) -> None:
+    """RequestError where windows of `length` tokens exceed the model's context."""
+    context = context_length(model)
+    if context is not None and length > context:
+        raise RequestError(
+            f"{model.checkpoint.folder}: windows of {length} tokens exceed its context of {context}; "
+            f"pass --sequence-length {context} or less"
+        )
+
+
+def check_comparable(model: Model, reference: Model) -> None:
+    """RequestError where the two models do not predict over the same vocabulary."""
+    sizes = [int(each.checkpoint.config["vocab_size"]) for each in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise RequestError(
+            f"{model.checkpoint.folder} has a vocabulary of {sizes[0]} tokens, {reference.checkpoint.folder} of {sizes[1]}; "
+            "compare with the model it was made from"
+        )
+
+
+def collapse_warning(scores: Scores) -> str | None:
+    """Say so where the model has collapsed.
+
+    Collapsed: worse than a uniform guess over the vocabulary (where the reference is better than that), or perplexity more
+    than `COLLAPSED_RATIO` times the reference's, or the reference's top-1 token met at less than `COLLAPSED_AGREEMENT` of
+    the positions, or KL above `COLLAPSED_KL`.
+
+    Returns:
+        One sentence, which names the figure and its bound; None where it has not.
+    """
+    found = None
+    reference_is_worse = scores.reference_perplexity is not None and scores.reference_perplexity >= scores.vocabulary_size
+    if scores.perplexity >= scores.vocabulary_size and not reference_is_worse:
+        found = f"perplexity {scores.perplexity:.4g} is no better than a uniform guess over {scores.vocabulary_size} tokens"
+    elif scores.perplexity_ratio is not None and scores.perplexity_ratio > COLLAPSED_RATIO:
+        found = f"perplexity is {scores.perplexity_ratio:.4g} times the original's, more than {COLLAPSED_RATIO:g}"
+    elif scores.top1_agreement is not None and scores.top1_agreement < COLLAPSED_AGREEMENT:
+        found = f"only {scores.top1_agreement:.1%} of its top-1 tokens are the original's, less than {COLLAPSED_AGREEMENT:.0%}"
+    elif scores.kl is not None and scores.kl > COLLAPSED_KL:
+        found = f"KL to the original is {scores.kl:.4g} nats a token, more than {COLLAPSED_KL:g}"
+    return found and f"The model has collapsed: {found}; use a gentler setting, or recover it by fine-tuning."

@@ -1,0 +1,192 @@
+"""Accuracy on tasks: which continuation is likeliest, block by block as all else here, or through lm-eval.
+
+For a prompt x and continuations y_c of t_c tokens and l_c characters:
+
+    s_c = sum over t of log p(y_c,t | x, y_c,<t)                                                     (1)
+    accuracy             share of rows whose right answer has the largest s_c                        (2)
+    normalised accuracy  the same with s_c / l_c, as lm-eval's acc_norm                              (3)
+    last word            share of rows whose every target token is the likeliest one (LAMBADA)       (4)
+
+The tokens of y_c are those that x y_c has beyond the tokens of x, as in lm-eval. Windows are padded on the right, which
+tokens to the left of it do not see.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compresskit.errors import RequestError
+from compresskit.evaluation.scores import context_length
+from compresskit.evaluation.task_files import Task
+from compresskit.machine.device import Where
+from compresskit.models.model import Model
+from compresskit.walk.walk import Walk
+
+LOGITS_BYTES = 1 << 28
+"""Bound on the float32 logits of one micro-batch (256 MiB)."""
+FLOAT32_BYTES = 4
+TOKENS_OF_A_WALK = 1 << 16
+"""Hidden states of so many tokens are held at once."""
+BATCH_ON_CPU = 8
+"""Windows that lm-eval computes at once on a CPU."""
+LENGTH_STEP = 32
+"""Windows are padded to a multiple of this, so that few lengths remain."""
+
+
+class Request(NamedTuple):
+    """Tokens of a prompt with one continuation."""
+
+    ids: list[int]
+    start: int
+    """Position of the continuation's first token."""
+
+
+class Likelihood(NamedTuple):
+    """What the model says of one continuation."""
+
+    log_probability: float
+    """Equation 1, in nats."""
+    likeliest: bool
+    """Whether every token is the one that the model would have chosen."""
+
+
+def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Request]:
+    """function(prompt, continuation) -> Request, with the start token where the tokenizer sets one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    probe = tokenizer("a").input_ids
+    first = probe[:1] if probe and probe[0] == tokenizer.bos_token_id else []
+
+    def encode(prompt: str, continuation: str) -> Request:
+        whole = tokenizer(prompt + continuation, add_special_tokens=False).input_ids
+        start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        start = min(start, len(whole) - 1)  # where the last character merges with the continuation
+        return Request(first + whole, max(1, len(first) + start))
+
+    return encode
+
+
+def likelihoods(model: Model, requests: Sequence[Request], where: Where, on_done: Callable[[int, int], None]) -> list[Likelihood]:
+    """The model's word on every request, in their order; RequestError where a continuation exceeds the model's context."""
+    context = context_length(model)
+    requests = [_fitted(request, context) for request in requests]
+    order = sorted(range(len(requests)), key=lambda index: len(requests[index].ids))
+    found: dict[int, Likelihood] = {}
+    while len(found) < len(order):
+        left = order[len(found) :]
+        length = _padded(len(requests[left[0]].ids))
+        part = [index for index in left if len(requests[index].ids) <= length][: max(1, TOKENS_OF_A_WALK // length)]
+        found |= dict(zip(part, _walked(model, [requests[i] for i in part], length, where), strict=True))
+        on_done(len(found), len(order))
+    return [found[index] for index in range(len(requests))]
+
+
+def _padded(length: int) -> int:
+    return math.ceil(max(length, 2) / LENGTH_STEP) * LENGTH_STEP
+
+
+def _fitted(request: Request, context: int | None) -> Request:
+    """The last tokens that fit into the model's context, the start token kept."""
+    surplus = len(request.ids) - (context or len(request.ids))
+    if surplus <= 0:
+        return request
+    if request.start - surplus < 1:
+        raise RequestError(f"a continuation of {len(request.ids) - request.start} tokens exceeds the context of {context} tokens")
+    return Request(request.ids[:1] + request.ids[1 + surplus :], request.start - surplus)
+
+
+def _walked(model: Model, part: list[Request], length: int, where: Where) -> list[Likelihood]:
+    context = context_length(model)
+    length = min(length, context) if context else length
+    tokens = torch.zeros(len(part), length, dtype=torch.int64)
+    for row, request in enumerate(part):
+        tokens[row, : len(request.ids)] = torch.tensor(request.ids)
+    vocabulary = int(model.checkpoint.config["vocab_size"])
+    size = max(1, LOGITS_BYTES // (length * vocabulary * FLOAT32_BYTES))
+    walk = Walk(model, tokens, where, size)
+    for _ in walk:
+        pass
+    rows = (logits for _, _, batch in walk.logits() for logits in batch)
+    return [_likelihood(logits, request) for logits, request in zip(rows, part, strict=True)]
+
+
+def _likelihood(logits: Tensor, request: Request) -> Likelihood:
+    """What the logits (length, vocabulary) say of a request: those at position t are about what follows token t."""
+    targets = torch.tensor(request.ids[request.start :], device=logits.device)
+    predicting = logits[request.start - 1 : len(request.ids) - 1].log_softmax(dim=-1)
+    chosen = predicting.gather(1, targets[:, None])
+    return Likelihood(float(chosen.double().sum()), bool((predicting.argmax(dim=-1) == targets).all()))
+
+
+def score_tasks(
+    model: Model, tasks: Sequence[Task], where: Where, on_done: Callable[[int, int], None]
+) -> dict[str, dict[str, float]]:
+    """By task: "accuracy", "accuracy_normalised" (multiple choice alone), "standard_error", "rows"."""
+    encode = encoder(model.checkpoint.folder, where.trust_remote_code)
+    requests = [encode(row.prompt, text) for task in tasks for row in task.rows for text in row.continuations]
+    answers = iter(likelihoods(model, requests, where, on_done))
+    return {task.name: _scores(task, [[next(answers) for _ in row.continuations] for row in task.rows]) for task in tasks}
+
+
+def _scores(task: Task, found: list[list[Likelihood]]) -> dict[str, float]:
+    if not task.choices:
+        hits = [float(each[0].likeliest) for each in found]
+        return {"accuracy": statistics.fmean(hits), **_spread(hits)}
+    plain, normalised = [], []
+    for row, each in zip(task.rows, found, strict=True):
+        sums = [likelihood.log_probability for likelihood in each]
+        rates = [value / length for value, length in zip(sums, row.lengths, strict=True)]
+        plain.append(float(sums.index(max(sums)) == row.answer))
+        normalised.append(float(rates.index(max(rates)) == row.answer))
+    both = {"accuracy": statistics.fmean(plain), "accuracy_normalised": statistics.fmean(normalised)}
+    return {**both, **_spread(normalised)}
+
+
+def _spread(hits: list[float]) -> dict[str, float]:
+    """Standard error of a share over so many rows."""
+    error = statistics.stdev(hits) / math.sqrt(len(hits)) if len(hits) > 1 else 0.0
+    return {"standard_error": error, "rows": len(hits)}
+
+
+def main_score(scores: dict[str, float]) -> float:
+    """The figure that gates and tables show: normalised accuracy where there is one."""
+    return scores.get("accuracy_normalised", scores["accuracy"])
+
+
+def lm_eval_scores(network: Any, tokenizer: Any, names: list[str], limit: int | None, shots: int) -> dict[str, dict[str, float]]:
+    """The same through the lm-eval library, which downloads its tasks; RequestError where it is missing or knows no such task."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise RequestError(
+            f"--tasks {','.join(names)}: takes lm-eval, pip install 'compresskit[tasks]'; or --tasks-folder with NAME.jsonl files"
+        ) from error
+    manager = TaskManager()
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise RequestError(f"--tasks {unknown[0]}: lm-eval has no such task; see lm-eval ls tasks")
+    # Its search for the largest batch runs whole contexts: minutes on a CPU, for nothing that is faster there.
+    batch = BATCH_ON_CPU if network.device.type == "cpu" else "auto"
+    wrapped = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch)
+    report = simple_evaluate(
+        model=wrapped, tasks=names, limit=limit, num_fewshot=shots or None, task_manager=manager, bootstrap_iters=0
+    )
+    return {name: _from_lm_eval(report["results"][name], report["n-samples"][name]["effective"]) for name in names}
+
+
+def _from_lm_eval(found: dict[str, Any], rows: int) -> dict[str, float]:
+    names = {"acc,none": "accuracy", "acc_norm,none": "accuracy_normalised", "exact_match,none": "accuracy"}
+    scores = {ours: float(found[theirs]) for theirs, ours in names.items() if theirs in found}
+    if not scores:
+        raise RequestError(f"lm-eval reports {', '.join(found)} for this task, no accuracy; choose another task")
+    return {"accuracy": next(iter(scores.values())), **scores, "rows": rows}

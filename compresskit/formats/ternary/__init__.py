@@ -1,0 +1,1 @@
+"""The ternary file: thresholds, codings, sections with checksums, the container."""

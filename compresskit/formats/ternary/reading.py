@@ -1,0 +1,209 @@
+"""Open the file of a ternary task vector and decode its sections; whatever is damaged is named, never taken as right.
+
+The order of the checks: the safetensors header against the file's size (the library's), the metadata against its CRC, the
+index against its CRC and its stated size, every entry of the index against the payload's size, every block against its CRC.
+Memory is bounded by the file: a block of 8,192 entries takes 8 bytes at least.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, TensorSpec, tensors_in
+from compresskit.errors import CheckpointError
+from compresskit.formats.ternary.container import FORMAT, INDEX, PAYLOAD, VERSION, Facts, Part, metadata_checksum
+from compresskit.formats.ternary.golomb import LARGEST_RICE
+from compresskit.formats.ternary.sections import BLOCK, ROW, SECTION, Section, decode, entries_of_sections
+
+MOST_INDEX_BYTES = 1 << 28
+MOST_INFLATION = 1100
+"""zlib cannot inflate by more (1,032 : 1)."""
+VARIANTS = ("compeft", "stc", "prune")
+AGAIN = "get an intact copy of the file"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One ternary tensor of an opened file."""
+
+    number: int
+    spec: TensorSpec
+    scale: float
+    offset: float
+    start: int
+    """Where its first section begins in the file."""
+    sections: tuple[Section, ...]
+
+    @property
+    def nonzeros(self) -> int:
+        """Entries that are not zero."""
+        return sum(section.nonzeros for section in self.sections)
+
+    @property
+    def bytes(self) -> int:
+        """Stored bytes, tables of blocks included."""
+        return sum(section.bytes for section in self.sections)
+
+
+@dataclass(frozen=True)
+class Container:
+    """An opened file; nothing is decoded yet."""
+
+    path: Path
+    facts: Facts
+    tensors: dict[str, Entry]
+    dense: dict[str, TensorSpec]
+    dense_spans: dict[str, tuple[int, int, int]]
+    """Name -> (first byte in the file, bytes, CRC-32)."""
+
+    @property
+    def entries(self) -> int:
+        """Entries of all ternary tensors."""
+        return sum(entry.spec.elements for entry in self.tensors.values())
+
+    @property
+    def nonzeros(self) -> int:
+        """Non-zero entries of all ternary tensors."""
+        return sum(entry.nonzeros for entry in self.tensors.values())
+
+    def parts(self, name: str) -> Iterator[Part]:
+        """The sections of a tensor, flat, in order; CheckpointError names the tensor and the block that is damaged."""
+        entry = self.tensors[name]
+        place = entry.start
+        sizes = entries_of_sections(entry.spec.elements)
+        with self.path.open("rb") as file:
+            for number, (section, entries) in enumerate(zip(entry.sections, sizes, strict=True)):
+                file.seek(place)
+                body = file.read(section.bytes)
+                where = (entry.number, number * (SECTION // BLOCK))
+                yield Part(*decode(body, section, entries, where, f"{self.path}: {name}"))
+                place += section.bytes
+
+    def dense_bytes(self, name: str) -> bytes:
+        """A dense tensor's bytes; CheckpointError where they are damaged."""
+        start, size, crc = self.dense_spans[name]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise CheckpointError(f"{self.path}: {name}: the dense tensor is damaged; {AGAIN}")
+        return data
+
+
+def open_container(path: Path) -> Container:
+    """Open a file and check its header and its index.
+
+    Returns:
+        The facts of the vector and where its sections lie; nothing is decoded.
+
+    Raises:
+        CheckpointError: the file is damaged, made by a newer version, or of another kind.
+    """
+    tensors_in(path)
+    header, data_start = _header(path)
+    metadata = header.get("__metadata__") or {}
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: holds no ternary task vector; make one with compresskit quantize compeft")
+    if metadata.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: format version {metadata.get('version')}, this release reads {VERSION}; update compresskit"
+        )
+    if metadata.get("crc32") != metadata_checksum(metadata):
+        raise CheckpointError(f"{path}: the header is damaged; {AGAIN}")
+    facts = _facts(path, metadata)
+    spans = {name: (data_start + e["data_offsets"][0], data_start + e["data_offsets"][1]) for name, e in header.items()
+             if name != "__metadata__"}  # fmt: skip
+    if not {PAYLOAD, INDEX} <= spans.keys():
+        raise CheckpointError(f"{path}: has no {PAYLOAD} or no {INDEX}; {AGAIN}")
+    index = _index(path, spans.pop(INDEX), metadata)
+    try:
+        tensors = _entries(index["tensors"], *spans.pop(PAYLOAD))
+        rows = {name: (TensorSpec(name, dtype, tuple(shape)), crc) for name, dtype, shape, crc in index["dense"]}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: the index contradicts itself or the file ({error}); {AGAIN}") from error
+    if rows.keys() != spans.keys() or any(spec.bytes != spans[n][1] - spans[n][0] for n, (spec, _) in rows.items()):
+        raise CheckpointError(f"{path}: the header contradicts the index; {AGAIN}")
+    dense = {name: (spans[name][0], spec.bytes, crc) for name, (spec, crc) in rows.items()}
+    return Container(path, facts, tensors, {name: spec for name, (spec, _) in rows.items()}, dense)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """(the header that the library has just accepted, where the data begin)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: the header is damaged; {AGAIN}") from error
+    return header, 8 + length
+
+
+def _facts(path: Path, metadata: dict[str, str]) -> Facts:
+    """The facts of the whole vector, from metadata whose CRC is right."""
+    try:
+        found = {key: metadata[key] for key in ("variant", "coding", "base")}
+        numbers = {key: float(metadata[key]) for key in ("density", "alpha")}
+        if found["variant"] not in VARIANTS or int(metadata["block_length"]) != BLOCK:
+            raise ValueError(f"variant {found['variant']}, blocks of {metadata['block_length']}")
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: the metadata say what this release does not know ({error}); update compresskit"
+        ) from error
+    return Facts(**found, **numbers, balanced=metadata.get("balanced") == "True")  # type: ignore[arg-type]
+
+
+def _index(path: Path, span: tuple[int, int], metadata: dict[str, str]) -> dict[str, Any]:
+    """The unpacked index; never more than it is said to have, nor than zlib can make of its bytes."""
+    packed_bytes = span[1] - span[0]
+    size = int(metadata.get("index_bytes", -1))
+    if not 0 <= size <= min(MOST_INDEX_BYTES, MOST_INFLATION * packed_bytes):
+        raise CheckpointError(f"{path}: states an index of {size} bytes, which {packed_bytes} cannot hold; {AGAIN}")
+    with path.open("rb") as file:
+        file.seek(span[0])
+        packed = file.read(packed_bytes)
+    if f"{zlib.crc32(packed):08x}" != metadata.get("index_crc32"):
+        raise CheckpointError(f"{path}: the index is damaged; {AGAIN}")
+    try:
+        text = zlib.decompressobj().decompress(packed, size + 1)
+        if len(text) != size:
+            raise ValueError(f"{len(text)} bytes instead of {size}")
+        index: dict[str, Any] = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the index cannot be unpacked ({error}); {AGAIN}") from error
+    return index
+
+
+def _entries(rows: list[dict[str, Any]], start: int, end: int) -> dict[str, Entry]:
+    """The tensors of the index; ValueError where one contradicts itself or the payload, which is the file from start to end."""
+    found = {}
+    for number, row in enumerate(rows):
+        spec = TensorSpec(row["name"], row["dtype"], tuple(row["shape"]))
+        if spec.dtype not in BYTES_PER_ELEMENT or any(not isinstance(n, int) or n < 0 for n in spec.shape):
+            raise ValueError(f"{spec.name} is {spec.dtype} {list(spec.shape)}")
+        sections = tuple(Section(*each) for each in row["sections"])
+        if len(sections) != -(-spec.elements // SECTION):
+            raise ValueError(f"{spec.name} has {len(sections)} sections")
+        for section, entries in zip(sections, entries_of_sections(spec.elements), strict=True):
+            _check(spec.name, section, entries, end - start)
+        scale, offset = float(row["scale"]), float(row["offset"])
+        if not (math.isfinite(scale) and math.isfinite(offset)):
+            raise ValueError(f"{spec.name} has scale {scale}")
+        found[spec.name] = Entry(number, spec, scale, offset, start, sections)
+        start += found[spec.name].bytes
+    if start != end or len(found) != len(rows):
+        raise ValueError("the sections do not fill the payload")
+    return found
+
+
+def _check(name: str, section: Section, entries: int, most_bytes: int) -> None:
+    table = ROW.itemsize * -(-entries // BLOCK)
+    right = section.coding in ("golomb", "bitmask") and 0 <= section.rice <= LARGEST_RICE
+    if not right or not table <= section.bytes <= most_bytes or not 0 <= section.nonzeros <= entries:
+        raise ValueError(f"{name} has a section {list(section)}")

@@ -1,0 +1,43 @@
+"""Where and how precisely to compute. Loads no torch until a device is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+from compresskit.errors import RequestError
+from compresskit.machine.precision import TORCH_NAMES
+
+if TYPE_CHECKING:
+    import torch
+
+HALF_DTYPES = ("BF16", "F16")
+
+
+class Where(NamedTuple):
+    """Where and how precisely a model runs, and whether code that its folder brings may run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    trust_remote_code: bool = False
+
+
+def choose_device(name: str, dtype: str, stored: Collection[str], trust_remote_code: bool = False) -> Where:
+    """The device and the precision of the forward passes; `stored`: dtypes of the checkpoint, in safetensors' spelling.
+
+    Raises:
+        RequestError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from error
+    if dtype == "auto":
+        half = next((TORCH_NAMES[each] for each in HALF_DTYPES if each in stored), "float32")
+        dtype = "float32" if device.type == "cpu" else half
+    return Where(device, getattr(torch, dtype), trust_remote_code)

@@ -1,1 +1,0 @@
-"""Several task vectors become one."""

@@ -1,0 +1,1 @@
+"""Models: the table of families, the opened checkpoint, the network without weights, ragged widths, pairs of models."""

@@ -1,0 +1,223 @@
+"""How per-block FFN widths are stored so that stock tools load them. Loads no torch.
+
+uniform  every block has the same width: the plain architecture with that width in its configuration.
+padded   the plain architecture at the largest width; narrower blocks are padded with zeros, which compute nothing.
+ragged   the real widths, plus two small generated files that subclass the stock classes and resize their linears;
+         `config.json` keeps every key of the source and gains `block_configs`, in the form that vLLM's own
+         DeciLM code reads for llama and mistral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.models.architectures import RAGGED_PREFIX, Architecture
+from compresskit.models.model import Model
+
+Layout = Literal["ragged", "padded"]
+Widths = list[list[int]]
+"""Widths by block, then by the groups of the block (`Model.ffn_groups`)."""
+
+DECI_FAMILIES = ("llama", "mistral")
+"""Families whose ragged form vLLM runs with its own DeciLM code."""
+CONFIGURATION_FILE = "configuration_compresskit.py"
+MODELING_FILE = "modeling_compresskit.py"
+
+_CONFIGURATION = '''\
+"""Configuration of a {family} model whose blocks have FFNs of different widths. Written by compresskit."""
+
+from transformers import {config_class}
+
+
+class Attributes(dict):
+    """A JSON object whose keys are also attributes."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def with_attributes(value):
+    if isinstance(value, dict):
+        return Attributes({{key: with_attributes(item) for key, item in value.items()}})
+    return [with_attributes(item) for item in value] if isinstance(value, list) else value
+
+
+class Compresskit{config_class}({config_class}):
+    model_type = "{model_type}"
+
+    def __init__(self, block_configs=None, **kwargs):
+        super().__init__(**kwargs)
+        self.block_configs = with_attributes(block_configs or [])
+'''
+
+_MODELING = '''\
+"""A {family} model whose blocks have FFNs of different widths. Written by compresskit."""
+
+from torch import nn
+from transformers import {base_class}, {causal_class}
+
+from .configuration_compresskit import Compresskit{config_class}
+
+BLOCKS = "{blocks}"
+IN_PROJECTIONS = {in_projections!r}
+OUT_PROJECTION = "{out_projection}"
+FUSED = {fused}
+
+
+def with_shape(linear, inputs, outputs):
+    """A new module of the same kind with another shape."""
+    if isinstance(linear, nn.Linear):
+        return nn.Linear(inputs, outputs, linear.bias is not None, device=linear.weight.device, dtype=linear.weight.dtype)
+    return type(linear)(outputs, inputs).to(device=linear.weight.device, dtype=linear.weight.dtype)
+
+
+def resize(model, config):
+    for block, block_config in zip(model.get_submodule(BLOCKS), config.block_configs):
+        width = block_config["ffn"]["intermediate_size"]
+        for name in IN_PROJECTIONS:
+            block.set_submodule(name, with_shape(block.get_submodule(name), config.hidden_size, FUSED * width))
+        block.set_submodule(OUT_PROJECTION, with_shape(block.get_submodule(OUT_PROJECTION), width, config.hidden_size))
+
+
+class Compresskit{base_class}({base_class}):
+    config_class = Compresskit{config_class}
+
+    def __init__(self, config):
+        super().__init__(config)
+        resize(self, config)
+
+
+class {architecture}({causal_class}):
+    config_class = Compresskit{config_class}
+
+    def __init__(self, config):
+        super().__init__(config)
+        resize(self.base_model, config)
+'''
+
+
+def is_uniform(model: Model, widths: Widths) -> bool:
+    """Whether every group that shares a configuration key has the same width."""
+    by_key: dict[str, set[int]] = {}
+    for index, block in enumerate(widths):
+        for group, width in zip(model.ffn_groups(index), block, strict=True):
+            by_key.setdefault(group.width_key, set()).add(width)
+    return all(len(found) == 1 for found in by_key.values())
+
+
+def check_ragged(model: Model) -> None:
+    """Refuse families that cannot be stored raggedly, before any work.
+
+    transformers converts the names and shapes of some families' tensors on loading (experts, GPT-NeoX's head), by
+    model type; under our own model type it would not, and would fill them with random numbers without an error.
+
+    Raises:
+        UnsupportedArchitecture: the model's family is one of these.
+    """
+    if not can_be_ragged(model.architecture):
+        raise UnsupportedArchitecture(
+            f"{model.family}: stock tools cannot load a width of its own for each block; "
+            "pass --allocation uniform, or --layout padded"
+        )
+
+
+def can_be_ragged(architecture: Architecture) -> bool:
+    """Whether the family's tensors are stored as its modules are named."""
+    return not (architecture.experts or architecture.renames or architecture.outer_renames)
+
+
+def stored_widths(model: Model, widths: Widths, layout: Layout) -> Widths:
+    """The widths on disk: the real ones, or for `padded` the largest of those that share a configuration key."""
+    if layout == "ragged" or is_uniform(model, widths):
+        return widths
+    largest: dict[str, int] = {}
+    for index, block in enumerate(widths):
+        for group, width in zip(model.ffn_groups(index), block, strict=True):
+            largest[group.width_key] = max(width, largest.get(group.width_key, 0))
+    return [[largest[group.width_key] for group in model.ffn_groups(i)] for i in range(model.block_count)]
+
+
+def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[str, str]]:
+    """config.json for these stored widths, and the generated files beside it by name."""
+    config = dict(model.checkpoint.config)
+    if model.ragged:
+        config = _plain_again(model, config)
+    if is_uniform(model, widths):
+        for index, block in enumerate(widths):
+            config |= {group.width_key: width for group, width in zip(model.ffn_groups(index), block, strict=True)}
+        return config, {}
+    check_ragged(model)
+    return _ragged(model, config, [block[0] for block in widths])
+
+
+def own_files(model: Model) -> dict[str, str]:
+    """The generated files of a ragged checkpoint, by name, which what is made of it needs too; none for others."""
+    names = (CONFIGURATION_FILE, MODELING_FILE) if model.ragged else ()
+    return {name: (model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+
+
+def _plain_again(model: Model, config: dict[str, Any]) -> dict[str, Any]:
+    config = {key: value for key, value in config.items() if key not in ("block_configs", "auto_map")}
+    return config | {"model_type": model.family, "architectures": [class_names(model.family)["causal_class"]]}
+
+
+def class_names(family: str) -> dict[str, str]:
+    """The names of a family's classes in transformers: "config_class", "base_class" and "causal_class"."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    return {
+        "config_class": CONFIG_MAPPING_NAMES[family],
+        "base_class": MODEL_MAPPING_NAMES[family],
+        "causal_class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family],
+    }
+
+
+def generated_files(family: str, blocks: str, ffn: Any) -> tuple[dict[str, str], str, str]:
+    """(files by name, architecture class, configuration class) of the ragged form of a family."""
+    names = class_names(family)
+    architecture = "DeciLMForCausalLM" if family in DECI_FAMILIES else f"Compresskit{names['causal_class']}"
+    fields = names | {
+        "family": family,
+        "model_type": RAGGED_PREFIX + family,
+        "architecture": architecture,
+        "blocks": blocks.split(".", 1)[1],
+        "in_projections": list(ffn.in_projections),
+        "out_projection": ffn.out_projection,
+        "fused": ffn.fused,
+    }
+    files = {CONFIGURATION_FILE: _CONFIGURATION.format(**fields), MODELING_FILE: _MODELING.format(**fields)}
+    return files, architecture, f"Compresskit{names['config_class']}"
+
+
+def _ragged(model: Model, config: dict[str, Any], widths: Sequence[int]) -> tuple[dict[str, Any], dict[str, str]]:
+    ffn = model.architecture.ffns[0]
+    files, architecture, config_class = generated_files(model.family, model.architecture.blocks, ffn)
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    if not isinstance(heads, int):
+        raise RequestError(f"{model.checkpoint.folder / 'config.json'}: no number of attention heads; restore the file")
+    group = heads // int(config.get("num_key_value_heads") or heads)
+    modeling, configuring = MODELING_FILE.removesuffix(".py"), CONFIGURATION_FILE.removesuffix(".py")
+    config |= {
+        "model_type": RAGGED_PREFIX + model.family,
+        "architectures": [architecture],
+        "auto_map": {
+            "AutoConfig": f"{configuring}.{config_class}",
+            "AutoModel": f"{modeling}.Compresskit{class_names(model.family)['base_class']}",
+            "AutoModelForCausalLM": f"{modeling}.{architecture}",
+        },
+        ffn.width_key: max(widths),
+        "block_configs": [
+            {
+                "attention": {"n_heads_in_group": group, "no_op": False},
+                "ffn": {"intermediate_size": width, "no_op": False},
+            }
+            for width in widths
+        ],
+    }
+    return config, files

@@ -1,0 +1,190 @@
+"""Open a checkpoint folder as a model of a known family: find the family, check the shapes, add an adapter.
+
+Loads no torch, so that a checkpoint that contradicts its configuration is refused in under a second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from compresskit.checkpoint import source
+from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
+from compresskit.errors import CheckpointError, RequestError, UnsupportedArchitecture, near_miss
+from compresskit.formats import open_format
+from compresskit.formats.peft import CONFIG as ADAPTER_CONFIG
+from compresskit.formats.peft import FOLDER as ADAPTER_FOLDER
+from compresskit.formats.peft import Adapter, factor_names, open_adapter
+from compresskit.models.architectures import ARCHITECTURES, HEAD, RAGGED_PREFIX, Architecture
+from compresskit.models.model import Model
+
+
+def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
+    """Find the family of a checkpoint and check its tensors against its configuration.
+
+    Returns:
+        The model, without an adapter; no weights are read.
+
+    Raises:
+        UnsupportedArchitecture: the family is not in the table.
+        RequestError: the checkpoint brings code of its own, which was not allowed.
+        CheckpointError: a tensor is missing or has another shape than the configuration says.
+    """
+    config_file = checkpoint.folder / "config.json"
+    model_type = checkpoint.config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{config_file}: has no model_type; restore the file from its source")
+    family = model_type.removeprefix(RAGGED_PREFIX)
+    if "auto_map" in checkpoint.config and model_type == family and not trust_remote_code:
+        raise RequestError(f"{config_file}: the model brings its own code (auto_map); read it, then pass --trust-remote-code")
+    if family not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UnsupportedArchitecture(
+            f"{config_file}: unknown architecture {model_type!r}; known are {known}.{near_miss(family, ARCHITECTURES)}"
+        )
+    architecture = ARCHITECTURES[family]
+    for key in (architecture.hidden_key, architecture.count_key, "vocab_size"):
+        if not isinstance(checkpoint.config.get(key), int):
+            raise CheckpointError(f"{config_file}: no whole number under {key!r}; restore the file from its source")
+    model = Model(checkpoint, family, architecture, _removed_prefix(checkpoint, architecture), open_format(checkpoint))
+    _check_shapes(model)
+    return model
+
+
+def with_adapter(model: Model, folder: Path | None) -> Model:
+    """Add the adapter of a folder to a model's weights; None takes the one that lies in the model's own folder, if any.
+
+    Returns:
+        The model with it, or the model itself where there is none.
+
+    Raises:
+        CheckpointError: the folder holds no adapter.
+        RequestError: the adapter was made for another model, or is no plain LoRA.
+    """
+    own = model.checkpoint.folder / ADAPTER_FOLDER
+    if folder is None and not own.is_dir():
+        return model
+    return attached(model, open_adapter(folder or own))
+
+
+def attached(model: Model, adapter: Adapter) -> Model:
+    """The model with an opened adapter; RequestError where that was made for another model."""
+    linears = set(model.linears)
+    for name in adapter.names:
+        if name not in linears:
+            raise RequestError(f"{adapter.folder}: updates {name}, which {model.checkpoint.folder} does not have")
+        found = tuple(adapter.store.spec(n).shape[axis] for n, axis in zip(factor_names(name)[::-1], (0, 1), strict=True))
+        if found != model.linear_shape(name):
+            raise RequestError(
+                f"{adapter.folder}: {name} is {list(found)} there, {list(model.linear_shape(name))} in "
+                f"{model.checkpoint.folder}; use the adapter that was made for it"
+            )
+    return replace(model, adapter=adapter)
+
+
+def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | None = None) -> Model:
+    """Open what a SOURCE argument means: a checkpoint, or an adapter's folder, which names its base.
+
+    `adapter`: the folder of another one; "none" for none. Left out, the one that lies in the checkpoint's own folder.
+
+    Returns:
+        The model with its adapter; no weights are read.
+
+    Raises:
+        CheckpointError: the folder is unusable, or an adapter names no base.
+        UnsupportedArchitecture: the family is not in the table.
+        RequestError: code that was not allowed, or an adapter that does not fit.
+    """
+    folder = source.resolve(source_name)
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        base = open_adapter(folder).config.get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: names no base model; pass the checkpoint with --adapter {folder}")
+        model = open_model(source.resolve(base), trust_remote_code)
+        return model if adapter == "none" else with_adapter(model, Path(adapter) if adapter else folder)
+    model = open_model(folder, trust_remote_code)
+    return model if adapter == "none" else with_adapter(model, Path(adapter) if adapter else None)
+
+
+def open_model(folder: Path, trust_remote_code: bool = False) -> Model:
+    """`open_checkpoint`, then `bind`."""
+    return bind(open_checkpoint(folder), trust_remote_code)
+
+
+def _removed_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
+    parts = architecture.blocks.split(".")
+    for cut in range(len(parts)):
+        if any(name.startswith(".".join(parts[cut:]) + ".0.") for name in checkpoint.tensors):
+            return "".join(f"{part}." for part in parts[:cut])
+    raise CheckpointError(
+        f"{checkpoint.folder}: no tensor of {architecture.blocks}.0; is this the checkpoint of a language model?"
+    )
+
+
+def _check_shapes(model: Model) -> None:
+    """Every block holds the same tensors, in the shapes that the configuration and the other blocks imply."""
+    _check_ffn_shapes(model)
+    if model.format is not None:
+        return
+    ffn_names = {
+        model.stored_name(f"{name}.{leaf}")
+        for index in range(model.block_count)
+        for group in model.ffn_groups(index)
+        for ffn in group.members
+        for name in (*ffn.in_projections, ffn.out_projection)
+        for leaf in ("weight", "bias")
+    }
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, spec in model.checkpoint.tensors.items():
+        for index_part in _block_index(model, name):
+            if name not in ffn_names:
+                shapes.setdefault(name.replace(index_part, ".{}.", 1), {})[name] = spec.shape
+    for pattern, by_name in shapes.items():
+        if len(by_name) < model.block_count and not model.architecture.experts:
+            name = next(n for n in (pattern.replace("{}", str(i)) for i in range(model.block_count)) if n not in by_name)
+            raise CheckpointError(f"{model.checkpoint.folder}: tensor {name} is missing; download the checkpoint again")
+        usual, _ = Counter(by_name.values()).most_common(1)[0]
+        for name, shape in by_name.items():
+            if shape != usual:
+                raise _wrong_shape(model, name, shape, usual, "as in the other blocks")
+    rows = model.checkpoint.config["vocab_size"]
+    for name in (f"{model.architecture.embedding}.weight", f"{HEAD}.weight"):
+        if model.has(name):
+            spec = model.checkpoint.spec(model.stored_name(name))
+            if spec.shape[0] != rows:
+                raise _wrong_shape(model, spec.name, spec.shape, (rows, *spec.shape[1:]), "by vocab_size")
+
+
+def _block_index(model: Model, name: str) -> list[str]:
+    """[".3."] for a stored name inside block 3, [] outside the blocks."""
+    prefix = model.architecture.blocks.removeprefix(model.removed_prefix) + "."
+    number = name.removeprefix(prefix).split(".")[0]
+    return [f".{number}."] if name.startswith(prefix) and number.isdigit() else []
+
+
+def _check_ffn_shapes(model: Model) -> None:
+    for index in range(model.block_count):
+        for group in model.ffn_groups(index):
+            stated = group.width if model.ragged else model.config_width(group.width_key)
+            for ffn in group.members:
+                _expect_linear(model, ffn.out_projection, (model.hidden_size, stated))
+                for name in ffn.in_projections:
+                    _expect_linear(model, name, (stated * group.fused, model.hidden_size))
+
+
+def _expect_linear(model: Model, name: str, expected: tuple[int, int]) -> None:
+    if not model.has(f"{name}.weight"):
+        model.checkpoint.spec(model.stored_name(f"{name}.weight"))
+    found = model.linear_shape(name)
+    if found != expected:
+        raise _wrong_shape(model, model.stored_name(f"{name}.weight"), found, expected, "(out, in) by config.json")
+    if model.has(f"{name}.bias"):
+        bias = model.checkpoint.spec(model.stored_name(f"{name}.bias"))
+        if bias.shape != expected[:1]:
+            raise _wrong_shape(model, bias.name, bias.shape, expected[:1], "by config.json")
+
+
+def _wrong_shape(model: Model, name: str, found: tuple[int, ...], expected: tuple[int, ...], why: str) -> CheckpointError:
+    file = model.checkpoint.file_of.get(name, model.checkpoint.folder)
+    return CheckpointError(f"{file}: {name} has shape {list(found)}, expected {list(expected)} {why}; download it again")

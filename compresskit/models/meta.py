@@ -1,0 +1,208 @@
+"""The model without its weights: stock modules on the meta device, in plain form, filled tensor by tensor.
+
+Plain form: every compressible weight is an `nn.Linear` of shape (out, in). GPT-2's transposed Conv1D becomes a
+linear, the 3-D weights of experts become one set of linears an expert. `read_plain` and `to_stored` convert between
+a plain weight and the tensor that the checkpoint stores; both only transpose, so bits are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from compresskit.errors import CheckpointError
+from compresskit.models.architectures import ARCHITECTURES, HEAD
+from compresskit.models.model import FfnGroup, Model
+
+META = torch.device("meta")
+
+
+class PlainExperts(nn.Module):
+    """The experts of one block as plain linears, called the way transformers calls its 3-D experts."""
+
+    def __init__(self, count: int, projections: dict[str, nn.Linear], names: tuple[str, str, str], act: nn.Module):
+        """`projections`: one template linear a projection, by name; each expert gets a copy. `names`: gate, up, down."""
+        super().__init__()
+        for expert in range(count):
+            self.add_module(str(expert), nn.ModuleDict({name: copy.deepcopy(p) for name, p in projections.items()}))
+        self.count = count
+        self.names = names
+        self.act_fn = act
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """hidden_states (tokens, hidden), top_k_index and top_k_weights (tokens, k) -> (tokens, hidden)."""
+        result = torch.zeros_like(hidden_states)
+        for expert in range(self.count):
+            token, position = torch.where(top_k_index == expert)
+            if token.numel() == 0:
+                continue
+            gate, up, down = (self.get_submodule(f"{expert}.{name}") for name in self.names)
+            x = hidden_states[token]
+            y = down(self.act_fn(gate(x)) * up(x)) * top_k_weights[token, position, None]
+            result.index_add_(0, token, y.to(result.dtype))
+        return result
+
+
+def build(model: Model, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the stock causal language model in plain form, without weights.
+
+    Returns:
+        The model, ready to evaluate once filled: parameters on the meta device, buffers on the CPU.
+
+    Raises:
+        CheckpointError: a tensor that the model needs is missing or has another shape.
+    """
+    config = _stock_config(model, trust_remote_code)
+    with META:
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    network.eval()
+    _restore_buffers(network)
+    _to_plain(model, network)
+    for index in range(model.block_count):
+        for group in model.ffn_groups(index):
+            resize(network, model, group)
+    _check_complete(model, network)
+    return network
+
+
+def _stock_config(model: Model, trust_remote_code: bool) -> Any:
+    if not model.ragged:
+        return AutoConfig.from_pretrained(model.checkpoint.folder, trust_remote_code=trust_remote_code)
+    ours = ("block_configs", "auto_map", "architectures", "model_type", "compresskit_ffn")
+    stock = {key: value for key, value in model.checkpoint.config.items() if key not in ours}
+    return AutoConfig.for_model(model.family, **stock)
+
+
+def _restore_buffers(network: PreTrainedModel) -> None:
+    """Give buffers that no file stores (rotary frequencies, embedding scales) their values.
+
+    The model's own `_init_weights` computes them; its parameters are on the meta device, where that costs nothing.
+    """
+    for module in network.modules():
+        buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
+        for name, buffer in buffers.items():
+            module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        if buffers:
+            network._init_weights(module)
+
+
+def _to_plain(model: Model, network: nn.Module) -> None:
+    for index in range(model.block_count):
+        block = network.get_submodule(model.block_name(index))
+        for name, module in list(block.named_modules()):
+            if isinstance(module, Conv1D):
+                inputs, outputs = module.weight.shape
+                block.set_submodule(name, nn.Linear(inputs, outputs, bias=module.bias is not None, device=META))
+        _unpack_experts(model, block)
+
+
+def _unpack_experts(model: Model, block: nn.Module) -> None:
+    path = model.architecture.experts
+    if not path or not any(name == path for name, _ in block.named_modules()):
+        return
+    experts: Any = block.get_submodule(path)
+    sublayer = next(s for s in ARCHITECTURES[model.family].ffns if "{expert}" in s.out_projection)
+    gate, up, down = (name.rsplit(".", 1)[1] for name in (*sublayer.in_projections, sublayer.out_projection))
+    # `resize` gives every linear its shape afterwards; the width here only has to be some number.
+    templates = {name: nn.Linear(model.hidden_size, 1, bias=False, device=META) for name in (gate, up)}
+    templates[down] = nn.Linear(1, model.hidden_size, bias=False, device=META)
+    block.set_submodule(path, PlainExperts(int(experts.num_experts), templates, (gate, up, down), experts.act_fn))
+
+
+def resize(network: nn.Module, model: Model, group: FfnGroup) -> None:
+    """Give a group of feed-forward networks the shape that `model` stores; its parameters become meta tensors."""
+    for ffn in group.members:
+        for name in (*ffn.in_projections, ffn.out_projection):
+            rows, columns = model.linear_shape(name)
+            network.set_submodule(name, nn.Linear(columns, rows, model.has(f"{name}.bias"), device=META))
+
+
+def _check_complete(model: Model, network: nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        if not model.has(name):
+            if model.checkpoint.config.get("tie_word_embeddings", True) and parameter is _output_embedding(network):
+                continue
+            raise CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; download it again")
+        if model.is_low_bit(name.removesuffix(".weight")):
+            continue  # `resize` and the check of the shapes go by what such a linear unpacks to
+        stored = model.checkpoint.spec(model.stored_name(name)).shape
+        found = stored[::-1] if _is_transposed(model, name) else stored
+        if found != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{model.checkpoint.folder}: {model.stored_name(name)} has shape {list(stored)}, "
+                f"its configuration asks for {list(parameter.shape)}; download it again"
+            )
+
+
+def _output_embedding(network: Any) -> Tensor | None:
+    head = network.get_output_embeddings()
+    return None if head is None else head.weight
+
+
+def _is_transposed(model: Model, name: str) -> bool:
+    if not model.architecture.transposed or not name.endswith(".weight"):
+        return False
+    parts = name.removeprefix(model.architecture.blocks + ".").split(".", 1)
+    sublayers = (model.architecture.attention, *model.architecture.ffns)
+    linears = [linear for sublayer in sublayers for linear in (*sublayer.in_projections, sublayer.out_projection)]
+    return parts[-1].removesuffix(".weight") in linears
+
+
+def read_plain(model: Model, name: str) -> Tensor:
+    """The weight with this plain name, (out, in), in its stored dtype; low-bit and low-rank parts unpacked and added."""
+    linear = name.removesuffix(".weight")
+    if model.adapter is not None and name.endswith(".weight") and model.adapter.holds(linear):
+        return _read_base(model, name).float() + model.adapter.update(linear)
+    return _read_base(model, name)
+
+
+def _read_base(model: Model, name: str) -> Tensor:
+    linear = name.removesuffix(".weight")
+    if model.format is not None and model.is_low_bit(linear):
+        return model.format.read(model.stored_name(linear))
+    tensor = model.checkpoint.read(model.stored_name(name))
+    return tensor.T if _is_transposed(model, name) else tensor
+
+
+def to_stored(model: Model, name: str, weight: Tensor) -> Tensor:
+    """Inverse of `read_plain`: weight (out, in) -> the tensor as the checkpoint stores it."""
+    return weight.T if _is_transposed(model, name) else weight
+
+
+def fill(model: Model, network: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Read every parameter below the module `prefix` ("" for those outside the blocks)."""
+    for name, parameter in _parameters(model, network, prefix):
+        if parameter.is_meta and model.has(name):
+            _set(network, name, read_plain(model, name).to(device=device, dtype=dtype).contiguous())
+    if not prefix and not model.has(f"{HEAD}.weight"):
+        _tie_head(network)
+
+
+def empty(model: Model, network: nn.Module, prefix: str) -> None:
+    """Free what `fill` read; the parameters are meta tensors again."""
+    for name, parameter in _parameters(model, network, prefix):
+        _set(network, name, torch.empty_like(parameter, device=META))
+
+
+def _parameters(model: Model, network: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
+    if prefix:
+        return [(f"{prefix}.{name}", p) for name, p in network.get_submodule(prefix).named_parameters()]
+    # A tied head shares its weight with the embedding: both names must be seen, or `empty` would keep the tensor alive.
+    named = network.named_parameters(remove_duplicate=False)
+    return [(name, parameter) for name, parameter in named if not name.startswith(model.architecture.blocks + ".")]
+
+
+def _set(network: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    network.get_submodule(path)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _tie_head(network: Any) -> None:
+    head = network.get_output_embeddings()
+    if head is not None and head.weight.is_meta:
+        head.weight = network.get_input_embeddings().weight

@@ -1,0 +1,200 @@
+"""An opened checkpoint whose family is known: its names, its feed-forward networks, and the check of its shapes.
+
+Loads no torch, so that a checkpoint that contradicts its configuration is refused in under a second.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from compresskit.checkpoint.reader import Checkpoint
+from compresskit.errors import CheckpointError
+from compresskit.formats import Format
+from compresskit.formats.peft import Adapter
+from compresskit.models.architectures import RAGGED_PREFIX, Architecture
+
+BITS_PER_BYTE = 8
+
+
+@dataclass(frozen=True)
+class Ffn:
+    """The linears of one feed-forward network (of one expert), by plain name; they share their channels."""
+
+    in_projections: tuple[str, ...]
+    out_projection: str
+
+
+@dataclass(frozen=True)
+class FfnGroup:
+    """Feed-forward networks of one block that must have the same width: one network, or all experts of a block."""
+
+    block: int
+    width_key: str
+    width: int
+    fused: int
+    members: tuple[Ffn, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened checkpoint whose family is known."""
+
+    checkpoint: Checkpoint
+    family: str
+    architecture: Architecture
+    removed_prefix: str = ""
+    """Leading part of plain names that this checkpoint leaves out (GPT-2 and OPT files of the Hub)."""
+    format: Format | None = None
+    """How its low-bit linears are stored; None for a dense checkpoint."""
+    adapter: Adapter | None = None
+    """A low-rank update that belongs to the weights."""
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the blocks' widths come from `block_configs` (our ragged layout)."""
+        return str(self.checkpoint.config.get("model_type", "")).startswith(RAGGED_PREFIX)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.checkpoint.config[self.architecture.hidden_key])
+
+    @property
+    def block_count(self) -> int:
+        """Number of decoder blocks."""
+        return int(self.checkpoint.config[self.architecture.count_key])
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights are stored in low-bit form."""
+        return "quantization_config" in self.checkpoint.config
+
+    def block_name(self, index: int) -> str:
+        """Module path of a block."""
+        return f"{self.architecture.blocks}.{index}"
+
+    def stored_name(self, name: str) -> str:
+        """The checkpoint's name of a plain name."""
+        architecture = self.architecture
+        inside = name.startswith(architecture.blocks + ".")
+        for plain, stored in architecture.renames if inside else architecture.outer_renames:
+            name = name.replace(plain, stored)
+        return name.removeprefix(self.removed_prefix)
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint stores the tensor with this plain name, in whatever form."""
+        return self.stored_name(name) in self.checkpoint.tensors or self.is_low_bit(name.removesuffix(".weight"))
+
+    def is_low_bit(self, name: str) -> bool:
+        """Whether the linear with this plain name is stored in low-bit form."""
+        return self.format is not None and self.format.holds(self.stored_name(name))
+
+    def linear_shape(self, name: str) -> tuple[int, int]:
+        """(out, in) of the linear with this plain name."""
+        if self.format is not None and self.is_low_bit(name):
+            return self.format.shape(self.stored_name(name))
+        rows, columns = self.checkpoint.spec(self.stored_name(f"{name}.weight")).shape
+        return (columns, rows) if self.architecture.transposed else (rows, columns)
+
+    def ffn_groups(self, index: int) -> list[FfnGroup]:
+        """The prunable feed-forward networks of block `index`."""
+        return self._ffn_groups[index]
+
+    @cached_property
+    def _ffn_groups(self) -> list[list[FfnGroup]]:
+        return [self._groups_of_block(index) for index in range(self.block_count)]
+
+    def _groups_of_block(self, index: int) -> list[FfnGroup]:
+        block = self.block_name(index)
+        groups = []
+        for sublayer in self.architecture.ffns:
+            members = []
+            names = (*sublayer.in_projections, sublayer.out_projection)
+            experts = range(self._most_experts) if "{expert}" in sublayer.out_projection else range(1)
+            for expert in experts:
+                *ins, out = (f"{block}.{name.format(expert=expert)}" for name in names)
+                if not self.has(f"{out}.weight"):
+                    break
+                members.append(Ffn(tuple(ins), out))
+            if members:
+                width = self.linear_shape(members[0].out_projection)[1]
+                groups.append(FfnGroup(index, sublayer.width_key, width, sublayer.fused, tuple(members)))
+        if not groups:
+            expected = self.stored_name(f"{block}.{self.architecture.ffns[0].out_projection.format(expert=0)}.weight")
+            raise CheckpointError(f"{self.checkpoint.folder}: tensor {expected} is missing; download the checkpoint again")
+        return groups
+
+    def block_of(self, name: str) -> int:
+        """Index of the block that holds the linear with this plain name."""
+        return int(name.removeprefix(self.architecture.blocks + ".").partition(".")[0])
+
+    def linear_stages(self, index: int) -> list[list[tuple[str, ...]]]:
+        """The linears of block `index` in the order in which they compute. A later stage sees what an earlier one has become.
+
+        Returns:
+            Stages of groups of plain names; the linears of a group share their input. Four stages: attention inputs,
+            attention output, the inputs and the outputs of all feed-forward networks (experts side by side).
+        """
+        block, attention = self.block_name(index), self.architecture.attention
+        networks = [ffn for group in self.ffn_groups(index) for ffn in group.members]
+        return [
+            [tuple(f"{block}.{name}" for name in attention.in_projections)],
+            [(f"{block}.{attention.out_projection}",)],
+            [ffn.in_projections for ffn in networks],
+            [(ffn.out_projection,) for ffn in networks],
+        ]
+
+    def block_linears(self, index: int) -> list[str]:
+        """Plain names of the linears of one block, in the order in which they compute."""
+        return [name for stage in self.linear_stages(index) for group in stage for name in group]
+
+    @cached_property
+    def linears(self) -> list[str]:
+        """Plain names of all linears of all blocks, in order."""
+        return [name for index in range(self.block_count) for name in self.block_linears(index)]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers that the weights stand for: low-bit linears count as what they unpack to, an adapter with its own."""
+        if self.format is None:
+            dense = self.checkpoint.parameters
+        else:
+            packed = [name for name in self.linears if self.is_low_bit(name)]
+            inside = {tensor for name in packed for tensor in self.format.stored_tensors(self.stored_name(name))}
+            unpacked = sum(math.prod(self.linear_shape(name)) for name in packed)
+            dense = unpacked + sum(s.elements for name, s in self.checkpoint.tensors.items() if name not in inside)
+        return dense + (self.adapter.parameters if self.adapter else 0)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over the weights that they stand for: 32 or 16 for dense ones; an adapter costs, but is no weight."""
+        stores = [self.checkpoint, *([self.adapter.store] if self.adapter else [])]
+        stored = sum(spec.bytes for store in stores for spec in store.tensors.values())
+        return BITS_PER_BYTE * stored / (self.parameters - (self.adapter.parameters if self.adapter else 0))
+
+    @property
+    def weight_dtype(self) -> str:
+        """The dtype in which the blocks' linears are stored, in safetensors' spelling; of a dense model."""
+        return self.checkpoint.spec(self.stored_name(f"{self.linears[0]}.weight")).dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weight files on disk, an adapter's included."""
+        return self.checkpoint.bytes + (self.adapter.store.bytes if self.adapter else 0)
+
+    @property
+    def _most_experts(self) -> int:
+        config = self.checkpoint.config
+        return int(config.get("num_local_experts") or config.get("num_experts") or 0)
+
+    def config_width(self, width_key: str) -> int:
+        """The width that config.json states under this key; CheckpointError where that is no whole number."""
+        multiples = dict(self.architecture.aliases)
+        stated = self.checkpoint.config.get(width_key)
+        if stated is None and width_key in multiples:
+            return multiples[width_key] * self.hidden_size
+        if not isinstance(stated, int):
+            raise CheckpointError(f"{self.checkpoint.folder / 'config.json'}: no whole number under {width_key!r}")
+        return stated

@@ -1,0 +1,154 @@
+"""A compressed model beside the one it was made from: whether they belong together, and which weight stands for which.
+
+Loads no torch at the door, so that a wrong pair is refused in under a second.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compresskit.checkpoint.manifest import chain
+from compresskit.errors import CheckpointError, RequestError
+from compresskit.models.model import Ffn, FfnGroup, Model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A compressed model and its original."""
+
+    compressed: Model
+    original: Model
+    kept: dict[str, list[int]]
+    """By plain name of a linear that lost channels: the original's channels that it kept, in order."""
+
+    def lost_inputs(self, name: str) -> bool:
+        """Whether the linear reads fewer channels than the original's."""
+        return name in self.kept and any(name == ffn.out_projection for ffn, _ in self._networks(name))
+
+    def original_weight(self, name: str) -> Tensor:
+        """The original's weight (out, in) float32 of a linear, cut to the kept channels and padded as the compressed one is."""
+        import torch
+
+        from compresskit.models.meta import read_plain
+
+        weight = read_plain(self.original, f"{name}.weight").float()
+        if name not in self.kept:
+            return weight
+        chosen = torch.tensor(self.kept[name])
+        rows, columns = self.compressed.linear_shape(name)
+        if self.lost_inputs(name):
+            found = weight[:, chosen]
+            return torch.cat([found, found.new_zeros(rows, columns - len(chosen))], dim=1)
+        return self._cut_rows(name, weight)
+
+    def cut_outputs(self, name: str, values: Tensor) -> Tensor:
+        """One number for every output of the original's linear -> those of the outputs that are kept, 0 where it is padded."""
+        if name not in self.kept or self.lost_inputs(name):
+            return values
+        return self._cut_rows(name, values[:, None])[:, 0]
+
+    def _cut_rows(self, name: str, weight: Tensor) -> Tensor:
+        import torch
+
+        rows, chosen = self.compressed.linear_shape(name)[0], torch.tensor(self.kept[name])
+        fused = next(group.fused for ffn, group in self._networks(name) if name in ffn.in_projections)
+        parts = [part[chosen] for part in weight.chunk(fused)]
+        return torch.cat([torch.cat([part, part.new_zeros(rows // fused - len(chosen), weight.shape[1])]) for part in parts])
+
+    def _networks(self, name: str) -> list[tuple[Ffn, FfnGroup]]:
+        groups = self.compressed.ffn_groups(self.compressed.block_of(name))
+        return [(ffn, group) for group in groups for ffn in group.members]
+
+
+def pair(compressed: Model, original: Model) -> Pair:
+    """Check that the two belong together.
+
+    Returns:
+        The two, with the channels that a pruning kept.
+
+    Raises:
+        RequestError: family, vocabulary, tokenizer or shapes differ, other than by a pruning whose kept channels the
+            manifest records.
+    """
+    here, there = compressed.checkpoint.folder, original.checkpoint.folder
+    facts = {
+        "family": (compressed.family, original.family),
+        "vocabulary": tuple(model.checkpoint.config.get("vocab_size") for model in (compressed, original)),
+        "hidden size": (compressed.hidden_size, original.hidden_size),
+        "number of blocks": (compressed.block_count, original.block_count),
+    }
+    for what, (ours, theirs) in facts.items():
+        if ours != theirs:
+            raise RequestError(f"{here}: its {what} is {ours}, that of {there} is {theirs}; pass the model it was made from")
+    if different_tokenizers(here, there):
+        raise RequestError(f"{here}: its tokenizer is not that of {there}; pass the model it was made from")
+    kept = _kept_by_linear(compressed, original)
+    for name in compressed.linears:
+        if name not in kept and compressed.linear_shape(name) != original.linear_shape(name):
+            ours, theirs = (list(model.linear_shape(name)) for model in (compressed, original))
+            raise RequestError(
+                f"{here}: {name} is {ours}, in {there} {theirs}, and no manifest says which channels were kept; "
+                "pass the model it was made from"
+            )
+    return Pair(compressed, original, kept)
+
+
+def same_weights(both: Pair) -> bool:
+    """Whether every linear of the two models is the same, bit for bit; stops at the first that is not."""
+    compressed, original = both.compressed, both.original
+    if both.kept or compressed.quantized or compressed.adapter or original.quantized:
+        return False
+    import torch
+
+    from compresskit.models.meta import read_plain
+
+    names = [f"{name}.weight" for name in compressed.linears]
+    return all(torch.equal(read_plain(compressed, name), read_plain(original, name)) for name in names)
+
+
+def different_tokenizers(first: Path, second: Path) -> bool:
+    """Whether both folders hold a tokenizer.json, with different vocabularies or merges; CheckpointError for a broken one."""
+    files = [folder / TOKENIZER for folder in (first, second)]
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return False
+    try:
+        models = [json.loads(file.read_text(encoding="utf-8"))["model"] for file in files]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{first / TOKENIZER} or {second / TOKENIZER}: no usable tokenizer; restore the file") from error
+    return any(models[0].get(key) != models[1].get(key) for key in ("vocab", "merges"))
+
+
+def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
+    """Kept channels of the linears that lost any; nothing where all are alike."""
+    prunings = [link for link in chain(compressed.checkpoint.manifest) if link.get("stage") == "prune"]
+    last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
+    alike = all(compressed.linear_shape(name) == original.linear_shape(name) for name in last)
+    # Alike: padded to the original's width, or the original is what came out of the pruning; the hashes tell.
+    if alike and not any(link["inputs"]["sha256"] == original.checkpoint.hashes for link in prunings):
+        return {}
+    if len(prunings) != 1:
+        raise RequestError(
+            f"{compressed.checkpoint.folder}: its FFN widths are not those of {original.checkpoint.folder}, and its manifest "
+            f"records {len(prunings)} prunings; pass the model that it was pruned from in one step"
+        )
+    found: dict[str, list[int]] = {}
+    for index, facts in enumerate(prunings[0]["facts"]["blocks"]):
+        for group, masks in zip(compressed.ffn_groups(index), facts["kept_channels"], strict=True):
+            for ffn, mask in zip(group.members, masks, strict=False):  # no masks where all channels were kept
+                for name in (*ffn.in_projections, ffn.out_projection):
+                    found[name] = kept_channels(mask)
+    return found
+
+
+def kept_channels(mask: str) -> list[int]:
+    """Channels from the hexadecimal digits of a manifest, one bit a channel, channel 0 first."""
+    bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
+    return [channel for channel, bit in enumerate(bits) if bit == "1"]

@@ -1,0 +1,73 @@
+"""Our ragged checkpoints without `trust_remote_code`: register their classes with transformers' Auto classes.
+
+    import compresskit
+    compresskit.register()
+
+vLLM calls `register` by itself through the entry point `vllm.general_plugins`. The classes are the very text that
+`prune` writes into the output folder (layouts.py), so that there is one definition of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING
+
+from compresskit.machine.device import Where
+from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX
+from compresskit.models.layouts import CONFIGURATION_FILE, MODELING_FILE, can_be_ragged, class_names, generated_files
+from compresskit.models.model import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def register() -> None:
+    """Make AutoConfig, AutoModel and AutoModelForCausalLM know every `compresskit_*` model type. Can be called again."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    for family, architecture in ARCHITECTURES.items():
+        if not can_be_ragged(architecture):
+            continue
+        files, causal_class, config_class = generated_files(family, architecture.blocks, architecture.ffns[0])
+        package = f"compresskit_{family}_ragged"
+        _module(package, "", "")
+        configuration = _module(package, CONFIGURATION_FILE, files[CONFIGURATION_FILE])
+        modeling = _module(package, MODELING_FILE, files[MODELING_FILE])
+        config = getattr(configuration, config_class)
+        AutoConfig.register(RAGGED_PREFIX + family, config, exist_ok=True)
+        AutoModel.register(config, getattr(modeling, f"Compresskit{class_names(family)['base_class']}"), exist_ok=True)
+        AutoModelForCausalLM.register(config, getattr(modeling, causal_class), exist_ok=True)
+
+
+def load_stock(model: Model, where: Where) -> PreTrainedModel:
+    """Load the whole model by transformers' own loading.
+
+    Ragged checkpoints get the registered classes: code that lies in their folder is never run.
+
+    Returns:
+        The model, with its adapter, ready to evaluate.
+
+    Raises:
+        RequestError: it has an adapter, and peft is not installed.
+    """
+    from compresskit.checkpoint.stock import add_adapter, load_whole
+
+    if model.ragged:
+        register()
+    network = load_whole(model.checkpoint.folder, where.dtype, where.trust_remote_code and not model.ragged)
+    if model.adapter is not None:
+        add_adapter(network, model.adapter.folder)
+    return network.to(where.device)
+
+
+def _module(package: str, file: str, text: str) -> types.ModuleType:
+    """The module of a generated file, as part of a package that exists in memory only."""
+    name = f"{package}.{file.removesuffix('.py')}" if file else package
+    if name not in sys.modules:
+        module = types.ModuleType(name)
+        module.__package__ = package
+        module.__path__ = []
+        sys.modules[name] = module
+        exec(compile(text, name, "exec"), module.__dict__)  # noqa: S102 (our own text, see layouts.py)
+    return sys.modules[name]

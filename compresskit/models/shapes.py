@@ -1,0 +1,86 @@
+"""Models that have shapes and no weights yet: what a step of a recipe will give, for the steps after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compresskit.checkpoint.outputs import Outputs
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec, read_json
+from compresskit.errors import CheckpointError
+from compresskit.formats.peft import Adapter
+from compresskit.machine.precision import SAFETENSORS_NAMES
+from compresskit.models.load import bind
+from compresskit.models.model import Model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowBitShapes:
+    """The low-bit linears of a checkpoint that is not there yet, by stored name."""
+
+    shapes: Mapping[str, tuple[int, int]]
+    tensors: Mapping[str, list[str]]
+    code_bits: Mapping[str, int]
+
+    def holds(self, name: str) -> bool:
+        """Whether this linear will be stored in low bits."""
+        return name in self.shapes
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in) of the linear."""
+        return self.shapes[name]
+
+    def bits(self, name: str) -> int:
+        """Bits of a code."""
+        return self.code_bits[name]
+
+    def stored_tensors(self, name: str) -> list[str]:
+        """The stored tensors that will make up its weight."""
+        return self.tensors[name]
+
+    def read(self, name: str) -> Tensor:
+        """CheckpointError: there is nothing to read yet."""
+        raise CheckpointError(f"{name}: is planned and not written yet; run the recipe first")
+
+
+def without_weights(folder: Path, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint that a configuration describes, in its stated dtype."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from compresskit.checkpoint.stock import quiet
+
+    raw = read_json(folder / "config.json")
+    dtype = SAFETENSORS_NAMES.get(str(raw.get("dtype") or raw.get("torch_dtype")), "F32")
+    with quiet(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    tied = set(network.all_tied_weights_keys)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
+    return Checkpoint(folder, raw, {name: TensorSpec(name, dtype, shape) for name, shape in shapes.items()}, {})
+
+
+def dense_shapes(model: Model, outputs: Outputs) -> Model:
+    """The dense model of these files, made of `model`."""
+    tensors = {spec.name: spec for spec in outputs.tensors}
+    assert outputs.config is not None
+    return bind(replace(model.checkpoint, config=outputs.config, tensors=tensors, file_of={}, manifest=None), True)
+
+
+def low_bit_shapes(model: Model, outputs: Outputs, low_bit: LowBitShapes) -> Model:
+    """The low-bit model of these files, made of the dense `model`."""
+    tensors = {spec.name: spec for spec in outputs.tensors}
+    assert outputs.config is not None
+    checkpoint = replace(model.checkpoint, config=outputs.config, tensors=tensors, file_of={}, manifest=None)
+    return replace(model, checkpoint=checkpoint, format=low_bit)
+
+
+def adapter_shapes(model: Model, specs: list[TensorSpec]) -> Model:
+    """The model with an adapter of these factors beside it, in place of one that it has."""
+    store = Checkpoint(model.checkpoint.folder, {}, {spec.name: spec for spec in specs}, {})
+    return replace(model, adapter=Adapter(model.checkpoint.folder, {}, store) if specs else None)

@@ -1,0 +1,1 @@
+"""The prune stage: structured removal of feed-forward channels, one file a method."""

@@ -1,0 +1,183 @@
+"""The walk that every pruning method shares: block by block score, keep, refit, write.
+
+Statistics are those of the already pruned prefix: each block sees what its pruned predecessors give it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.machine.precision import torch_dtype
+from compresskit.models.layouts import Widths
+from compresskit.models.meta import to_stored
+from compresskit.models.model import Ffn, FfnGroup, Model
+from compresskit.pruning.channels import Channels, input_matrices, kept_rows
+from compresskit.pruning.flap import output_bias
+from compresskit.pruning.method import PruneMethod
+from compresskit.pruning.refit import output_error, refit
+from compresskit.pruning.request import PruneRequest
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import OnBlock, finish_block
+from compresskit.walk.statistics import Gram, Moments
+from compresskit.walk.walk import Walk
+
+ChannelStatistics = dict[str, Moments | Gram]
+"""Statistics of the channels' activations, by the name of the output projection."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """One feed-forward network after pruning."""
+
+    kept: Tensor
+    """Kept channels in rising order, (kept,) int64."""
+    weights: tuple[Tensor, ...]
+    """Input projections (fused * kept, hidden), then the output projection (hidden, kept)."""
+    biases: tuple[Tensor | None, ...]
+    """In the same order."""
+    error: float | None
+    """Output error on the calibration inputs over the output's energy; None without a refit."""
+
+
+def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: torch.device, advance: bool) -> ChannelStatistics:
+    """Statistics of these networks' channels over all micro-batches; `advance` where the block stays as it is."""
+    kind = Gram if covariance else Moments
+    statistics = {ffn.out_projection: kind(group.width, device) for group in groups for ffn in group.members}
+    if advance:
+        block.advance(statistics)
+    else:
+        block.collect(statistics, attention_is_final=True)
+    return statistics
+
+
+def channels_of(block: Block, group: FfnGroup, member: int, statistics: ChannelStatistics) -> Channels:
+    """The channels of one network of a group."""
+    ffn = group.members[member]
+    matrices = [m for name in ffn.in_projections for m in input_matrices(block.linear(name).weight, group.fused)]
+    down = block.linear(ffn.out_projection).weight
+    return Channels(tuple(matrices), down, statistics.get(ffn.out_projection), block.index, member)
+
+
+def prune_blocks(request: PruneRequest, walk: Walk, widths: tuple[Widths, Widths], writer: Writer, on_block: OnBlock) -> None:
+    """The pruning pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+
+    `widths`: those to reach, and those on disk, which are larger where the layout pads. Blocks that an interrupted run has
+    finished are only run, from what that run wrote.
+    """
+    model = walk.model
+    for block in walk:
+        if block.index not in writer.done:
+            facts = _prune_block(request, walk, block, (widths[0][block.index], widths[1][block.index]), writer)
+            finish_block(model, block, writer, facts)
+        on_block("pruning", block.index + 1, model.block_count)
+    writer.copy_missing(model.checkpoint)
+
+
+def _prune_block(
+    request: PruneRequest, walk: Walk, block: Block, widths: tuple[list[int], list[int]], writer: Writer
+) -> dict[str, Any]:
+    """`widths`: of the block's groups, to reach and on disk."""
+    method, with_bias = request.method, request.output_bias
+    groups = walk.model.ffn_groups(block.index)
+    narrowed = [group for group, width in zip(groups, widths[0], strict=True) if width < group.width]
+    statistics: ChannelStatistics = {}
+    if walk.batches:
+        statistics = collected(narrowed, method.refit or method.needs_covariance, block, walk.device, advance=False)
+    masks: list[list[str]] = []
+    errors: list[float] = []
+    for group, width, stored in zip(groups, *widths, strict=True):
+        masks.append([])
+        for member, ffn in enumerate(group.members):
+            if width < group.width:
+                channels = channels_of(block, group, member, statistics)
+                result = prune_channels(method, channels, (block, group, ffn), width, with_bias)
+                del channels
+                statistics.pop(ffn.out_projection, None)
+                _replace(walk, block, ffn, result)
+                masks[-1].append(bitmask(result.kept, group.width))
+                errors += [] if result.error is None else [result.error]
+            # A bias that the source lacks is new in every block, also where no channel goes.
+            if width < group.width or stored > group.width or with_bias:
+                _write(walk.model, block, group, ffn, stored, writer)
+    mean_error = sum(errors) / len(errors) if errors else None
+    return {"widths": widths[0], "kept_channels": masks, "relative_output_error": mean_error}
+
+
+def prune_channels(
+    method: PruneMethod, channels: Channels, place: tuple[Block, FfnGroup, Ffn], width: int, with_bias: bool
+) -> Pruned:
+    """Keep the `width` best channels of the network at `place`; refit and correct the bias as the method asks."""
+    block, group, ffn = place
+    kept = method.channel_scores(channels).topk(width).indices.sort().values
+    down = channels.down.float()
+    new_down, error = down[:, kept], None
+    activations = channels.activations
+    if method.refit and isinstance(activations, Gram) and activations.tokens:
+        gram = activations.matrix()
+        is_removed = torch.ones(group.width, dtype=torch.bool, device=kept.device)
+        is_removed[kept] = False
+        new_down = refit(down, gram, kept, is_removed.nonzero().flatten())
+        lost, energy = output_error(down, gram, kept, new_down)
+        error = lost / energy if energy else 0.0
+    bias: Tensor | None = block.linear(ffn.out_projection).bias
+    if with_bias and activations is not None and activations.tokens:
+        mean = (activations.sum / activations.tokens).float()
+        correction = output_bias(mean, down, kept, new_down)
+        bias = correction if bias is None else bias + correction
+    ins = [block.linear(name) for name in ffn.in_projections]
+    weights = tuple(kept_rows(linear.weight, kept, group.fused) for linear in ins)
+    biases = tuple(None if linear.bias is None else kept_rows(linear.bias, kept, group.fused) for linear in ins)
+    return Pruned(kept, (*weights, new_down), (*biases, bias), error)
+
+
+def _replace(walk: Walk, block: Block, ffn: Ffn, result: Pruned) -> None:
+    """Put the pruned weights into the block, rounded to the dtype in which they are stored."""
+    names = (*ffn.in_projections, ffn.out_projection)
+    for name, weight, bias in zip(names, result.weights, result.biases, strict=True):
+        linear = block.linear(name)
+        stored = torch_dtype(walk.model.checkpoint.spec(walk.model.stored_name(f"{name}.weight")).dtype)
+        linear.out_features, linear.in_features = weight.shape
+        linear.register_parameter("weight", _parameter(weight, stored, walk.dtype))
+        linear.register_parameter("bias", None if bias is None else _parameter(bias, stored, walk.dtype))
+
+
+def _parameter(value: Tensor, stored: torch.dtype, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(value.to(stored).to(dtype), requires_grad=False)
+
+
+def _write(model: Model, block: Block, group: FfnGroup, ffn: Ffn, width: int, writer: Writer) -> None:
+    """Write one network as it now is, padded with zeros to `width`."""
+    for name in (*ffn.in_projections, ffn.out_projection):
+        linear = block.linear(name)
+        is_output = name == ffn.out_projection
+        for leaf, value in (("weight", linear.weight), ("bias", linear.bias)):
+            stored_name = model.stored_name(f"{name}.{leaf}")
+            if stored_name not in writer.specs:
+                continue
+            full = torch.zeros(linear.out_features) if value is None else value
+            full = full.to(torch_dtype(writer.specs[stored_name].dtype))
+            if not is_output:
+                full = torch.cat([padded(part, 0, width) for part in full.chunk(group.fused)])
+            elif leaf == "weight":
+                full = padded(full, 1, width)
+            writer.put(stored_name, to_stored(model, f"{name}.{leaf}", full))
+
+
+def padded(value: Tensor, dim: int, size: int) -> Tensor:
+    """`value` with zeros appended along `dim` up to `size`."""
+    shape = list(value.shape)
+    shape[dim] = size - shape[dim]
+    return value if shape[dim] == 0 else torch.cat([value, value.new_zeros(shape)], dim=dim)
+
+
+def bitmask(kept: Tensor, width: int) -> str:
+    """Kept channels (kept,) as hexadecimal digits, one bit a channel, channel 0 first; pairing.py reads it back."""
+    bits = torch.zeros(-(-width // 4) * 4, dtype=torch.int64)
+    bits[kept.cpu()] = 1
+    digits = (bits.view(-1, 4) * torch.tensor([8, 4, 2, 1])).sum(dim=1)
+    return "".join(f"{digit:x}" for digit in digits.tolist())

@@ -1,0 +1,1 @@
+"""ApiQ: rounding, clipping and a low-rank pair trained block by block."""

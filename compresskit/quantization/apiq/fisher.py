@@ -1,0 +1,64 @@
+"""Diagonal Fisher information of the linears' weights, for models of any size: one block in memory, there and back.
+
+    F_W = mean over windows of (d loss / d W)^2,    loss = mean cross-entropy of a window           (arXiv 2504.13932, section 3)
+
+The gradients come from the reverse walk (backward.py). The results lie in a scratch folder, as many numbers as the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from compresskit.walk.backward import Step, walk_backward
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import OnBlock
+from compresskit.walk.walk import Walk
+
+
+def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBlock) -> Callable[[int], Mapping[str, Tensor]]:
+    """The diagonals of the named linears, kept in the folder `scratch`. `walk`: one window a micro-batch.
+
+    Returns:
+        Index of a block -> its diagonals by plain name, (out, in) each, in the dtype of the walk and on its device; the loss
+        is in nats.
+
+    Raises:
+        NumericalError: activations are not finite.
+    """
+
+    @contextmanager
+    def visit(block: Block) -> Iterator[Step]:
+        own = [name for name in names if name.startswith(block.name + ".")]
+        weights = {name.removeprefix(block.name + ".") + ".weight": block.linear(name).weight for name in own}
+        leaves = {leaf: weight.detach().requires_grad_(True) for leaf, weight in weights.items()}
+        sums = {name: torch.zeros_like(weight) for name, weight in zip(own, weights.values(), strict=True)}
+
+        def step(given: Tensor, gradient: Tensor) -> Tensor:
+            with torch.enable_grad():
+                output = block.run_with(given, leaves)
+            found = torch.autograd.grad(output, [given, *leaves.values()], gradient, allow_unused=True)
+            for total, square in zip(sums.values(), found[1:], strict=True):
+                if square is not None:  # no token of this window reached the expert
+                    total.add_(square.square())
+            assert found[0] is not None
+            return found[0]
+
+        yield step
+        save_file(
+            {name: total / len(block.hidden) for name, total in sums.items()}, scratch / f"fisher-{block.index}.safetensors"
+        )
+
+    walk_backward(walk, scratch, on_block, _mean_loss, visit)
+    return lambda index: load_file(scratch / f"fisher-{index}.safetensors", device=str(walk.device))
+
+
+def _mean_loss(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Mean cross-entropy of a window: tokens (1, length), logits (1, length, vocabulary)."""
+    return functional.cross_entropy(logits[0, :-1], tokens[0, 1:].to(logits.device))

@@ -1,0 +1,161 @@
+"""ApiQ with learned rounding and saliency-aware regularisation: train each block's quantisation on its output error.
+
+ApiQ, arXiv 2402.05147, section 4 (block-wise form), with the regulariser of arXiv 2504.13932 and the rounding offsets of
+SignRound, arXiv 2309.05516; the block's norms and biases are trained too, as in Norm Tweaking, arXiv 2309.02784. Two
+streams of hidden states go through the model: X of the original blocks, X' of the quantised ones. For each block minimise
+
+    L = mean over tokens of e_t / start  +  lambda * mean over W of sum(F * (W_q - W)^2) / sum(F * (W_0 - W)^2)            (1)
+
+    e_t = mean((block_q(X') - block(X))_t^2) / max(mean(block(X)_t^2), median over tokens of mean(block(X)^2))
+
+    W_q = s * (clamp(round(T / s + z + V), lowest, highest) - z) + B A                                                   (2)
+    s, z = grid of [sigmoid(g_low) / sigmoid(g_0) * low, sigmoid(g_high) / sigmoid(g_0) * high]                          (3)
+
+symbol         meaning                                             shape           name here
+W              original weight                                     (out, in)       original
+T              what is rounded: W, or for the start from GPTQ W    (out, in)       target
+               with the errors passed on to it
+V              rounding offset in [-1/2, 1/2], 0 at the start      (out, in)       offset
+low, high      range of each group of W                            (out, groups)
+g_low, g_high  clipping parameters, g_0 = 4 at the start           (out, groups)   low_clipping, high_clipping
+A, B           low-rank pair                                       (r, in), (out, r)
+F              saliency                                            (out, in)       saliency
+W_0, start     the starting point, V = 0 and g = g_0; its mean of e_t
+
+Norms and biases start as they are and are stored in their own dtypes, so they cost no bits. round passes gradients
+straight through, clamp inside its range. Both terms of (1) are 1 at the start, so lambda has no unit. The trained block is
+kept only where its error over all windows is smaller than the starting point's.
+
+Differs from the papers: the starting point is GPTQ's on X', linear after linear, with A and B the best rank-r repair of
+what it leaves (closed form, lowrank.py); the error of a token is divided as e_t says, because in the blocks that make or
+remove massive activations a plain mean is the error of one token in five hundred, and training made the others worse;
+V follows AdamW as all else does, not the sign of its gradient, which moves offsets alike that have a say and that have
+none; norms are trained with the rest and towards the block's own output, not after it towards statistics of channels;
+all rates fall linearly to 0; the clipping is divided by its starting value, so that training begins exactly at the
+starting point. What each part measured: docs/quantize.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.machine.precision import Precision
+from compresskit.numerics.packed import Storage, StoredBlock
+from compresskit.quantization.method import BlockMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compresskit.models.model import Model
+    from compresskit.walk.block import Block
+
+HIDDEN_PER_RANK = 64
+SMALLEST_RANK = 4
+
+
+class ApiQ(BlockMethod, frozen=True):
+    """Block-wise training of rounding, clipping and a low-rank pair."""
+
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of the adapter, 0 for none; left out, a sixty-fourth of the hidden size, at least 4 (0 for mixed and experts)."""
+    adapter_bits: Annotated[int, Field(ge=8, le=16, multiple_of=8)] = 16
+    """16, or 8: the adapter's factors in float8 e4m3, half the size; they are trained as they will be stored."""
+    epochs: Annotated[int, Field(ge=0)] = 6
+    """Passes over the calibration windows, block by block."""
+    batch: Annotated[int, Field(ge=1)] = 2
+    """Calibration windows in a step."""
+    rounding: Literal["learned", "nearest"] = "learned"
+    """Train an offset of up to half a step for each weight, or round to nearest."""
+    start: Literal["gptq", "rtn"] = "gptq"
+    """Starting point: GPTQ's rounding on the quantised prefix, or round to nearest."""
+    error: Literal["capped", "absolute", "relative"] = "capped"
+    """Output error of a token: over its state's mean square where that is above the median, as it is, or always over it."""
+    saliency: Literal["none", "activation", "fisher"] = "none"
+    """What tells how much each weight matters: nothing, its input's mean square, or the squared gradient of the loss."""
+    saliency_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the saliency term, where the output error at the start counts 1."""
+    regularize: Literal["before-lora", "after-lora"] = "before-lora"
+    """Hold the quantised weight near the original without the adapter, or with it."""
+    rounding_rate: Annotated[float, Field(gt=0)] = 1.0
+    """How far an offset can travel in all, in half steps."""
+    clipping_rate: Annotated[float, Field(gt=0)] = 2.0
+    """How far a clipping parameter can travel in all."""
+    norm_rate: Annotated[float, Field(ge=0)] = 1.0
+    """How far the block's norms and biases can travel in all, in their root mean square; 0 keeps them."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """AdamW's rate for the adapter."""
+    precision: Precision = "auto"
+    """Of the matrix products in training: bfloat16 where the device multiplies it faster."""
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Share of the mean second moment that is added to all of them, at the start."""
+
+    needs_activations: ClassVar[bool] = True
+
+    def check(self, model: Model) -> None:
+        """Besides the format's limits, those of the adapter.
+
+        Raises:
+            UnsupportedArchitecture: peft cannot reach experts.
+            RequestError: the rank exceeds a linear, or goes with mixed precision.
+        """
+        super().check(model)
+        if model.architecture.experts and self.adapter_rank(model):
+            raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")
+        if self.mixed and self.adapter_rank(model):
+            raise RequestError(f"--bits {self.bits:g} --rank {self.rank}: peft cannot open mixed precision; pass --rank 0")
+        smallest = min(min(model.linear_shape(name)) for name in model.linears)
+        if self.adapter_rank(model) > smallest:
+            raise RequestError(f"--rank {self.rank}: exceeds {smallest}, the smallest side of a linear; lower it")
+
+    @property
+    def needs_fisher(self) -> bool:
+        """Whether the saliency is the Fisher diagonal."""
+        return self.saliency == "fisher" and self.saliency_weight > 0 and self.epochs > 0
+
+    @property
+    def training_epochs(self) -> float:
+        """Times that the training of a block sees every window."""
+        return float(self.epochs)
+
+    @property
+    def windows_at_once(self) -> int:
+        """Half a step, so that the windows of a step vary."""
+        return max(1, self.batch // 2)
+
+    @property
+    def has_small_factors(self) -> bool:
+        """Whether the adapter is stored in 8 bits."""
+        return self.adapter_bits == 8
+
+    def adapter_rank(self, model: Model) -> int:
+        """The asked rank, or the share of the hidden size."""
+        if self.rank is not None:
+            return self.rank
+        return 0 if self.mixed or model.architecture.experts else max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
+
+    def quantize_block(
+        self,
+        block: Block,
+        targets: list[Tensor],
+        stages: Sequence[Sequence[tuple[str, ...]]],
+        storage: Storage,
+        saliencies: Mapping[str, Tensor],
+    ) -> StoredBlock:
+        """Start, train, keep the better (equation 1). The block is edited in place and advanced."""
+        from compresskit.quantization.apiq.trainer import Trainer
+
+        trainer = Trainer(self, block, targets, storage, saliencies)
+        trainer.start(stages)
+        before = trainer.output_error()
+        trainer.train(before)
+        after = trainer.settle()
+        if after > before:
+            trainer.reset()
+            trainer.settle()
+        block.hand_over(trainer.outputs)
+        linears, vectors = trainer.stored()
+        return StoredBlock(linears, vectors, {"start_error": before, "trained_error": after, "kept_error": min(before, after)})

@@ -1,0 +1,232 @@
+"""The training of one block for ApiQ: its starting point, the loop, and what is kept. Symbols as in apiq.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compresskit.machine.precision import matrix_products
+from compresskit.numerics.grid import min_max_grid
+from compresskit.numerics.lowrank import Metric
+from compresskit.numerics.packed import Storage, StoredLinear
+from compresskit.quantization.apiq.linear import TrainedLinear
+from compresskit.quantization.error_feedback import round_with_feedback
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import ATTENTION_STAGES, collected, replace_weight
+
+if TYPE_CHECKING:
+    from compresskit.quantization.apiq.method import ApiQ
+
+SMALLEST_ENERGY = 1e-12
+"""Keeps the relative error of a hidden state that is 0 finite."""
+BETAS = (0.9, 0.95)
+"""AdamW's; with a hundred steps or two the second moments must follow sooner than by its default."""
+SMALLEST_GRADIENT = 1e-12
+"""AdamW's eps: the gradients of millions of offsets of an error that starts at 1 are far below its default."""
+
+
+def _usual_energy(hidden: Sequence[Tensor]) -> float:
+    """The median over tokens of the mean square of a hidden state."""
+    found = [each.float().square().mean(dim=-1).flatten() for each in hidden]
+    return max(SMALLEST_ENERGY, float(torch.cat(found).median())) if found else SMALLEST_ENERGY
+
+
+class Trainer:
+    """The linears of one block in training, the block's inputs and the outputs that it shall give."""
+
+    def __init__(
+        self,
+        method: ApiQ,
+        block: Block,
+        targets: list[Tensor],
+        storage: Storage,
+        saliencies: Mapping[str, Tensor],
+    ):
+        """`targets`: the original block's outputs, one (batch, length, hidden) a micro-batch. `saliencies`: where not local."""
+        self.method, self.block, self.targets = method, block, targets
+        self.storage = storage
+        self.saliencies = saliencies
+        self.linears: dict[str, TrainedLinear] = {}
+        trained = storage.vectors if method.norm_rate else {}
+        self.start_vectors = {name: block.module.get_parameter(name).detach().float().clone() for name in trained}
+        self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
+        self.usual_energy = _usual_energy(targets)
+        self.outputs: list[Tensor] = []
+
+    @torch.no_grad()
+    def start(self, stages: Sequence[Sequence[tuple[str, ...]]]) -> None:
+        """The starting point, stage by stage on the quantised prefix, as `quantize_block` of the shared walk does."""
+        for number, groups in enumerate(stages):
+            grams = collected(list(groups), self.block, number >= ATTENTION_STAGES)
+            for group in groups:
+                gram = grams.pop(group[0])
+                # In place: of 8,192 inputs a second matrix would be a quarter of a gigabyte.
+                self._start_group(group, gram.matrix().div_(max(1, gram.tokens)), gram.tokens)
+
+    def _start_group(self, group: tuple[str, ...], hessian: Tensor, tokens: int) -> None:
+        weights = [self.block.linear(name).weight.detach().float() for name in group]
+        rows = torch.cat(weights)
+        targets = rows
+        if self.method.start == "gptq" and tokens:
+            scheme = self.storage.scheme
+            grid = min_max_grid(rows, scheme, self.storage.scale_dtype)
+            targets = round_with_feedback(rows, hessian, grid, scheme, self.method.damping, ordered=True).targets
+        metric = Metric(hessian, self.method.damping) if self.storage.rank and tokens else None
+        for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
+            linear = TrainedLinear.of(weight, target.clone(), self.storage)
+            if self.storage.rank:
+                linear.start_with_adapter(weight, metric)
+            if self._has_saliency_term:
+                linear.original, linear.saliency = weight, self._saliency(name, hessian)
+            self.linears[name] = linear
+            replace_weight(self.block.linear(name), linear.stored().weight)
+
+    @property
+    def _has_saliency_term(self) -> bool:
+        """Whether the saliency term is part of the loss."""
+        return self.method.saliency != "none" and self.method.saliency_weight > 0
+
+    def _saliency(self, name: str, hessian: Tensor) -> Tensor | None:
+        found = hessian.diagonal().clone() if self.method.saliency == "activation" else self.saliencies[name]
+        mean = found.mean()
+        return found / mean if mean > 0 else None
+
+    def train(self, start_error: float) -> None:
+        """AdamW on V, g, A, B, norms and biases; all rates fall linearly to 0."""
+        steps = self.method.epochs * len(self.targets) // self._batches_a_step()
+        if steps == 0 or start_error == 0:
+            return
+        groups = self._parameters(steps)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=SMALLEST_GRADIENT, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        distances = self._distances()
+        for chosen in self._order(steps):
+            self._gradients(chosen, start_error, distances)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                for linear in self.linears.values():
+                    linear.offset.clamp_(-0.5, 0.5)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(False)
+
+    def _parameters(self, steps: int) -> list[dict[str, Any]]:
+        """What is trained, with the rate at the first of so many steps: a travel of one needs 2 / steps, falling to 0."""
+        linears = self.linears.values()
+        groups = [
+            (self.method.clipping_rate * 2 / steps, [c for each in linears for c in (each.low_clipping, each.high_clipping)]),
+            (self.method.learning_rate, [factor for each in linears for factor in each.adapter or ()]),
+        ]
+        if self.method.rounding == "learned":
+            groups.append((self.method.rounding_rate / steps, [each.offset for each in linears]))
+        for vector in self.vectors.values():
+            groups.append((self.method.norm_rate * 2 / steps * float(vector.square().mean().sqrt()), [vector]))
+        return [{"params": parameters, "lr": rate} for rate, parameters in groups if parameters]
+
+    def _batches_a_step(self) -> int:
+        size = self.targets[0].shape[0]
+        return max(1, min(len(self.targets), round(self.method.batch / size)))
+
+    def _order(self, steps: int) -> Iterator[list[int]]:
+        """Micro-batches of every step: all once in a random order, then again."""
+        generator = torch.Generator().manual_seed(self.block.index)
+        waiting: list[int] = []
+        for _ in range(steps):
+            if len(waiting) < self._batches_a_step():
+                waiting += torch.randperm(len(self.targets), generator=generator).tolist()
+            chosen, waiting = waiting[: self._batches_a_step()], waiting[self._batches_a_step() :]
+            yield chosen
+
+    def _distances(self) -> dict[str, float]:
+        """The saliency terms at the start, by linear; none where there is no saliency."""
+        if not self._has_saliency_term:
+            return {}
+        with torch.no_grad():
+            found = {name: float(linear.distance(self._held(linear.weights()))) for name, linear in self.linears.items()}
+        return {name: value for name, value in found.items() if value > 0}
+
+    def _held(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        """The weight that the regulariser holds near the original, of those (without, with) the low-rank pair."""
+        return pair[self.method.regularize == "after-lora"]
+
+    def _gradients(self, chosen: list[int], start_error: float, distances: dict[str, float]) -> None:
+        """Add the gradient of equation 1 over these micro-batches to the parameters'.
+
+        The block runs on detached weights, its own; their gradient goes through equations 2 and 3 once, not once a
+        micro-batch, and one linear after the other, so that what autograd keeps of those is one linear's.
+        """
+        leaves = {name: self.block.linear(name).weight for name in self.linears}
+        with torch.no_grad():
+            for name, linear in self.linears.items():
+                leaves[name].copy_(linear.weights()[1]).requires_grad_(True)
+        for index in chosen:
+            vectors = {name: vector.to(self.block.hidden[index]) for name, vector in self.vectors.items()}
+            with matrix_products(self.block.hidden[index].device, self.method.precision):
+                output = self.block.run_with(self.block.hidden[index], vectors)
+            error = self.micro_batch_error(output, index)
+            torch.autograd.backward(error / (start_error * len(chosen)))
+        for name, linear in self.linears.items():
+            pair, gradient = linear.weights(), leaves[name].grad
+            leaves[name].requires_grad_(False).grad = None
+            roots: list[Tensor] = []
+            gradients: list[Tensor | None] = []
+            if gradient is not None:  # an expert that no token reached has none
+                roots.append(pair[1])
+                gradients.append(gradient.to(pair[1]))
+            if name in distances:
+                weight = self.method.saliency_weight / len(distances) / distances[name]
+                roots.append(linear.distance(self._held(pair)) * weight)
+                gradients.append(None)
+            if roots:
+                torch.autograd.backward(roots, gradients)
+
+    @torch.no_grad()
+    def output_error(self) -> float:
+        """Error of the block as it now is, over all windows."""
+        return self._mean_error(self.block.run(hidden) for hidden in self.block.hidden)
+
+    def _mean_error(self, outputs: Iterable[Tensor]) -> float:
+        errors = [float(self.micro_batch_error(output, index)) for index, output in enumerate(outputs)]
+        return sum(errors) / len(errors)
+
+    def micro_batch_error(self, output: Tensor, index: int) -> Tensor:
+        """Mean over the tokens of a micro-batch of e_t of equation 1, or of what `error` puts in its place; a number."""
+        target = self.targets[index].float()
+        squares = (output.float() - target).square().mean(dim=-1)
+        if self.method.error != "absolute":
+            energies = target.square().mean(dim=-1)
+            least = SMALLEST_ENERGY if self.method.error == "relative" else self.usual_energy
+            squares = squares / energies.clamp_min(least)
+        return squares.mean()
+
+    @torch.no_grad()
+    def settle(self) -> float:
+        """Give the block the weights as they will be stored and run it; returns the error. Its inputs stay."""
+        for name, linear in self.linears.items():
+            replace_weight(self.block.linear(name), linear.stored().weight)
+        for name, vector in self._stored_vectors().items():
+            self.block.module.get_parameter(name).copy_(vector)
+        self.outputs = [self.block.run(hidden) for hidden in self.block.hidden]
+        return self._mean_error(self.outputs)
+
+    def reset(self) -> None:
+        """All back to the starting point."""
+        for linear in self.linears.values():
+            linear.reset()
+        self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
+
+    def _stored_vectors(self) -> dict[str, Tensor]:
+        return {name: vector.to(self.storage.vectors[name]) for name, vector in self.vectors.items()}
+
+    @torch.no_grad()
+    def stored(self) -> tuple[dict[str, StoredLinear], dict[str, Tensor]]:
+        """What is to be written: linears, and norms and biases."""
+        return {name: linear.stored() for name, linear in self.linears.items()}, self._stored_vectors()

@@ -1,0 +1,69 @@
+"""GPTQ: round column by column, each error passed on to the columns not yet rounded.
+
+GPTQ, arXiv 2210.17323. The recursion and its symbols are in error_feedback.py. Linears that share an input (q, k and v;
+gate and up) share H and go through it side by side, as rows of one matrix. H is of the activations that the already
+quantised linears before this one give, inside the block too (true-sequential).
+
+Differs from the paper: columns are taken in the order of falling second moments (act-order, as the released code offers);
+the grids are those of the original weights, so groups need no index file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.formats.compressed_tensors import stored_linear
+from compresskit.numerics.packed import StoredLinear
+from compresskit.quantization.method import GridMethod
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compresskit.numerics.scheme import Scheme
+    from compresskit.walk.statistics import Gram
+
+
+class GPTQ(GridMethod, frozen=True):
+    """Rounding with error feedback."""
+
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Share of the mean second moment that is added to all of them."""
+    act_order: bool = True
+    """Round inputs with large activations first."""
+    clipping: Literal["none", "error"] = "none"
+    """Range of a group: its smallest to largest weight, or narrowed to the least error weighted by the inputs."""
+
+    needs_activations: ClassVar[bool] = True
+
+    def quantize_group(
+        self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
+    ) -> list[StoredLinear]:
+        """The recursion over all rows of the linears (out, in) at once; an expert that no token reached is rounded to nearest."""
+        import torch
+
+        from compresskit.numerics.grid import Grid, min_max_grid, searched_grid, to_codes
+        from compresskit.quantization.error_feedback import output_error, round_with_feedback
+
+        assert scheme is not None and gram is not None
+        rows = torch.cat([weight.float() for weight in weights])
+        hessian = gram.matrix() / max(1, gram.tokens)
+        if self.clipping == "error" and gram.tokens:
+            grid = searched_grid(rows, scheme, scale_dtype, hessian.diagonal())
+        else:
+            grid = min_max_grid(rows, scheme, scale_dtype)
+        if gram.tokens:
+            codes = round_with_feedback(rows, hessian, grid, scheme, self.damping, self.act_order).codes
+        else:
+            codes = to_codes(rows, grid, scheme)
+        sizes = [len(weight) for weight in weights]
+        found = []
+        parts = (torch.split(tensor, sizes) for tensor in (rows, codes, *grid))
+        for weight, part, scale, zero_point in zip(*parts, strict=True):
+            own = Grid(scale, zero_point)
+            error = output_error(weight, part, hessian, own, scheme)
+            found.append(StoredLinear(*stored_linear(part, own, scheme, scale_dtype), error=error))
+        return found

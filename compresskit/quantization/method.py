@@ -1,0 +1,209 @@
+"""What a quantization method must provide: the stored form of linears, or of whole blocks. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from compresskit.checkpoint.reader import TensorSpec
+from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.formats import compressed_tensors
+from compresskit.models.model import Model
+from compresskit.numerics.packed import Storage, StoredBlock, StoredLinear
+from compresskit.numerics.scheme import Scheme
+from compresskit.stages import Method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compresskit.walk.block import Block
+    from compresskit.walk.statistics import Gram
+
+DEFAULT_GROUPS = (64, 32, 16, 8, 4, 2, 1)
+"""Group sizes to choose from where none is asked for, the best first."""
+MOST_BITS = 8
+SMALLEST_USEFUL_GROUP = 8
+"""Below this a 16-bit scale a group costs 2 bits a weight and more."""
+
+
+class QuantizeMethod(Method):
+    """Store the linears of the blocks in low-bit form.
+
+    The shared walk (sequential.py) collects the second moments of each linear's inputs, those of the already
+    quantised prefix, hands the linears that share an input to the method, and writes what it returns.
+    """
+
+    ignore: tuple[str, ...] = ()
+    """Keep linears whose name contains this dense, such as down or layers.0; may be repeated."""
+    embedding_bits: Annotated[int, Field(ge=16, le=16)] | None = None
+    """16 stores embedding, head and final norm of a 32-bit source in 16 bits; left out, they stay as they are."""
+
+    needs_activations: ClassVar[bool] = False
+    """Whether the method needs calibration text."""
+    trains_blocks: ClassVar[bool] = False
+    """Whether whole blocks are fitted to their outputs, so that no weight alone need be near the original's."""
+
+    def check(self, model: Model) -> None:
+        """Refuse models whose result stock tools could not load, before any work."""
+
+    def scheme(self, model: Model) -> Scheme | None:
+        """The grid of every linear; None for methods with a format of their own."""
+        raise TypeError(f"{type(self).__name__} defines no scheme")
+
+    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
+        """The stored tensors of the linear (out, in) with this stored name."""
+        raise TypeError(f"{type(self).__name__} defines no plan")
+
+    def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
+        """`quantization_config`. `schemes` by module name, `dense`: linears that stay as they are."""
+        raise TypeError(f"{type(self).__name__} defines no configuration")
+
+    def quantize_group(
+        self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
+    ) -> list[StoredLinear]:
+        """Quantise linears (out, in) that share their input, whose second moments over the calibration text are `gram`."""
+        raise TypeError(f"{type(self).__name__} defines no quantize_group")
+
+
+class GridMethod(QuantizeMethod):
+    """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
+
+    bits: Annotated[float, Field(ge=2, le=8)] = 4
+    """Bits of a weight, 2 to 8; an average such as 2.5 gives each block its own (mixed precision)."""
+    group_size: Annotated[int, Field(ge=0)] | None = None
+    """Inputs that share a scale, 0 for a whole row; left out, 64 or the largest smaller power of two that divides all."""
+    symmetric: Annotated[bool | None, Field(json_schema_extra={"off": "--asymmetric"})] = None
+    """No zero points; left out, only where stock tools read none (mixed precision, experts)."""
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The bits that blocks may have: the asked ones, or for an average those around it and one more."""
+        lower, upper = math.floor(self.bits), math.ceil(self.bits)
+        return (lower,) if lower == upper else tuple(bits for bits in (lower, upper, upper + 1) if bits <= MOST_BITS)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether blocks differ in their bits."""
+        return len(self.levels) > 1
+
+    def is_symmetric(self, model: Model) -> bool:
+        """Whether the grid has no zero points."""
+        return self.mixed or bool(model.architecture.experts) if self.symmetric is None else self.symmetric
+
+    def check(self, model: Model) -> None:
+        """Refuse models whose result stock tools could not load, before any work.
+
+        Raises:
+            UnsupportedArchitecture: stock tools unpack no such linears of this family.
+            RequestError: mixed precision is asked for with zero points.
+        """
+        if model.architecture.transposed:
+            raise UnsupportedArchitecture(
+                f"{model.family}: its linears are stored transposed, and stock tools unpack no packed ones; use quantize nf4"
+            )
+        if self.mixed and model.architecture.experts:
+            raise UnsupportedArchitecture(f"{model.family}: stock tools unpack experts of one bit width only; pass whole --bits")
+        if self.mixed and not self.is_symmetric(model):
+            raise RequestError(
+                f"--bits {self.bits:g} --asymmetric: stock tools read several bit widths only without zero points; "
+                "pass --symmetric, or whole bits"
+            )
+        if model.architecture.experts and not self.is_symmetric(model):
+            raise UnsupportedArchitecture(
+                f"{model.family}: stock tools unpack the experts' linears only without zero points; pass --symmetric"
+            )
+
+    def scheme(self, model: Model) -> Scheme:
+        """The grid of every linear; RequestError where the group size does not divide the inputs of one."""
+        return checked_scheme(model, self.scheme_of(model, math.ceil(self.bits)), self.ignore)
+
+    def scheme_of(self, model: Model, bits: int) -> Scheme:
+        """The grid with these bits."""
+        return Scheme(bits, self._group_size(model), self.is_symmetric(model))
+
+    def _group_size(self, model: Model) -> int:
+        if self.group_size is not None:
+            return self.group_size
+        widths = {model.linear_shape(name)[1] for name in quantised_linears(model, self.ignore)}
+        return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
+
+    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
+        """The packed tensors of the linear (out, in) with this stored name."""
+        assert scheme is not None
+        return compressed_tensors.plan(name, shape, scheme, scale_dtype)
+
+    def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
+        """`quantization_config` of pack-quantized files."""
+        return compressed_tensors.configuration({n: s for n, s in schemes.items() if s is not None}, dense)
+
+
+class BlockMethod(GridMethod):
+    """Quantisation that trains whole blocks on two streams of hidden states, and may leave an adapter beside the weights."""
+
+    trains_blocks: ClassVar[bool] = True
+
+    @property
+    def needs_fisher(self) -> bool:
+        """Whether the method asks for the Fisher diagonals of the weights."""
+        return False
+
+    @property
+    def training_epochs(self) -> float:
+        """Times that the training of a block sees every window."""
+        return 1.0
+
+    @property
+    def windows_at_once(self) -> int:
+        """The most calibration windows in a micro-batch."""
+        raise TypeError(f"{type(self).__name__} defines no windows_at_once")
+
+    def adapter_rank(self, model: Model) -> int:
+        """Rank of the low-rank pair of every linear, 0 for none."""
+        raise TypeError(f"{type(self).__name__} defines no adapter_rank")
+
+    @property
+    def has_small_factors(self) -> bool:
+        """Whether the adapter is stored in 8 bits, with a scale for each linear."""
+        return False
+
+    def quantize_block(
+        self,
+        block: Block,
+        targets: list[Tensor],
+        stages: Sequence[Sequence[tuple[str, ...]]],
+        storage: Storage,
+        saliencies: Mapping[str, Tensor],
+    ) -> StoredBlock:
+        """Quantise one block of the quantised stream and advance it.
+
+        `targets`: what the original block gave, one (batch, length, hidden) a micro-batch. `stages`: the linears that are
+        quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, (out, in) each, where the method asked
+        for any.
+
+        Raises:
+            TypeError: the method does not define how.
+        """
+        raise TypeError(f"{type(self).__name__} defines no quantize_block")
+
+
+def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
+    """Plain names of the linears that a quantisation takes: all of the blocks, but for the ignored."""
+    return [name for name in model.linears if not any(part in name for part in ignore)]
+
+
+def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:
+    """RequestError where a linear does not divide into the scheme's groups."""
+    for name in quantised_linears(model, ignore):
+        columns = model.linear_shape(name)[1]
+        if not scheme.fits(columns):
+            fitting = [size for size in DEFAULT_GROUPS if columns % size == 0 and size >= SMALLEST_USEFUL_GROUP]
+            advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 0, a group a row"
+            raise RequestError(
+                f"--group-size {scheme.group_size}: {name} has {columns} inputs, which do not divide into such groups; "
+                f"{advice}, or --ignore {name.rsplit('.', 1)[-1]}"
+            )
+    return scheme

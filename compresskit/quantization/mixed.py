@@ -1,0 +1,111 @@
+"""Mixed precision: bits for each block, by what the model loses when that block alone has them.
+
+    minimise sum_l KL_l(b_l)    subject to    sum_l n_l b_l <= average * sum_l n_l
+
+symbol  meaning                                                              name here
+KL_l(b) divergence from the original when only block l is rounded to b bits  losses[l][b]
+n_l     weights of block l                                                   sizes[l]
+
+Greedy: from the fewest bits everywhere, the block that gains most a bit goes up a level while the budget lasts. All linears
+of a block have the same bits, so that readers can fuse q, k and v, or gate and up.
+
+The losses come from one walk: each candidate is a stream of hidden states of its own, split off at its block and run
+through the original blocks after it. Rounding is GPTQ's (error_feedback.py), on the original's activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compresskit.machine.precision import torch_dtype
+from compresskit.numerics.grid import from_codes, min_max_grid
+from compresskit.numerics.scheme import Scheme
+from compresskit.quantization.error_feedback import round_with_feedback
+from compresskit.quantization.request import QuantizeRequest
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import OnBlock, chosen_stages, replace_weight
+from compresskit.walk.statistics import Gram
+from compresskit.walk.walk import Walk
+
+DAMPING = 0.01
+Losses = list[dict[int, float]]
+"""By block: the divergence in nats a token, by bits."""
+
+
+def allocate_bits(losses: Losses, sizes: Sequence[int], average: float) -> list[int]:
+    """Bits of every block, whose mean weighted by `sizes` is at most `average`. `losses`: the same levels for every block."""
+    levels = sorted(losses[0])
+    chosen = [levels[0]] * len(losses)
+    budget = average * sum(sizes) - levels[0] * sum(sizes)
+    while True:
+        steps = []
+        for block, bits in enumerate(chosen):
+            for higher in levels[levels.index(bits) + 1 :]:
+                cost = (higher - bits) * sizes[block]
+                if cost <= budget + 1e-9:
+                    steps.append(((losses[block][bits] - losses[block][higher]) / cost, -block, higher, cost))
+        if not steps or max(steps)[0] <= 0:
+            return chosen
+        _, block, bits, cost = max(steps)
+        chosen[-block] = bits
+        budget -= cost
+
+
+@torch.no_grad()
+def block_losses(request: QuantizeRequest, walk: Walk, levels: Sequence[Scheme], on_block: OnBlock) -> Losses:
+    """What the model loses, in nats a token, when one block alone is rounded, for every block and level."""
+    streams: dict[tuple[int, int], list[Tensor]] = {}
+    count = walk.model.block_count
+    for block in walk:
+        for stream in streams.values():
+            stream[:] = [block.run(hidden) for hidden in stream]
+        for bits, outputs in _rounded_outputs(block, request, levels).items():
+            streams[block.index, bits] = outputs
+        on_block("sensitivity", block.index + 1, count)
+    losses: Losses = [{} for _ in range(count)]
+    tokens = sum(batch.numel() for batch in walk.batches)
+    for number, (_, hidden, head) in enumerate(walk.heads()):
+        reference = head(hidden).float().log_softmax(dim=-1)
+        for (index, bits), stream in streams.items():
+            losses[index][bits] = losses[index].get(bits, 0.0) + _divergence(head(stream[number]), reference) / tokens
+    return losses
+
+
+def _divergence(logits: Tensor, reference: Tensor) -> float:
+    found = logits.float().log_softmax(dim=-1)
+    return float(functional.kl_div(found, reference, log_target=True, reduction="sum"))
+
+
+def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Scheme]) -> dict[int, list[Tensor]]:
+    """The block's outputs on its present inputs, rounded to each level in turn; it is left as it was."""
+    groups = [group for stage in chosen_stages(request.model, block.index, request.schemes) for group in stage]
+    if not groups:
+        return {scheme.bits: [block.run(hidden) for hidden in block.hidden] for scheme in levels}
+    inputs = [block.linear(group[0]) for group in groups]
+    grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
+    block.collect(grams)
+    originals = {name: block.linear(name).weight for group in groups for name in group}
+    scale_dtype = torch_dtype(request.scale_dtype)
+    found = {}
+    for scheme in levels:
+        for group in groups:
+            for name in group:
+                gram = grams[group[0]]
+                hessian = gram.matrix() / gram.tokens if gram.tokens else None
+                replace_weight(block.linear(name), _rounded(originals[name].float(), hessian, scheme, scale_dtype))
+        found[scheme.bits] = [block.run(hidden) for hidden in block.hidden]
+    for name, weight in originals.items():
+        replace_weight(block.linear(name), weight)
+    return found
+
+
+def _rounded(weight: Tensor, hessian: Tensor | None, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
+    """What GPTQ's rounding leaves of a weight; an expert that no token reached stays as it is."""
+    if hessian is None:
+        return weight
+    grid = min_max_grid(weight, scheme, scale_dtype)
+    return from_codes(round_with_feedback(weight, hessian, grid, scheme, DAMPING, ordered=True).codes, grid, scheme)

@@ -1,0 +1,213 @@
+"""What `quantize` is asked for: the checks that need no weights, and what the run will write and need. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from compresskit.calibration.sources import TextRequest
+from compresskit.checkpoint import source
+from compresskit.checkpoint.outputs import Outputs
+from compresskit.checkpoint.reader import TensorSpec
+from compresskit.errors import RequestError
+from compresskit.evaluation.request import scoring_bytes
+from compresskit.formats import peft
+from compresskit.job import HELD_BACK, Request
+from compresskit.machine.device import Where
+from compresskit.machine.precision import TORCH_NAMES
+from compresskit.models import layouts
+from compresskit.models.architectures import HEAD
+from compresskit.models.load import open_model
+from compresskit.models.model import BITS_PER_BYTE, Model
+from compresskit.models.shapes import LowBitShapes, adapter_shapes, low_bit_shapes
+from compresskit.numerics.scheme import Scheme
+from compresskit.quantization.method import BlockMethod, GridMethod, QuantizeMethod, quantised_linears
+from compresskit.stages import Options
+from compresskit.walk.cost import (
+    block_bytes,
+    edit_bytes,
+    embedding_bytes,
+    head_share,
+    hidden_bytes,
+    largest_linear_bytes,
+    walk_bytes,
+    window_bytes,
+)
+
+PASSES, PASSES_TRAINING = 2.7, 4.0
+"""GPTQ on 2.6, measured; a training pass is a forward, a backward of twice its work, and the rounding of the weights."""
+TRAINED_COPIES = 6
+"""Of a block in training: gradient, target, offset, its gradient, and two of AdamW."""
+GRAPH_COPIES = 8
+"""Of one linear, in the graph of its rounding."""
+
+
+@dataclass(frozen=True)
+class QuantizeRequest(Request):
+    """A request to store a model in few bits."""
+
+    method: QuantizeMethod
+    bits: tuple[int, ...] = ()
+    """Bits of every block under mixed precision, once they are measured."""
+    stage: ClassVar[str] = "quantize"
+    schemes: dict[str, Scheme | None] = field(init=False)
+    """The grid of every linear that is quantised, by plain name."""
+
+    def __post_init__(self) -> None:
+        """The method's grids for this model; RequestError where they do not fit its linears."""
+        object.__setattr__(self, "schemes", self._schemes())
+
+    def _schemes(self) -> dict[str, Scheme | None]:
+        self._check_source()
+        method, model = self.method, self.model
+        method.check(model)
+        names = quantised_linears(model, method.ignore)
+        if not names:
+            raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to quantize; ignore less")
+        scheme = method.scheme(model)
+        if not isinstance(method, GridMethod) or not method.mixed:
+            return dict.fromkeys(names, scheme)
+        bits = self.bits or tuple(_even_bits(method.bits, index) for index in range(model.block_count))
+        of_bits = {each: method.scheme_of(model, each) for each in set(bits)}
+        return {name: of_bits[bits[model.block_of(name)]] for name in names}
+
+    def _check_source(self) -> None:
+        folder = self.model.checkpoint.folder
+        if self.model.quantized:
+            raise RequestError(f"{folder}: is quantized already; quantize the dense checkpoint it was made from")
+        if self.model.weight_dtype not in ("F32", "F16", "BF16"):
+            raise RequestError(f"{folder}: holds {self.model.weight_dtype} weights; quantize a 16- or 32-bit checkpoint")
+
+    def check(self) -> None:
+        """Nothing more: a request that was made has passed the checks of its source, its method and its grids."""
+
+    @property
+    def text(self) -> TextRequest:
+        """Calibration text: the windows that are held back, and the samples of a method that looks at any.
+
+        A method that needs no text is not made to wait for text sampled from the model.
+        """
+        options = self.options
+        spec, samples = options.calibration, options.samples + HELD_BACK
+        if not self.method.needs_activations:
+            spec, samples = ("builtin" if spec == "self" else spec), HELD_BACK
+        return TextRequest(spec, samples, options.sequence_length, options.seed)
+
+    @property
+    def rank(self) -> int:
+        """Of the adapter that is trained beside the weights, 0 for none."""
+        return self.method.adapter_rank(self.model) if isinstance(self.method, BlockMethod) else 0
+
+    @property
+    def scale_dtype(self) -> str:
+        """Of the stored scales, in safetensors' spelling: bfloat16 for a bfloat16 checkpoint, else float16, the finer one."""
+        return "BF16" if self.model.weight_dtype == "BF16" else "F16"
+
+    @property
+    def factor_dtype(self) -> str:
+        """Of the adapter's factors, likewise."""
+        small = isinstance(self.method, BlockMethod) and self.method.has_small_factors
+        return peft.factor_dtype(8 if small else 16, self.scale_dtype)
+
+    def settings(self, where: Where) -> dict[str, Any]:
+        """Everything that decides the weights; a grid with the group size and the symmetry that were chosen for it."""
+        chosen = next(iter(self.schemes.values()))
+        grid = {"group_size": chosen.group_size, "symmetric": chosen.symmetric} if chosen else {}
+        return super().settings(where) | grid
+
+    def outputs(self) -> Outputs:
+        """The checkpoint's files, and the adapter's; under mixed precision of even bits until those are measured."""
+        extra = {f"{peft.FOLDER}/{peft.WEIGHTS}": self.adapter_tensors} if self.rank else {}
+        return Outputs(self._stored_tensors(), self._configuration(), extra, layouts.own_files(self.model))
+
+    def _configuration(self) -> dict[str, Any]:
+        """config.json: the source's keys, and how the linears are stored."""
+        dtype = TORCH_NAMES[self.model.weight_dtype]
+        dense = [name for name in self.model.linears if name not in self.schemes]
+        config = dict(self.model.checkpoint.config)
+        if self.method.embedding_bits == 16 and dtype == "float32":
+            dtype = config["dtype"] = "float16"
+        config["quantization_config"] = self.method.configuration(self.schemes, [HEAD, *dense], dtype)
+        return config
+
+    def linear_tensors(self, name: str) -> list[TensorSpec]:
+        """The stored tensors of one quantised linear."""
+        model = self.model
+        return self.method.plan(model.stored_name(name), model.linear_shape(name), self.schemes[name], self.scale_dtype)
+
+    def _stored_tensors(self) -> list[TensorSpec]:
+        """Every tensor of the checkpoint, in the source's order."""
+        model = self.model
+        blocks = model.stored_name(model.architecture.blocks + ".")
+        weights = {model.stored_name(f"{name}.weight"): name for name in self.schemes}
+        specs = []
+        for stored, spec in model.checkpoint.tensors.items():
+            if stored in weights:
+                specs += self.linear_tensors(weights[stored])
+            else:
+                halved = self.method.embedding_bits == 16 and spec.dtype == "F32" and not stored.startswith(blocks)
+                specs.append(replace(spec, dtype=self.scale_dtype) if halved else spec)
+        return specs
+
+    @property
+    def adapter_tensors(self) -> list[TensorSpec]:
+        """The tensors of the adapter."""
+        return peft.tensors({name: self.rank for name in self.schemes if self.rank}, self.model.linear_shape, self.factor_dtype)
+
+    @property
+    def stored_bits(self) -> float:
+        """Stored bits a weight of the quantised linears: codes, scales, zero points, adapter."""
+        stored = sum(spec.bytes for spec in self.adapter_tensors)
+        stored += sum(spec.bytes for name in self.schemes for spec in self.linear_tensors(name))
+        return BITS_PER_BYTE * stored / sum(math.prod(self.model.linear_shape(name)) for name in self.schemes)
+
+    def result_model(self) -> Model:
+        """The low-bit model, with its adapter."""
+        model, stored = self.model, {name: self.model.stored_name(name) for name in self.schemes}
+        low_bit = LowBitShapes(
+            {stored[name]: model.linear_shape(name) for name in self.schemes},
+            {stored[name]: [spec.name for spec in self.linear_tensors(name)] for name in self.schemes},
+            {stored[name]: scheme.bits if scheme else 4 for name, scheme in self.schemes.items()},
+        )
+        return adapter_shapes(low_bit_shapes(model, self.outputs(), low_bit), self.adapter_tensors)
+
+    def passes(self) -> float:
+        """Forward passes of a window."""
+        method, windows = self.method, self.options.samples
+        closing = 2 * HELD_BACK * (1 + head_share(self.model))
+        if isinstance(method, BlockMethod):
+            return self.sampling_passes + windows * (PASSES + PASSES_TRAINING * method.training_epochs) + closing
+        return (self.sampling_passes + windows * PASSES if method.needs_activations else 0.0) + closing
+
+    def peak_bytes(self) -> int:
+        """Bytes at the peak: of the walk, or of the closing figure."""
+        model, length = self.model, self.options.sequence_length
+        windows = self.options.samples if self.method.needs_activations else 0
+        edited = edit_bytes(model, self.method.needs_activations)
+        walked = walk_bytes(model, (windows, length), edited)
+        if isinstance(self.method, BlockMethod):
+            hidden, block = hidden_bytes(model, windows * length), block_bytes(model)
+            trained = block + TRAINED_COPIES * block + GRAPH_COPIES * largest_linear_bytes(model) + window_bytes(model, length)
+            walked = max(embedding_bytes(model) + 2 * hidden, 3 * hidden + max(trained, 3 * block + edited))
+        return max(walked, scoring_bytes(model, HELD_BACK * length))
+
+
+def _even_bits(average: float, block: int) -> int:
+    """Whole bits that reach the average over the blocks; which block gets more is measured later."""
+    lower = math.floor(average)
+    share = average - lower
+    return lower + (math.floor((block + 1) * share) > math.floor(block * share))
+
+
+def open_request(method: QuantizeMethod, source_name: str, out: Path, options: Options) -> QuantizeRequest:
+    """Open the source and refuse what cannot be done; bad input is named in under a second, before any weight is read.
+
+    Raises:
+        CompresskitError: of the kinds in errors.py, what is wrong with the source, the text, OUT or a setting.
+    """
+    model = open_model(source.resolve(source_name), options.trust_remote_code)
+    request = QuantizeRequest(method, model, out, options)
+    request.check_text_and_out(sum(spec.bytes for spec in request.outputs().specs))
+    return request

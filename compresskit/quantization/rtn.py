@@ -1,0 +1,45 @@
+"""RTN: round every weight to the nearest point of its group's grid. The floor to compare with; needs no text.
+
+    Q = clamp(round(W / s) + z),    s = (max - min) / (2^bits - 1),    z = round(-min / s) + lowest          (1)
+
+min and max are those of the group, with 0 in between (grid.py has the symbols). `--clipping error` narrows each group's
+range to the least squared weight error; on SmolLM2 that measured worse than min-max at 3 bits (KL 1.338 against 1.297):
+the largest weights matter more than their share of the error says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from compresskit.formats.compressed_tensors import stored_linear
+from compresskit.numerics.packed import StoredLinear
+from compresskit.quantization.method import GridMethod
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compresskit.numerics.scheme import Scheme
+    from compresskit.walk.statistics import Gram
+
+
+class RTN(GridMethod, frozen=True):
+    """Round to nearest."""
+
+    clipping: Literal["none", "error"] = "none"
+    """Range of a group: its smallest to largest weight, or narrowed to the least squared weight error."""
+
+    def quantize_group(
+        self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
+    ) -> list[StoredLinear]:
+        """Equation 1 on each linear (out, in)."""
+        from compresskit.numerics.grid import min_max_grid, searched_grid, to_codes
+
+        assert scheme is not None
+        make_grid = min_max_grid if self.clipping == "none" else searched_grid
+        found = []
+        for weight in weights:
+            grid = make_grid(weight.float(), scheme, scale_dtype)
+            found.append(StoredLinear(*stored_linear(to_codes(weight, grid, scheme), grid, scheme, scale_dtype), error=None))
+        return found

@@ -1,0 +1,143 @@
+"""The quantize stage at work: grids, the walk or the two streams, the figure that no collapse survives.
+
+That figure is the KL divergence from the original on calibration windows that were held back.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.formats import peft
+from compresskit.job import HELD_BACK, Job, begin, time_and_memory
+from compresskit.machine.progress import ProgressBars
+from compresskit.models.load import open_model, with_adapter
+from compresskit.models.model import Model
+from compresskit.quantization.method import BlockMethod, GridMethod, QuantizeMethod
+from compresskit.quantization.request import QuantizeRequest, open_request
+from compresskit.stages import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from compresskit.evaluation.scores import Scores
+
+MIXED_WINDOWS = 4
+"""Windows on which mixed precision measures what each block loses; of a method that needs no text, those held back."""
+FISHER_WINDOWS = 16
+"""Windows over which the squared gradients are averaged."""
+
+
+def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Options, quiet: bool = True) -> dict[str, Any]:
+    """Quantise a checkpoint folder into another one.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+    """
+    started = time.monotonic()
+    request = open_request(method, source_name, out, options)
+    with ProgressBars(quiet) as bars:
+        result = _quantize(request, begin(request, bars))
+    return result | time_and_memory(started)
+
+
+def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:
+    from compresskit.evaluation.language_modelling import score
+
+    model = request.model
+    request, bits = _with_bits(request, job)
+    with job.writer(request.outputs(), {"blocks": [], **bits}) as writer:
+        finished = dict.fromkeys(writer.done, _written(request, writer)) if writer.done else {}
+        _walk(request, job, finished, writer)
+        scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
+        summary = _summary(request, scores)
+        job.commit(writer, summary)
+    before = model.parameters, model.checkpoint.bytes
+    return job.result(before, (model.parameters, writer.written[1])) | summary
+
+
+def _with_bits(request: QuantizeRequest, job: Job) -> tuple[QuantizeRequest, dict[str, Any]]:
+    """(the request with each block's own grid, facts about it): measured, or what an interrupted run had measured."""
+    method, model = request.method, request.model
+    if not isinstance(method, GridMethod) or not method.mixed:
+        return request, {}
+    from compresskit.quantization.mixed import allocate_bits, block_losses
+    from compresskit.walk.walk import Walk
+
+    if job.progress:
+        facts = {key: job.progress["facts"][key] for key in ("bits", "losses")}
+    else:
+        walk = Walk(model, job.tokens[:MIXED_WINDOWS], job.where)
+        losses = block_losses(request, walk, [method.scheme_of(model, bits) for bits in method.levels], job.bars)
+        sizes = [0] * model.block_count
+        for name in request.schemes:
+            sizes[model.block_of(name)] += math.prod(model.linear_shape(name))
+        facts = {"bits": allocate_bits(losses, sizes, method.bits), "losses": losses}
+    return replace(request, bits=tuple(facts["bits"])), facts
+
+
+def _written(request: QuantizeRequest, writer: Writer) -> Model:
+    """What is in the partial folder; an adapter gets its configuration first, with the scales of the finished blocks."""
+    if request.rank:
+        found = {request.model.block_name(i): facts.get("adapter_scales", {}) for i, facts in enumerate(writer.facts["blocks"])}
+        ranks = dict.fromkeys(request.schemes, request.rank)
+        text = peft.config_text(str(request.out.resolve()), ranks, peft.scales_by_name(found))
+        writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
+    return with_adapter(open_model(writer.partial), None)
+
+
+def _walk(request: QuantizeRequest, job: Job, finished: Mapping[int, Model], writer: Writer) -> None:
+    """Walk the model once, or the original and the result side by side."""
+    from compresskit.quantization.sequential import quantize_blocks
+    from compresskit.walk.walk import Walk
+
+    tokens = job.tokens[:-HELD_BACK]
+    if isinstance(request.method, BlockMethod):
+        _two_streams(request, request.method, job, finished, writer)
+    else:
+        quantize_blocks(request, Walk(request.model, tokens, job.where).resumed(finished), writer, job.bars)
+
+
+def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finished: Mapping[int, Model], writer: Writer) -> None:
+    from compresskit.quantization.two_streams import Saliencies, quantize_blocks
+    from compresskit.walk.cost import micro_batch_size
+    from compresskit.walk.walk import Walk
+
+    tokens: Tensor = job.tokens[:-HELD_BACK]
+    with tempfile.TemporaryDirectory(dir=writer.partial.parent, prefix=f".{request.out.name}.scratch-") as scratch:
+        saliencies: Saliencies = _none
+        if method.needs_fisher:
+            from compresskit.quantization.apiq.fisher import fisher_diagonals
+
+            part = Walk(request.model, tokens, job.where, 1).take(FISHER_WINDOWS)
+            saliencies = fisher_diagonals(part, list(request.schemes), Path(scratch), job.bars)
+        size = min(method.windows_at_once, micro_batch_size(request.model, tokens.shape[1]))
+        original, compressed = (Walk(request.model, tokens, job.where, size) for _ in range(2))
+        quantize_blocks(request, method, (original, compressed.resumed(finished)), saliencies, writer, job.bars)
+
+
+def _none(index: int) -> dict[str, Tensor]:
+    """No saliencies, for any block."""
+    return {}
+
+
+def _summary(request: QuantizeRequest, scores: Scores) -> dict[str, Any]:
+    from compresskit.evaluation.scores import collapse_warning
+
+    return {
+        "bits_per_weight": request.stored_bits,
+        "kl_held_back": scores.kl,
+        "top1_held_back": scores.top1_agreement,
+        "dense_linears": [name for name in request.model.linears if name not in request.schemes],
+        "warning": collapse_warning(scores),
+    }

@@ -1,0 +1,68 @@
+"""The walk that the quantisation methods share: block by block, linear by linear, on the already quantised prefix.
+
+Inside a block the linears go in the order in which they compute (attention inputs, attention output, feed-forward
+inputs, feed-forward outputs): each stage's statistics are taken with the stages before it quantised.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.machine.precision import torch_dtype
+from compresskit.models.model import Model
+from compresskit.numerics.packed import StoredLinear
+from compresskit.quantization.request import QuantizeRequest
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import ATTENTION_STAGES, OnBlock, chosen_stages, collected, finish_block, replace_weight
+from compresskit.walk.walk import Walk
+
+
+def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_block: OnBlock) -> None:
+    """The quantising pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+
+    Blocks that an interrupted run has finished are only run, from what that run wrote.
+    """
+    write_shapes(request, writer)
+    for block in walk:
+        if block.index not in writer.done:
+            errors = quantize_block(request, block, writer)
+            finish_block(request.model, block, writer, {"relative_output_errors": errors})
+        on_block("quantizing", block.index + 1, request.model.block_count)
+    writer.copy_missing(request.model.checkpoint)
+
+
+def write_shapes(request: QuantizeRequest, writer: Writer) -> None:
+    """Write the shape tensors first: with them a partial folder can be opened, whichever blocks it holds."""
+    for name in request.schemes:
+        stored = f"{request.model.stored_name(name)}.weight_shape"
+        if stored in writer.missing:
+            writer.put(stored, torch.tensor(request.model.linear_shape(name)))
+
+
+def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> dict[str, float]:
+    """Quantise the linears of one block in place, stage by stage, and write them.
+
+    Returns:
+        The squared output error over the output's energy, by a linear's name inside the block, where the method tells it.
+    """
+    method, scale_dtype = request.method, torch_dtype(request.scale_dtype)
+    errors: dict[str, float] = {}
+    for number, groups in enumerate(chosen_stages(request.model, block.index, request.schemes)):
+        grams = collected(groups, block, number >= ATTENTION_STAGES) if method.needs_activations else {}
+        for group in groups:
+            weights = [block.linear(name).weight for name in group]
+            gram = grams.pop(group[0], None)
+            found = method.quantize_group(weights, gram, request.schemes[group[0]], scale_dtype)
+            for name, stored in zip(group, found, strict=True):
+                put(request.model, block, name, stored, writer)
+                if stored.error is not None:
+                    errors[name.removeprefix(block.name + ".")] = stored.error
+    return errors
+
+
+def put(model: Model, block: Block, name: str, stored: StoredLinear, writer: Writer) -> None:
+    """Write one quantised linear, and let the block compute with what readers will unpack."""
+    for leaf, tensor in stored.tensors.items():
+        writer.put(f"{model.stored_name(name)}.{leaf}", tensor)
+    replace_weight(block.linear(name), stored.weight)

@@ -1,0 +1,86 @@
+"""The walk of methods that train whole blocks: the original model and the quantised one side by side.
+
+Each block of the original sees what its original predecessors give, each quantised block what the quantised ones give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.formats.peft import factor_names
+from compresskit.machine.precision import torch_dtype
+from compresskit.models.model import Model
+from compresskit.numerics.packed import Storage, StoredBlock, StoredLinear
+from compresskit.quantization.method import BlockMethod
+from compresskit.quantization.request import QuantizeRequest
+from compresskit.quantization.sequential import put, write_shapes
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import OnBlock, chosen_stages, finish_block
+from compresskit.walk.walk import Walk
+
+Saliencies = Callable[[int], Mapping[str, Tensor]]
+"""Saliencies of the linears of a block, by plain name."""
+
+
+def quantize_blocks(
+    request: QuantizeRequest,
+    method: BlockMethod,
+    walks: tuple[Walk, Walk],
+    saliencies: Saliencies,
+    writer: Writer,
+    on_block: OnBlock,
+) -> None:
+    """The pass over both streams. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+
+    `walks`: of the original, and of the model that is quantised on the way. Blocks that an interrupted run has finished are
+    only run, from what that run wrote.
+    """
+    model = request.model
+    write_shapes(request, writer)
+    for original, compressed in zip(*walks, strict=True):
+        if compressed.index not in writer.done:
+            stages = chosen_stages(model, compressed.index, request.schemes)
+            names = [name for groups in stages for group in groups for name in group]
+            facts: dict[str, Any] = {}
+            if names:
+                scheme = request.schemes[names[0]]
+                assert scheme is not None
+                dtypes = torch_dtype(request.scale_dtype), torch_dtype(request.factor_dtype)
+                storage = Storage(scheme, dtypes[0], request.rank, dtypes[1], _vectors(model, compressed))
+                original.advance()
+                walks[0].release(original)
+                found = method.quantize_block(compressed, original.hidden, stages, storage, saliencies(compressed.index))
+                _write(walks[1], compressed, found, writer)
+                facts |= found.facts
+                scales = {name.removeprefix(compressed.name + "."): each.adapter_scale for name, each in found.linears.items()}
+                facts |= {"adapter_scales": scales} if request.rank and method.has_small_factors else {}
+            finish_block(model, compressed, writer, facts)
+        on_block("quantizing", compressed.index + 1, model.block_count)
+    writer.copy_missing(model.checkpoint)
+
+
+def _vectors(model: Model, block: Block) -> dict[str, torch.dtype]:
+    """Stored dtypes of the block's norms and biases, by their names inside the block."""
+    found = {}
+    for name, parameter in block.module.named_parameters():
+        stored = model.stored_name(f"{block.name}.{name}")
+        if parameter.ndim == 1 and stored in model.checkpoint.tensors:
+            found[name] = torch_dtype(model.checkpoint.spec(stored).dtype)
+    return found
+
+
+def _write(walk: Walk, block: Block, found: StoredBlock, writer: Writer) -> None:
+    for name, vector in found.vectors.items():
+        writer.put(walk.model.stored_name(f"{block.name}.{name}"), vector)
+    for name, stored in found.linears.items():
+        tensors = dict(stored.tensors)
+        for leaf, stored_name in zip(("lora_A.weight", "lora_B.weight"), factor_names(name), strict=True):
+            factor: torch.Tensor | None = tensors.pop(leaf, None)
+            if factor is not None:
+                writer.put(stored_name, factor)
+        put(walk.model, block, name, StoredLinear(tensors, stored.weight, None), writer)

@@ -1,0 +1,205 @@
+"""Run a recipe: step after step, skipping what is done, then hold the gates against what was measured."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from compresskit.checkpoint.folder import write_whole
+from compresskit.checkpoint.manifest import NAME as MANIFEST
+from compresskit.checkpoint.reader import read_json
+from compresskit.errors import Interrupted, RequestError
+from compresskit.evaluation.gates import GateResult, check_gates, parse_gate
+from compresskit.machine.memory import release_freed_memory, restart_peak
+from compresskit.methods import runner, stage_of
+from compresskit.recipe.reading import Recipe
+from compresskit.recipe.state import LOCK, State, open_state
+from compresskit.recipe.steps import REFERENCE, Step, resolved
+
+REPORT = "report.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which part of a recipe to run, and how."""
+
+    first: str | None = None
+    """Redo this step and all after it."""
+    only: str | None = None
+    """Redo this step alone, on what the others have left."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+    overwrite: bool = False
+    """Start anew."""
+    quiet: bool = True
+
+
+def run(recipe: Recipe, out: Path, wanted: Wanted = Wanted(), say: Say = lambda line: None) -> dict[str, Any]:
+    """Run a recipe into a folder; a step whose settings and inputs are unchanged is skipped.
+
+    Returns:
+        The dictionary that `--json` prints, gates that were not met included.
+
+    Raises:
+        RequestError: another run is at work in the folder, or it or a step cannot be used.
+        Interrupted: a signal stopped the run; the same call goes on from there.
+        CompresskitError: what a step meets, of the kinds in errors.py.
+    """
+    started = time.monotonic()
+    for name in (wanted.first, wanted.only):
+        if name is not None:
+            recipe.step(name)
+    if wanted.dry_run:
+        state = open_state(out, False)
+        keys = _keys(recipe, state)
+        todo = {step.name: reason for step in recipe.steps if (reason := _reason(recipe, step, keys, state, wanted))}
+        _say_plan(recipe, todo, say)
+        return {"stage": "run", "output": str(out), "dry_run": True, "todo": todo}
+    open_state(out, False)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / LOCK, timeout=0):
+            state = open_state(out, wanted.overwrite)
+            state.save()
+            ran = _run_steps(recipe, state, wanted, say)
+    except Timeout as error:
+        raise RequestError(f"{out}: another run is at work in it; wait for it, or choose another OUT") from error
+    gates = _gates(recipe, state)
+    result = {
+        "stage": "run",
+        "recipe": str(recipe.path),
+        "output": str(out),
+        "source": recipe.source,
+        "ran": ran,
+        "skipped": [step.name for step in recipe.steps if step.name not in ran],
+        "steps": {step.name: state.steps[step.name]["result"] for step in recipe.steps if step.name in state.steps},
+        "gates": gates,
+        "passed": all(gate["passed"] for gate in gates),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    write_whole(out / REPORT, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _keys(recipe: Recipe, state: State) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for step in recipe.steps:
+        keys[step.name] = state.key(step, keys)
+    return keys
+
+
+def _reason(recipe: Recipe, step: Step, keys: dict[str, str], state: State, wanted: Wanted) -> str | None:
+    """Why the step has to run; None where it has not."""
+    names = [each.name for each in recipe.steps]
+    asked = wanted.only == step.name or (wanted.first is not None and names.index(step.name) >= names.index(wanted.first))
+    if wanted.only is not None or asked:
+        return "asked for" if asked else None
+    found = state.steps.get(step.name)
+    if found is None:
+        return "not run yet"
+    if found["key"] != keys[step.name]:
+        return "its settings or inputs have changed"
+    if state.is_done(step, keys[step.name]):
+        return None
+    return "was interrupted" if found["status"] == "running" else "its output is gone or was changed"
+
+
+def _run_steps(recipe: Recipe, state: State, wanted: Wanted, say: Say) -> list[str]:
+    keys = _keys(recipe, state)
+    ran: list[str] = []
+    if wanted.only is not None:
+        for name in recipe.step(wanted.only).references:
+            if not state.is_done(recipe.step(name), keys[name]):
+                raise RequestError(
+                    f"--only {wanted.only}: reads step {name!r}, which is not done; run that first, or drop --only"
+                )
+    write_whole(state.out / "recipe.yaml", recipe.path.read_text(encoding="utf-8"))
+    for number, step in enumerate(recipe.steps, start=1):
+        position = f"[{number}/{len(recipe.steps)}] {step.name}"
+        reason = _reason(recipe, step, keys, state, wanted)
+        if reason is None:
+            if wanted.only is None and state.steps[step.name]["status"] == "running":
+                say(f"{position}: had finished when the run was stopped")
+                state.finish(step, recovered_result(step, state.folder(step.name)))
+            elif wanted.only is None:
+                say(f"{position}: unchanged, skipped")
+            continue
+        say(f"{position}: {step.title} ({reason})")
+        goes_on = state.begin(step, keys[step.name])
+        try:
+            state.finish(step, _run_step(step, state, goes_on, wanted.quiet))
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"interrupted in step {step.name!r}; the same command goes on from there") from error
+        ran.append(step.name)
+        if warning := state.steps[step.name]["result"].get("warning"):
+            say(f"compresskit: warning: {step.name}: {warning}")
+    return ran
+
+
+def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str, Any]:
+    def folders(text: str) -> str:
+        return REFERENCE.sub(lambda found: str(state.output(found[1])), text)
+
+    options = resolved(step.options, folders)
+    method = resolved(step.method, folders) if step.method else None
+    sources: str | list[str] = [folders(each) for each in step.sources]
+    if len(sources) == 1 and not getattr(stage_of(step.stage, step.method_name or ""), "several", False):
+        sources = sources[0]
+    work = runner(step.stage, step.method_name or "")
+    gc.collect()  # fine-tuning leaves reference cycles, which keep the source's weights mapped until they are collected
+    release_freed_memory()
+    restart_peak()
+    if not step.writes_model:
+        report = work(sources, options, quiet=quiet)
+        folder = state.folder(step.name)
+        folder.mkdir(parents=True)
+        write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
+        return report
+    if goes_on and "resume" in type(options).model_fields:
+        options = options.model_copy(update={"resume": True})
+    given = (*((method,) if method is not None else ()), sources, state.folder(step.name), options)
+    result: dict[str, Any] = work(*given, quiet=quiet)
+    return result
+
+
+def recovered_result(step: Step, folder: Path) -> dict[str, Any]:
+    """The result of a step that had finished when its run was killed, from what its folder says; its time is not known."""
+    if not step.writes_model:
+        return read_json(folder / REPORT)
+    made = read_json(folder / MANIFEST)
+    after = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    result: dict[str, Any] = {
+        "stage": step.stage,
+        "method": step.method_name,
+        "output": str(folder),
+        "settings": made["settings"],
+    }
+    facts: dict[str, Any] = made.get("facts", {})
+    return result | {"bytes_after": after, "seconds": None, "peak_memory_bytes": None} | facts
+
+
+def _say_plan(recipe: Recipe, todo: dict[str, str], say: Say) -> None:
+    for step in recipe.steps:
+        reason = todo.get(step.name)
+        say(f"{step.name}: {'would run ' + step.title + ' (' + reason + ')' if reason else 'unchanged, would be skipped'}")
+
+
+def _gates(recipe: Recipe, state: State) -> list[dict[str, Any]]:
+    """Every gate of the recipe and of its evaluate steps, as GateResult's keys and `step`."""
+    results: list[dict[str, Any]] = []
+    for step in recipe.steps:
+        report = (state.steps.get(step.name) or {}).get("result")
+        texts = [*getattr(step.options, "gate", ()), *(recipe.gates if step.name in recipe.judged else ())]
+        if not texts or report is None:
+            continue
+        found: list[GateResult] = check_gates([parse_gate(text) for text in texts], report)
+        results += [{"step": step.name, **each.model_dump()} for each in found]
+    return results

@@ -1,0 +1,118 @@
+"""What a run came to, for people and for CI: a table of the gates, a Markdown job summary, JUnit XML. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree
+
+from compresskit.evaluation.gates import GateResult
+from compresskit.evaluation.table import aligned
+
+SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+"""GitHub Actions names the file of a job's summary in this environment variable."""
+Row = tuple[str, str, str, str]
+
+
+def gate_rows(result: dict[str, Any]) -> list[Row]:
+    """(gate, found, verdict, missed by) for every gate."""
+    rows = []
+    for gate in result["gates"]:
+        found = "none" if gate["value"] is None else f"{gate['value']:.4g}"
+        missed = "" if not gate["missed_by"] else f"{gate['missed_by']:.4g}"
+        title = f"{gate['step']}: {gate['metric']} {gate['operator']} {gate['limit']:g}"
+        rows.append((title, found, "met" if gate["passed"] else "MISSED", missed))
+    return rows
+
+
+def gate_table(result: dict[str, Any]) -> str:
+    """The gates as a table for people."""
+    return aligned([("gate", "found", "verdict", "missed by"), *gate_rows(result)])
+
+
+def steps_rows(result: dict[str, Any]) -> list[Row]:
+    """(step, size, perplexity against the original, time) for every step that has run."""
+    rows = []
+    for name, found in result["steps"].items():
+        if found is None:
+            continue
+        size = found.get("bytes", found.get("bytes_after"))
+        ratio = found.get("perplexity_ratio")
+        quality = f"{found['perplexity']:.2f}" if "perplexity" in found else ""
+        quality += f" (x {ratio:.3f})" if ratio else ""
+        seconds = found.get("seconds")
+        megabytes = f"{size / 1e6:.1f} MB" if size is not None else ""
+        rows.append((name, megabytes, quality, "" if seconds is None else f"{seconds:.0f} s"))
+    return rows
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The verdict in one sentence."""
+    report = last_report(result)
+    parts = []
+    if report and report.get("size_ratio_16bit"):
+        parts.append(f"{report['size_ratio_16bit']:.1%} of the original's 16-bit bytes ({report['bytes'] / 1e6:.1f} MB)")
+    elif report:
+        parts.append(f"{report['bytes'] / 1e6:.1f} MB")
+    if report and report.get("perplexity_ratio"):
+        parts.append(f"{report['perplexity_ratio']:.3f} times its perplexity")
+    elif report:
+        parts.append(f"perplexity {report['perplexity']:.2f}")
+    missed = [gate for gate in result["gates"] if not gate["passed"]]
+    if result["gates"]:
+        parts.append(
+            f"{len(missed)} of {len(result['gates'])} gates missed" if missed else f"all {len(result['gates'])} gates met"
+        )
+    return (", ".join(parts) or f"{len(result['steps'])} steps, nothing evaluated") + "."
+
+
+def last_report(result: dict[str, Any]) -> dict[str, Any] | None:
+    """What the last evaluate step found, None where none ran."""
+    reports = [found for found in result["steps"].values() if found and found.get("stage") == "evaluate"]
+    return reports[-1] if reports else None
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The job summary."""
+    lines = ["## compresskit", "", sentence(result), ""]
+    lines += _table(("step", "size", "perplexity", "time"), steps_rows(result))
+    if result["gates"]:
+        lines += _table(("gate", "found", "verdict", "missed by"), gate_rows(result))
+    report = last_report(result)
+    if report:
+        lines += [f"Measured on: {_cell(report['text'])}, {report['tokens']} tokens.", ""]
+    return "\n".join(lines)
+
+
+def _table(head: Row, rows: list[Row]) -> list[str]:
+    body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return ["| " + " | ".join(head) + " |", "| --- | ---: | ---: | ---: |", *body, ""]
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def junit(result: dict[str, Any]) -> str:
+    """JUnit XML: a test case for each step that has run, and for each gate."""
+    missed = [gate for gate in result["gates"] if not gate["passed"]]
+    steps = {name: found for name, found in result["steps"].items() if found is not None}
+    attributes = {
+        "name": "compresskit",
+        "tests": str(len(steps) + len(result["gates"])),
+        "failures": str(len(missed)),
+        "errors": "0",
+        "time": f"{result['seconds']:.3f}",
+    }
+    root = ElementTree.Element("testsuites", attributes)
+    suite = ElementTree.SubElement(root, "testsuite", attributes)
+    for name, found in steps.items():
+        seconds = f"{found.get('seconds') or 0:.3f}"
+        ElementTree.SubElement(suite, "testcase", classname="compresskit.steps", name=name, time=seconds)
+    for gate in result["gates"]:
+        shown = GateResult(**{key: value for key, value in gate.items() if key != "step"})
+        title = f"{gate['step']}: {gate['metric']}{gate['operator']}{gate['limit']:g}"
+        case = ElementTree.SubElement(suite, "testcase", classname="compresskit.gates", name=title, time="0")
+        if not gate["passed"]:
+            ElementTree.SubElement(case, "failure", message=str(shown), type="gate").text = str(shown)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"

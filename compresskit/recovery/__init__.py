@@ -1,0 +1,1 @@
+"""The recover stage: choose instruction data, fine-tune, write."""

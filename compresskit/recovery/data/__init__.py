@@ -1,0 +1,1 @@
+"""Instruction data: read, encode, drop duplicates, hold back."""

@@ -1,0 +1,123 @@
+"""Instructions as tokens: the model's chat template where it has one, Alpaca's prompt otherwise. Loads no torch.
+
+A sample ends with what ends a turn in the template, or with the end-of-text token, so that a model learns to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import CheckpointError, RequestError
+from compresskit.recovery.data.instructions import Instruction, Reading
+
+ALPACA_PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{asked}\n\n### Response:\n"
+)
+"""The prompt that Alpaca's models are trained with (github.com/tatsu-lab/stanford_alpaca)."""
+OPEN_ENDINGS = (",", "(", "[", "{", " -", ":")
+"""A response that ends so was cut off."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as tokens. Position t is part of the response for t >= response_start."""
+
+    instruction: Instruction
+    tokens: list[int]
+    response_start: int
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of the response."""
+        return len(self.tokens) - self.response_start
+
+
+def open_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint; CheckpointError where there is no usable one."""
+    from transformers import AutoTokenizer
+
+    from compresskit.checkpoint.stock import quiet
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json into it"
+        ) from error
+
+
+def check_same_tokenizer(folder: Path, original: Path, trust_remote_code: bool = False) -> None:
+    """RequestError where two checkpoints number their tokens differently."""
+    ours, theirs = (open_tokenizer(each, trust_remote_code) for each in (folder, original))
+    if ours.get_vocab() != theirs.get_vocab():
+        raise RequestError(
+            f"--original {original}: has another tokenizer than {folder}; give the model that {folder} was made from"
+        )
+
+
+def is_truncated(response: str) -> bool:
+    """Whether a response was cut off: an unclosed code fence, or an ending that announces more."""
+    return response.count("```") % 2 == 1 or response.endswith(OPEN_ENDINGS)
+
+
+def encode_samples(reading: Reading, tokenizer: Any, sequence_length: int) -> list[Sample]:
+    """Encode all samples; truncated ones and those of more than `sequence_length` tokens go, counted in `reading.dropped`.
+
+    Returns:
+        The tokens of the others, in their order.
+
+    Raises:
+        RequestError: none is left.
+    """
+    samples = []
+    cut, long = 0, 0
+    for instruction in reading.samples:
+        if is_truncated(instruction.response):
+            cut += 1
+            continue
+        sample = encode(instruction, tokenizer)
+        if len(sample.tokens) > sequence_length:
+            long += 1
+        else:
+            samples.append(sample)
+    reading.dropped |= {"truncated": cut, "too long": long}
+    if not samples:
+        raise RequestError(
+            f"--data: of {len(reading.samples)} samples {long} are longer than {sequence_length} tokens and {cut} are cut off, "
+            "none is left; raise --sequence-length, or give other data"
+        )
+    return samples
+
+
+def encode(instruction: Instruction, tokenizer: Any) -> Sample:
+    """The tokens of one sample and where its response begins."""
+    if getattr(tokenizer, "chat_template", None):
+        before = tokenizer.apply_chat_template(instruction.turns, tokenize=False, add_generation_prompt=True)
+        answer = {"role": "assistant", "content": instruction.response}
+        whole = tokenizer.apply_chat_template([*instruction.turns, answer], tokenize=False)
+        # A template that writes the answer otherwise than it opens the turn (thinking marks) leaves no common prefix.
+        after = whole.removeprefix(before).rstrip("\n") if whole.startswith(before) else instruction.response
+        prompt = tokenizer(before, add_special_tokens=False, verbose=False)["input_ids"]
+        response = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"]
+        ended = whole.startswith(before)
+    else:
+        prompt = tokenizer(ALPACA_PROMPT.format(asked=_said(instruction.turns)), verbose=False)["input_ids"]
+        end = getattr(tokenizer, "eos_token_id", None)
+        prompt = prompt[:-1] if end is not None and len(prompt) > 1 and prompt[-1] == end else prompt
+        response = tokenizer(instruction.response, add_special_tokens=False, verbose=False)["input_ids"]
+        ended = False
+    if not ended and tokenizer.eos_token_id is not None:
+        response = [*response, tokenizer.eos_token_id]
+    return Sample(instruction, [*prompt, *response], len(prompt))
+
+
+def _said(turns: Sequence[dict[str, str]]) -> str:
+    """One text of all turns; a single question stays as it is."""
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(turn["content"] if turn["role"] == "system" else f"{turn['role']}: {turn['content']}" for turn in turns)

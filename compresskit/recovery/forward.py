@@ -1,0 +1,138 @@
+"""Samples of different lengths through the walk: chunks of like length, padded on the right, one block in memory.
+
+Under a causal model nothing that stands to the right of a token changes what the model says at it, so padding on the
+right needs no mask: what is computed at the padding is never looked at.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from compresskit.machine.device import Where
+from compresskit.models.model import Model
+from compresskit.recovery.data.encoding import Sample
+from compresskit.walk.walk import Walk, micro_batch_size
+
+HIDDEN_BYTES = 1 << 28
+"""Bound on the hidden states of one chunk of samples, for each model (256 MiB)."""
+LOGITS_BYTES = 1 << 26
+"""Bound on the float32 logits that exist at a time, for each model (64 MiB)."""
+FLOAT32_BYTES = 4
+
+
+class Rows(NamedTuple):
+    """Positions of samples, and what the models say at them."""
+
+    owners: Tensor
+    """(rows,) which sample of the chunk each belongs to."""
+    positions: Tensor
+    """(rows,) position in it; the logits predict the token after."""
+    targets: Tensor
+    """(rows,) that token."""
+    logits: tuple[Tensor, ...]
+    """(rows, vocabulary) float32, one a model."""
+
+
+def open_walk(model: Model, where: Where) -> Walk:
+    """A walk without tokens, for `walked`."""
+    return Walk(model, torch.zeros(0, 1, dtype=torch.int64), where)
+
+
+def chunks(samples: Sequence[Sample], hidden_size: int) -> list[list[int]]:
+    """Positions of the samples by length, in chunks whose padded hidden states stay below `HIDDEN_BYTES`."""
+    most_tokens = HIDDEN_BYTES // (hidden_size * FLOAT32_BYTES)
+    found: list[list[int]] = []
+    # Longest first: memory runs out at the start or not at all.
+    for index in sorted(range(len(samples)), key=lambda i: -len(samples[i].tokens)):
+        longest = len(samples[found[-1][0]].tokens) if found else 0
+        if not found or (len(found[-1]) + 1) * longest > most_tokens:
+            found.append([])
+        found[-1].append(index)
+    return found
+
+
+def padded(samples: Sequence[Sample]) -> Tensor:
+    """(samples, longest) int64, filled up on the right with token 0."""
+    rows = [torch.tensor(sample.tokens, dtype=torch.int64) for sample in samples]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
+    """Walk all models over these samples, in the same micro-batches.
+
+    A micro-batch is as long as its own longest sample: little is padding where the samples come by length.
+
+    Returns:
+        The walks, done: `hidden` is what leaves the last block.
+    """
+    longest = max(len(sample.tokens) for sample in samples)
+    size = min(micro_batch_size(walk.model, longest) for walk in walks)
+    batches = [padded(samples[start : start + size]) for start in range(0, len(samples), size)]
+    done = []
+    for walk in walks:
+        part = copy.copy(walk)
+        part.hidden, part.batches = [], batches
+        for _ in part:
+            pass
+        done.append(part)
+    return done
+
+
+def mean_hidden(done: Walk, samples: Sequence[Sample]) -> Tensor:
+    """The last block's output, averaged over each sample's tokens: (samples, hidden) float32 on the CPU."""
+    lengths = torch.tensor([len(sample.tokens) for sample in samples])
+    means = []
+    parts = torch.split(lengths, [len(batch) for batch in done.batches])
+    for hidden, counts in zip(done.hidden, parts, strict=True):
+        inside = (torch.arange(hidden.shape[1]) < counts[:, None]).to(hidden)
+        sums = (hidden.float() * inside[:, :, None].float()).sum(dim=1).cpu()
+        means.append(sums / counts[:, None])
+    return torch.cat(means)
+
+
+@torch.no_grad()
+def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = False) -> Iterator[Rows]:
+    """What the models say where they predict the samples' responses, or with `whole` every token but the first.
+
+    `done`: walks over these samples (`walked`). Only `LOGITS_BYTES` of logits of each model exist at a time.
+
+    Yields:
+        Rows ordered by sample and position; logits (rows, vocabulary) float32, one a model.
+    """
+    starts = torch.tensor([1 if whole else max(1, sample.response_start) for sample in samples])
+    ends = torch.tensor([len(sample.tokens) for sample in samples])
+    places = torch.arange(int(ends.max()))
+    chosen = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
+    step = max(1, LOGITS_BYTES // (int(done[0].model.checkpoint.config["vocab_size"]) * FLOAT32_BYTES))
+    first = 0
+    for outputs in zip(*(walk.heads() for walk in done), strict=True):
+        batch = outputs[0][0]
+        owners, positions = chosen[first : first + len(batch)].nonzero(as_tuple=True)
+        for start in range(0, len(owners), step):
+            part = slice(start, start + step)
+            where = owners[part], positions[part]
+            # As texts of one token each: families with learned positions have no more of them than their context.
+            logits = tuple(head(hidden[where[0], where[1]][:, None])[:, 0].float() for _, hidden, head in outputs)
+            yield Rows(where[0] + first, where[1], batch[where[0], where[1] + 1], logits)
+        first += len(batch)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of logits (rows, vocabulary) at targets (rows,) int64 of any device -> (rows,)."""
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
+
+
+def response_losses(walk: Walk, samples: Sequence[Sample]) -> Iterator[tuple[int, float]]:
+    """(sample, mean loss of its response tokens in nats), chunk by chunk."""
+    for chunk in chunks(samples, walk.model.hidden_size):
+        sums = torch.zeros(len(chunk), dtype=torch.float64)
+        members = [samples[i] for i in chunk]
+        for rows in predictions(walked([walk], members), members):
+            sums.index_add_(0, rows.owners, token_losses(rows.logits[0], rows.targets).double().cpu())
+        for index, total in zip(chunk, sums.tolist(), strict=True):
+            yield index, total / max(1, samples[index].response_tokens)

@@ -1,0 +1,52 @@
+"""The selection as files: one line a sample with why it was taken, and what the method found. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from compresskit.checkpoint.folder import write_whole
+from compresskit.checkpoint.reader import read_json
+from compresskit.recovery.data.encoding import Sample
+from compresskit.recovery.method import Choice, Selection
+
+FILE = "selection.jsonl"
+STATE = "selection.json"
+
+
+def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
+    """JSONL in the messages shape, which can be read again as instruction data."""
+    lines = []
+    for choice in selection.choices:
+        sample = pool[choice.sample]
+        instruction = sample.instruction
+        row = {
+            "messages": [*instruction.turns, {"role": "assistant", "content": instruction.response}],
+            "source": instruction.source,
+            "file": instruction.file,
+            "row": instruction.row,
+            "tokens": len(sample.tokens),
+            "cluster": choice.cluster,
+            "jsd": choice.divergence,
+            "lost_loss": choice.lost_loss,
+            "cost": choice.cost,
+            "score": choice.score,
+            "reason": choice.reason,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return "\n".join(lines) + "\n"
+
+
+def write_selection(folder: Path, selection: Selection) -> None:
+    """Keep a selection for a resumed run."""
+    choices = [list(choice) for choice in selection.choices]
+    write_whole(folder / STATE, json.dumps({"choices": choices, "facts": selection.facts, "labels": selection.labels}))
+
+
+def read_selection(folder: Path) -> Selection | None:
+    """What `write_selection` kept, None where there is nothing."""
+    if not (folder / STATE).is_file():
+        return None
+    state = read_json(folder / STATE)
+    return Selection([Choice(*choice) for choice in state["choices"]], state["facts"], state["labels"])

@@ -1,0 +1,41 @@
+"""kmeans: as many samples from every cluster of the vectors, for diversity alone.
+
+arXiv 2409.11378: clusters of sentence embeddings, from each of which the same number is drawn. Differs from the paper:
+the draw is uniform, because its quality scores come from a second model, and not iterated.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated
+
+from pydantic import Field
+
+from compresskit.recovery.budget import members_of, split_budget
+from compresskit.recovery.method import BudgetMethod, Choice, Pool, Selection
+
+
+class KMeans(BudgetMethod):
+    """Diversity: the budget is dealt alike to clusters."""
+
+    clusters: Annotated[int, Field(ge=1)] = 20
+    """Number of clusters."""
+    embedder: str = ""
+    """Folder of an encoder; left out, the compressed model's own hidden states."""
+
+    def select(self, pool: Pool) -> Selection:
+        """Cluster, split the budget, draw."""
+        from compresskit.recovery.selection import clustering
+
+        labels = [int(k) for k in clustering.kmeans(pool.embeddings(self.embedder), self.clusters, pool.seed)]
+        members = members_of(labels)
+        sizes = [len(each) for each in members]
+        counts = split_budget([1.0] * len(sizes), sizes, self.count(pool))
+        generator = random.Random(pool.seed)  # noqa: S311
+        choices = [
+            Choice(sample, "drawn from its cluster", cluster)
+            for cluster, (each, count) in enumerate(zip(members, counts, strict=True))
+            for sample in generator.sample(each, count)
+        ]
+        clusters = [{"size": size, "budget": count} for size, count in zip(sizes, counts, strict=True)]
+        return Selection(choices, {"clusters": clusters}, labels)

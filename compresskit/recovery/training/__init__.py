@@ -1,0 +1,1 @@
+"""Fine-tuning: batches, the original's predictions, the training loop."""

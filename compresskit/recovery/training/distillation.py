@@ -1,0 +1,216 @@
+"""The original's predictions for training samples, computed once by the walk and kept on the disk.
+
+Of every position the `TOP` most likely tokens and their log-probabilities are kept; the mass of all others is one more
+outcome, known because all must sum to 1. At 49,152 tokens of vocabulary that is 0.2% of the whole distribution.
+
+The data's own next tokens can be mixed into them: soft and hard targets as in arXiv 1503.02531, section 2, at temperature 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compresskit.checkpoint.folder import write_whole
+from compresskit.checkpoint.reader import read_json
+from compresskit.errors import CheckpointError
+from compresskit.recovery.data.encoding import Sample
+from compresskit.recovery.forward import FLOAT32_BYTES, chunks, predictions, walked
+from compresskit.walk.walk import Walk
+
+TOP = 64
+"""Tokens kept of a position."""
+FILES = {"tokens.i32": np.int32, "log_probabilities.f16": np.float16}
+STATE = "teacher.json"
+"""How many chunks of samples are done."""
+CHUNK_BYTES = 16 << 20
+"""Of the float32 logits from which losses and gradients are made at a time: so few are found in memory that was just used."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Probabilities count as this at least in logarithms: float32 rounds smaller ones to 0, on devices that know no denormals."""
+SMALLEST_REST = 1e-6
+"""Mass of all other tokens that is counted at least; the rounding of float16 log-probabilities is larger."""
+
+
+class Teacher:
+    """Top tokens by sample: memory-mapped, so that they take no memory."""
+
+    def __init__(self, folder: Path, lengths: Sequence[int]):
+        """`lengths`: tokens of every sample, 1 where nothing is asked of it; position t predicts token t + 1."""
+        self.offsets = np.concatenate([[0], np.cumsum([length - 1 for length in lengths])])
+        self.folder = folder
+
+    def reserve(self, width: int) -> None:
+        """Make the files of `open`, with room on the disk for all of them.
+
+        Raises:
+            CheckpointError: the disk has none.
+        """
+        for name, kind in FILES.items():
+            _reserve(self.folder / name, int(self.offsets[-1]) * width * np.dtype(kind).itemsize)
+
+    def open(self, width: int, mode: Literal["r", "r+"] = "r") -> tuple[np.memmap, np.memmap]:
+        """(token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
+        shape = (int(self.offsets[-1]), width)
+        tokens, values = (np.memmap(self.folder / name, kind, mode, shape=shape) for name, kind in FILES.items())
+        return tokens, values
+
+    def read(self, sample: int, width: int) -> tuple[Tensor, Tensor]:
+        """(token numbers (length - 1, width) int64, log-probabilities float32) of one sample."""
+        tokens, values = self.open(width)
+        part = slice(int(self.offsets[sample]), int(self.offsets[sample + 1]))
+        return torch.from_numpy(tokens[part].astype(np.int64)), torch.from_numpy(values[part].astype(np.float32))
+
+
+def _reserve(file: Path, size: int) -> None:
+    """An empty file of this size, for which the disk has room: a mapped one that runs out of it ends the process."""
+    with file.open("wb") as opened:
+        try:
+            opened.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot say
+                return
+            raise CheckpointError(
+                f"{file}: no room for the original's predictions, {size / 1e9:.1f} GB ({error.strerror}); free some space"
+            ) from error
+
+
+def width_of(vocabulary: int) -> int:
+    """Tokens kept of a position: `TOP`, fewer where the vocabulary is smaller."""
+    return min(TOP, vocabulary - 1)
+
+
+def ask(
+    walk: Walk,
+    samples: Sequence[Sample],
+    asked: Sequence[int],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Teacher:
+    """Ask the model for its predictions; chunks that an earlier run for the same samples left in the folder are not asked again.
+
+    Returns:
+        The teacher of the samples at the positions `asked`; of the others it has nothing.
+    """
+    among = set(asked)
+    teacher = Teacher(folder, [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)])
+    folder.mkdir(parents=True, exist_ok=True)
+    width = width_of(int(walk.model.checkpoint.config["vocab_size"]))
+    known = int(read_json(folder / STATE).get("chunks", 0)) if (folder / STATE).is_file() else 0
+    if not known:
+        teacher.reserve(width)
+    done = 0
+    for number, chunk in enumerate(chunks([samples[i] for i in asked], walk.model.hidden_size)):
+        if number >= known:
+            _write(teacher, walk, samples, [asked[i] for i in chunk], width)
+            write_whole(folder / STATE, json.dumps({"chunks": number + 1}))
+        done += len(chunk)
+        if progress:
+            progress(done, len(asked))
+    return teacher
+
+
+def _write(teacher: Teacher, walk: Walk, samples: Sequence[Sample], chunk: Sequence[int], width: int) -> None:
+    """Ask for the samples at these positions and put what is said on the disk."""
+    offsets, members = torch.from_numpy(teacher.offsets[chunk]), [samples[i] for i in chunk]
+    tokens, values = teacher.open(width, "r+")
+    for rows in predictions(walked([walk], members), members, whole=True):
+        top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
+        places = (offsets[rows.owners] + rows.positions).numpy()
+        tokens[places] = top.indices.int().cpu().numpy()
+        values[places] = top.values.half().cpu().numpy()
+    tokens.flush()
+    values.flush()
+
+
+def with_hard_targets(tokens: Tensor, log_probabilities: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's distribution p mixed with the text's own next token y: (1 - w) p + w [y], at every position.
+
+    tokens (positions, width) int64, the most likely first, and their log_probabilities float32; targets (positions,) int64;
+    weights w (positions,) from 0 to 1. The gradient of the divergence from it is that of (1 - w) KL + w cross-entropy.
+
+    Returns:
+        Tokens and log-probabilities of the mixture. A target that is not among the kept tokens takes the place of the
+        last of them, whose mass goes to the rest, where the target's own chance by the teacher, a smaller one, stays.
+    """
+    is_target = tokens == targets[:, None]
+    replaced = (weights > 0) & ~is_target.any(dim=-1)
+    probabilities = log_probabilities.exp() * (1 - weights)[:, None]
+    probabilities[replaced, -1] = 0
+    tokens = tokens.clone()
+    tokens[replaced, -1] = targets[replaced]
+    is_target[replaced, -1] = True
+    probabilities += is_target * weights[:, None]
+    return tokens, probabilities.clamp(min=SMALLEST).log()
+
+
+def distillation_losses(logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:
+    """KL(teacher || student) over the kept tokens and the rest as one outcome.
+
+    logits (rows, vocabulary), tokens int64 and log_probabilities (rows, width).
+
+    Returns:
+        (rows,), in nats.
+    """
+    found: Tensor = _Distillation.apply(logits, tokens, log_probabilities)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Distillation(torch.autograd.Function):
+    """The divergence and its gradient in closed form.
+
+    With p the teacher, q = softmax(z) the student, K the kept tokens, p_R and q_R the mass of all others:
+
+        loss = sum over j in K of p_j log(p_j / q_j) + p_R log(p_R / q_R)
+        d loss / d z_j = s q_j - p_j for j in K, q_j (s - p_R / q_R) for the others
+
+    s = sum of all p is 1 but for the rounding of what is stored.
+
+    The gradient is made with the loss, in the one tensor of the logits' size and dtype that is kept; differentiated step by
+    step the same loss keeps three in float32, which at 49,152 words and 1,024 positions are 0.2 GB each. What is in float32
+    here exists for `CHUNK_BYTES` of positions at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:
+        gradient = torch.empty_like(logits)
+        losses = [_differentiated(logits[part], tokens[part], log_probabilities[part], gradient[part]) for part in _parts(logits)]
+        ctx.save_for_backward(gradient)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        found = torch.empty_like(gradient)
+        for part in _parts(gradient):
+            found[part] = gradient[part] * outer[0][part, None]
+        return found, None, None
+
+
+def _parts(logits: Tensor) -> list[slice]:
+    """Positions of which the logits take `CHUNK_BYTES` in float32."""
+    size = max(1, CHUNK_BYTES // (logits.shape[-1] * FLOAT32_BYTES))
+    return [slice(start, start + size) for start in range(0, max(1, len(logits)), size)]
+
+
+def _differentiated(logits: Tensor, tokens: Tensor, log_probabilities: Tensor, gradient: Tensor) -> Tensor:
+    """The losses of some positions, (positions,); their gradient is written into `gradient`."""
+    probabilities = log_probabilities.exp()
+    teacher_rest = (1 - probabilities.sum(dim=-1)).clamp(min=SMALLEST_REST)
+    total = (probabilities.sum(dim=-1) + teacher_rest)[:, None]
+    student = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    kept = student.gather(-1, tokens)
+    rest = student.scatter_(-1, tokens, 0.0).sum(dim=-1).clamp(min=SMALLEST)
+    inside = (probabilities * (log_probabilities - kept.clamp(min=SMALLEST).log())).sum(dim=-1)
+    student.mul_(total - (teacher_rest / rest)[:, None]).scatter_(-1, tokens, total * kept - probabilities)
+    gradient.copy_(student)
+    return inside + teacher_rest * (teacher_rest.log() - rest.log())

@@ -1,0 +1,245 @@
+"""Train low-rank updates of all linears of the blocks, or all their weights, with transformers' Trainer, resumably.
+
+The model is the stock one in plain form (meta.py), whole and in memory: dense, ragged and low-bit sources train
+alike, low-bit weights as what they unpack to. An item of the data is a whole optimiser step, whose micro-batches are
+weighted by their tokens: the gradient is that of the mean over all tokens of the step.
+
+LoRA: arXiv 2106.09685, W + B A with lora_alpha = rank.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+from compresskit.checkpoint.folder import sync
+from compresskit.checkpoint.stock import quiet
+from compresskit.errors import CompresskitError, NumericalError
+from compresskit.formats.peft import Adapter, factor_names
+from compresskit.machine.memory import freed_memory_kept, release_freed_memory
+from compresskit.machine.precision import takes_bfloat16
+from compresskit.models import meta
+from compresskit.models.model import Model
+from compresskit.recovery.training.batches import Course, collate
+from compresskit.recovery.training.distillation import distillation_losses
+
+WARM_UP = 0.05
+"""Share of the steps over which the learning rate rises."""
+KEPT_CHECKPOINTS = 2
+"""The newest may be torn by a kill; the one before it is whole."""
+COMPLETE = "complete"
+"""Name of the empty file that says a checkpoint is on the disk as a whole."""
+CHECKPOINTS = "checkpoint-*"
+RELEASE_STEPS = 5
+"""Steps after which freed memory is given back."""
+LARGEST_NORM = 1.0
+"""Gradients are cut to this norm, Trainer's default."""
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, loss of the last one)."""
+
+
+def whole_network(
+    model: Model, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, gradient_checkpointing: bool = False
+) -> PreTrainedModel:
+    """The model in plain form with all its weights, without its adapter; `gradient_checkpointing`: computes activations twice."""
+    network = meta.build(model, trust_remote_code)
+    for prefix in ("", *(model.block_name(index) for index in range(model.block_count))):
+        meta.fill(model, network, prefix, device, dtype)
+    network.to(device)  # the buffers
+    network.name_or_path = str(model.checkpoint.folder)
+    if gradient_checkpointing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.24 has another name for it, earlier ones only this
+            network.gradient_checkpointing_enable()
+        network.enable_input_require_grads()
+    return network
+
+
+def add_factors(network: PreTrainedModel, ranks: Mapping[str, int], start: Adapter | None, seed: int) -> PeftModel:
+    """Low-rank pairs on the named linears; they begin as the adapter's where there is one, else as no change."""
+    common = max(ranks.values())
+    others = {name: rank for name, rank in ranks.items() if rank != common}
+    torch.manual_seed(seed)
+    configuration = LoraConfig(
+        r=common, lora_alpha=common, target_modules=list(ranks), rank_pattern=others, alpha_pattern=others, task_type="CAUSAL_LM"
+    )
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that 5.24 replaced
+        trained = get_peft_model(network, configuration)
+    if start is not None:
+        for name in start.names:
+            first, second = (start.store.read(each).float() for each in factor_names(name))
+            pair = trained.base_model.model.get_submodule(name)
+            with torch.no_grad():
+                pair.lora_A["default"].weight.copy_(first)
+                pair.lora_B["default"].weight.copy_(start.scaling(name) * second)
+    return trained
+
+
+def factors(trained: PeftModel, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A (rank, in), B (out, rank)) of every linear, float32 on the CPU."""
+    found = {}
+    for name in names:
+        pair = trained.base_model.model.get_submodule(name)
+        found[name] = tuple(pair.get_submodule(f"lora_{part}.default").weight.detach().float().cpu() for part in "AB")
+    return found
+
+
+class BlockWeights(nn.Module):
+    """A network of which the weights of the blocks alone are trained, and saved in the training's checkpoints."""
+
+    _keys_to_ignore_on_save = None
+    """Trainer asks any model that it resumes for this."""
+
+    def __init__(self, network: PreTrainedModel, blocks: str):
+        """`blocks`: name of the module that holds them."""
+        super().__init__()
+        self.network = network
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{blocks}."))
+
+    def forward(self, **inputs: Any) -> Any:
+        """As the network."""
+        return self.network(**inputs)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """What is trained; the rest is read from the source again."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+
+def block_weights(trained: BlockWeights) -> dict[str, Tensor]:
+    """Every trained weight by its plain name, float32 on the CPU."""
+    return {name: p.detach().float().cpu() for name, p in trained.network.named_parameters() if p.requires_grad}
+
+
+class _Steps(torch.utils.data.Dataset[int]):
+    """Numbers of the optimiser steps; the collator makes their tensors when they are due."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Losses in nats: logits (samples, kept, vocabulary) -> one for every learned position, (positions,)."""
+    # One row has no logits but those that are learned: nothing of their size is copied.
+    said = logits[0] if len(logits) == 1 else logits[batch["rows"], batch["columns"]]
+    if "top" in batch:
+        return distillation_losses(said, batch["top"], batch["values"])
+    return torch.nn.functional.cross_entropy(said.float(), batch["targets"], reduction="none")
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """Steps in their given order, each made of micro-batches; losses in full precision in the state's history."""
+
+    in_bfloat16 = False
+    """Whether matrix products are; accelerate's own way widens all logits, which take most of the memory, to float32."""
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of the mean loss over all learned tokens of the step."""
+        model.train()
+        batches = self._prepare_inputs(inputs)["batches"]
+        positions = sum(len(batch["rows"]) for batch in batches)
+        total = torch.zeros((), device=self.args.device)
+        for batch in batches:
+            with self.compute_loss_context_manager(), torch.autocast(self.args.device.type, torch.bfloat16, self.in_bfloat16):
+                texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
+                logits = model(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
+                loss = _losses(logits, batch).sum() / positions
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            del logits, loss
+        if not bool(total.isfinite()):
+            raise NumericalError(f"training step {self.state.global_step + 1}: the loss is {float(total)}; lower --learning-rate")
+        self.state.log_history.append({"step": self.state.global_step + 1, "loss": float(total), "tokens": positions})
+        return total
+
+    def _get_train_sampler(self, *_: Any) -> Sampler[int]:
+        return SequentialSampler(self.train_dataset)
+
+    def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*arguments, **named)
+            for path in folder.rglob("*"):
+                sync(path)
+            (folder / COMPLETE).touch()
+            sync(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise CompresskitError(
+                f"{folder}: the training cannot be saved ({reason}); free some space, then --resume goes on from the save before"
+            ) from error
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Tells the progress after every step, and gives freed memory back now and then."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the Trainer."""
+        # Micro-batches of ever other lengths leave holes that the next ones do not fit, 0.15 GB more at each new length; what is
+        # given back has to be asked for again, which after every step was a seventh of the time.
+        if state.global_step % RELEASE_STEPS == 0:
+            release_freed_memory()
+        self.progress(state.global_step, state.max_steps, state.log_history[-1]["loss"])
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, None where there is none."""
+    whole = [path for path in folder.glob(CHECKPOINTS) if (path / COMPLETE).is_file()]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def train(
+    trained: PeftModel | BlockWeights, course: Course, device: torch.device, workspace: Path, progress: Progress
+) -> list[dict[str, float]]:
+    """Train in place what asks for gradients, from the last whole checkpoint in `workspace` on.
+
+    Returns:
+        For every step "step", its "loss" in nats a token, and the "tokens" learned in it.
+
+    Raises:
+        NumericalError: the loss became NaN or infinity.
+        CompresskitError: a checkpoint could not be saved.
+    """
+    dtype = next(trained.parameters()).dtype  # the embedding's, which is never trained
+    in_bfloat16 = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, course.precision))
+    arguments = TrainingArguments(
+        output_dir=str(workspace), max_steps=len(course.steps), per_device_train_batch_size=1, learning_rate=course.learning_rate,
+        lr_scheduler_type="cosine", warmup_steps=max(1, round(WARM_UP * len(course.steps))), weight_decay=0.0,
+        max_grad_norm=LARGEST_NORM, save_strategy="steps", save_steps=course.checkpoint_steps,
+        save_total_limit=KEPT_CHECKPOINTS, logging_strategy="no", report_to=[], disable_tqdm=True, seed=course.seed,
+        use_cpu=device.type == "cpu", fp16=dtype == torch.float16 and device.type == "cuda",
+        remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
+    )  # fmt: skip
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft and the data loader warn of settings that are meant here
+        trainer = _Trainer(
+            model=trained, args=arguments, train_dataset=_Steps(len(course.steps)), callbacks=[_Watch(progress)],
+            data_collator=lambda items: {"batches": collate(course, items[0])},
+        )  # fmt: skip
+        trainer.in_bfloat16 = in_bfloat16
+        trainer.remove_callback(PrinterCallback)
+        last = last_checkpoint(workspace)
+        with freed_memory_kept():
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return [entry for entry in trainer.state.log_history if "tokens" in entry]

@@ -1,0 +1,166 @@
+"""The inspect command: what a checkpoint or adapter folder holds, from its headers alone. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from compresskit.checkpoint import source
+from compresskit.checkpoint.manifest import chain, changed_files
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
+from compresskit.errors import CheckpointError
+from compresskit.formats import open_format
+from compresskit.formats.ternary.golomb import entropy
+from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX
+from compresskit.models.load import bind, with_adapter
+from compresskit.models.model import Model
+from compresskit.task_vectors.vector import TernaryVector, facts_of, is_ternary, open_task_vector
+
+BITS_PER_BYTE = 8
+
+
+def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What a folder holds, from its headers: family, blocks, widths, dtypes, bytes and the chain of manifests.
+
+    Returns:
+        The dictionary that `--json` prints; its keys depend on "kind", a checkpoint or an adapter, ternary or not.
+
+    Raises:
+        CheckpointError: the folder is neither a checkpoint nor an adapter, or is damaged.
+    """
+    folder = source.resolve(source_name)
+    if is_ternary(folder):
+        return _inspect_ternary(folder)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return _inspect_adapter(folder)
+    checkpoint = open_checkpoint(folder)
+    model_type = str(checkpoint.config.get("model_type", ""))
+    family = model_type.removeprefix(RAGGED_PREFIX)
+    known = family in ARCHITECTURES
+    result: dict[str, Any] = {
+        "kind": "checkpoint",
+        "folder": str(folder),
+        "family": family,
+        "supported": known,
+        "quantization": checkpoint.config.get("quantization_config"),
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.bytes,
+        "dtypes": _dtypes(list(checkpoint.tensors.values())),
+        "files": {file.name: file.stat().st_size for file in checkpoint.files},
+    }
+    if known and (checkpoint.config.get("quantization_config") is None or readable(checkpoint)):
+        model = with_adapter(bind(checkpoint, trust_remote_code), None)
+        weights = {"parameters": model.parameters, "bytes": model.bytes, "bits_per_weight": model.bits_per_weight}
+        result |= weights | {"low_bit": _low_bit(model)} | _blocks(model)
+        if model.adapter:
+            result["adapter"] = _inspect_adapter(model.adapter.folder)
+    return result | {"chain": _links(checkpoint.manifest), "changed_files": changed_files(folder, checkpoint.manifest or {})}
+
+
+def readable(checkpoint: Checkpoint) -> bool:
+    """Whether its low-bit format is one that we can read; others are listed by their stored tensors alone."""
+    try:
+        return open_format(checkpoint) is not None
+    except CheckpointError:
+        return False
+
+
+def _low_bit(model: Model) -> dict[str, Any] | None:
+    """How the low-bit linears are stored: how many, which bits, and the stored bits a weight; None where all are dense."""
+    found = [name for name in model.linears if model.is_low_bit(name)]
+    if model.format is None or not found:
+        return None
+    stored = [tensor for name in found for tensor in model.format.stored_tensors(model.stored_name(name))]
+    weights = sum(math.prod(model.linear_shape(name)) for name in found)
+    bits = BITS_PER_BYTE * sum(model.checkpoint.spec(tensor).bytes for tensor in stored) / weights
+    by_bits = Counter(str(model.format.bits(model.stored_name(name))) for name in found)
+    return {"linears": len(found), "dense_linears": len(model.linears) - len(found), "bits": dict(by_bits), "stored_bits": bits}
+
+
+def _dtypes(specs: list[TensorSpec]) -> dict[str, int]:
+    """Parameters by dtype."""
+    counts: Counter[str] = Counter()
+    for spec in specs:
+        counts[spec.dtype] += spec.elements
+    return dict(counts)
+
+
+def _blocks(model: Model) -> dict[str, Any]:
+    widths = [[group.width for group in model.ffn_groups(index)] for index in range(model.block_count)]
+    return {
+        "layout": "ragged" if model.ragged else "plain",
+        "blocks": model.block_count,
+        "hidden_size": model.hidden_size,
+        "ffn_widths": widths,
+        "experts": max(len(group.members) for i in range(model.block_count) for group in model.ffn_groups(i)),
+    }
+
+
+def _links(manifest: dict[str, Any] | None) -> list[dict[str, Any]]:
+    kept = ("stage", "method", "version", "settings", "inputs", "outputs")
+    return [{key: link.get(key) for key in kept} for link in chain(manifest)]
+
+
+def _inspect_ternary(folder: Path) -> dict[str, Any]:
+    """Density, scale, bits per entry beside the entropy bound, and non-zeros by tensor."""
+    vector = open_task_vector(folder, None)
+    assert isinstance(vector, TernaryVector)
+    tensors = vector.container.tensors
+    facts = facts_of(vector)
+    manifest = folder / "compresskit.json"
+    return {
+        "kind": "ternary adapter" if vector.is_adapter else "ternary checkpoint",
+        "folder": str(folder),
+        "bytes": vector.container.path.stat().st_size,
+        **facts,
+        "entropy_bits": entropy(facts["density_achieved"]),
+        "scales": sorted({entry.scale for entry in tensors.values()}),
+        "codings": dict(Counter(section.coding for entry in tensors.values() for section in entry.sections)),
+        "base": vector.container.facts.base,
+        "balanced": vector.container.facts.balanced,
+        "dense_tensors": len(vector.dense),
+        "nonzeros_by_tensor": {name: entry.nonzeros for name, entry in tensors.items()},
+        "chain": _links(read_json(manifest) if manifest.is_file() else None),
+        "changed_files": changed_files(folder, read_json(manifest) if manifest.is_file() else {}),
+    }
+
+
+def _inspect_adapter(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "adapter_config.json")
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: an adapter without adapter_model.safetensors; save it with peft as safetensors")
+    specs = tensors_in(file)
+    return {
+        "kind": "adapter",
+        "folder": str(folder),
+        "base": config.get("base_model_name_or_path"),
+        "type": config.get("peft_type"),
+        "rank": config.get("r"),
+        "rank_pattern": config.get("rank_pattern") or {},
+        "parameters": sum(spec.elements for spec in specs),
+        "bytes": file.stat().st_size,
+        "dtypes": _dtypes(specs),
+        "tensors": len(specs),
+    }
+
+
+def listing(found: dict[str, Any]) -> str:
+    """What `inspect` found, a line a fact, for people."""
+    lines = []
+    for key, value in found.items():
+        if key == "ffn_widths":
+            flat = [width for block in value for width in block]
+            lines.append(f"{key:16} {min(flat)} to {max(flat)}: {' '.join('/'.join(map(str, block)) for block in value)}")
+        elif key == "chain":
+            for link in value:
+                made_by = f"{link['stage']} {link['method']} (compresskit {link['version']})"
+                lines.append(f"{'made by':16} {made_by} {json.dumps(link['settings'])}")
+        elif key == "changed_files" and value:
+            lines.append(f"{'CHANGED':16} {', '.join(value)} since the manifest was written")
+        elif value not in (None, [], {}):
+            lines.append(f"{key:16} {json.dumps(value) if isinstance(value, dict) else value}")
+    return "\n".join(lines)

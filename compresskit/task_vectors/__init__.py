@@ -1,0 +1,1 @@
+"""Task vectors: compress, expand and merge what fine-tuning added."""

@@ -1,0 +1,70 @@
+"""`--alpha auto`: the factor of the scale by the loss of the model with the vector, on a small text of the user's.
+
+ComPEFT, arXiv 2311.13171, section 3.1, picks by task metric; the mean token loss needs no task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from compresskit import calibration
+from compresskit.checkpoint.reader import Checkpoint, read_json
+from compresskit.errors import NumericalError, RequestError
+from compresskit.evaluation.request import read_evaluation_text
+from compresskit.formats.peft import CONFIG
+from compresskit.machine.device import choose_device
+from compresskit.models.load import attached, bind
+from compresskit.models.model import Model
+from compresskit.task_vectors.apply import applied_adapter, applied_checkpoint, is_plain_lora
+from compresskit.task_vectors.compeft import ALPHAS
+from compresskit.task_vectors.request import TernaryOptions
+from compresskit.task_vectors.vector import TernaryVector
+
+
+def model_with(vector: TernaryVector, base: Checkpoint, alpha: float, trust_remote_code: bool) -> Model:
+    """The base with the vector times alpha; RequestError where the adapter is of a kind that cannot be scored."""
+    if not vector.is_adapter:
+        return bind(applied_checkpoint(base, vector, alpha), trust_remote_code)
+    config = read_json(vector.folder / CONFIG)
+    if vector.dense or not is_plain_lora(config):
+        raise RequestError(f"{vector.folder / CONFIG}: --alpha auto scores plain LoRA adapters only; pass a number")
+    return attached(bind(base, trust_remote_code), applied_adapter(vector, config, alpha))
+
+
+def pick_alpha(
+    vector: TernaryVector, base: Checkpoint, options: TernaryOptions, on_alpha: Callable[[int, int], None]
+) -> tuple[float, dict[float, float]]:
+    """Score every alpha of the grid on the validation text. `vector`: with alpha 1.
+
+    `on_alpha`: called with (scored, all of them) before each.
+
+    Returns:
+        (the best alpha, the mean token loss in nats of every alpha for which it is finite).
+
+    Raises:
+        NumericalError: no alpha gives a finite loss.
+        RequestError: the adapter is of a kind that cannot be scored.
+    """
+    import torch
+
+    from compresskit.evaluation.language_modelling import cut_windows, score
+
+    assert options.validation is not None
+    own_code = options.trust_remote_code
+    stored = model_with(vector, base, 1.0, own_code).checkpoint.dtypes
+    where = choose_device(options.device, options.dtype, stored, own_code)
+    text, _ = read_evaluation_text(options.validation)
+    ids = calibration.encode(base.folder, text, True, own_code)
+    windows = cut_windows(torch.tensor(ids), options.sequence_length, options.windows)
+    losses = {}
+    for number, alpha in enumerate(ALPHAS):
+        on_alpha(number, len(ALPHAS))
+        model = model_with(vector, base, alpha, own_code)
+        try:
+            losses[alpha] = math.log(score(model, windows, where).perplexity)
+        except NumericalError:
+            continue  # an alpha that breaks the model is no candidate
+    if not losses:
+        raise NumericalError(f"{vector.folder}: no factor of the grid gives a finite loss; pass --alpha, or check the vector")
+    return min(losses, key=lambda alpha: losses[alpha]), losses

@@ -1,0 +1,170 @@
+"""`quantize compeft`: a PEFT adapter, or a fine-tuned checkpoint and its base, becomes a ternary task vector.
+
+Three passes over the stream of tensors (moments and upper bits, lower bits, signs), so that memory holds one tensor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskit.checkpoint import source
+from compresskit.checkpoint.folder import copy_files, whole_folder, write_json
+from compresskit.checkpoint.manifest import NAME, manifest
+from compresskit.checkpoint.reader import open_checkpoint, sha256
+from compresskit.checkpoint.writer import SIDE_FILES, check_out
+from compresskit.errors import RequestError
+from compresskit.evaluation.request import check_evaluation_text
+from compresskit.formats.peft import CONFIG
+from compresskit.formats.ternary.container import Facts, Part, Ternary, write_container
+from compresskit.formats.ternary.golomb import entropy
+from compresskit.formats.ternary.threshold import Threshold, Values
+from compresskit.job import stage_result, time_and_memory
+from compresskit.machine.progress import ProgressBars
+from compresskit.task_vectors.alpha import pick_alpha
+from compresskit.task_vectors.apply import base_digest
+from compresskit.task_vectors.compeft import ComPEFT, scale
+from compresskit.task_vectors.request import TernaryOptions
+from compresskit.task_vectors.trimming import find_threshold
+from compresskit.task_vectors.vector import (
+    ADAPTER_FILE,
+    MODEL_FILE,
+    PlainVector,
+    TaskVector,
+    TernaryVector,
+    facts_of,
+    offset_of,
+    open_task_vector,
+    stored_bytes,
+)
+
+TRIAL_ALPHA = 1.0
+"""Of the file from which the candidates of --alpha auto are scored."""
+SIGN_HALF_BYTES, VALUE_HALF_BYTES = 1, 3
+"""Room on the disk for an entry, in half bytes: where its sign is stored, and where its value may be."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the counting passes found."""
+
+    threshold: Threshold
+    std: float
+    """Of all entries."""
+    kept_mean: float
+    """Mean magnitude of the kept entries; 0 unless the variant needs it."""
+
+
+def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptions, quiet: bool = True) -> dict[str, Any]:
+    """Compress a task vector.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+    """
+    started = time.monotonic()
+    folder = source.resolve(source_name)
+    base_folder = source.resolve(options.base) if options.base else None
+    vector = open_task_vector(folder, base_folder, method.balance)
+    _check(method, vector, out, options)
+    assert isinstance(vector, PlainVector)
+    with ProgressBars(quiet) as bars, whole_folder(out) as partial:
+        measured = measure(vector, method, bars.of("measuring"))
+        alpha, losses = method.alpha, dict[float, float]()
+        if isinstance(alpha, str):
+            trial = _write(vector, method, measured, TRIAL_ALPHA, partial)
+            base = open_checkpoint(base_folder or _named_base(vector))
+            alpha, losses = pick_alpha(trial, base, options, bars.of("picking alpha"))
+        written = _write(vector, method, measured, alpha, partial)
+        facts = facts_of(written)
+        facts["entropy_bits"] = entropy(facts["density_achieved"])
+        facts |= {"validation_losses": losses} if losses else {}
+        settings = {"method": "compeft", **method.model_dump(), "alpha": alpha, **options.model_dump(exclude={"overwrite"})}
+        path = written.container.path
+        write_json(partial / NAME, manifest("quantize", settings, vector.store, {path.name: sha256(path)}, facts))
+        size = path.stat().st_size
+    before, after = (vector.store.parameters, vector.store.bytes), (vector.store.parameters, size)
+    return stage_result("quantize", settings, out, vector.store, before, after) | facts | time_and_memory(started)
+
+
+def _check(method: ComPEFT, vector: TaskVector, out: Path, options: TernaryOptions) -> None:
+    """What can be refused before any work."""
+    if isinstance(vector, TernaryVector):
+        raise RequestError(f"{vector.folder}: is ternary already; compress the adapter or checkpoint it was made from")
+    if (method.alpha == "auto") != (options.validation is not None):
+        raise RequestError("--alpha auto and --validation belong together; pass both, or neither")
+    if method.variant == "prune" and method.alpha != 1.0:
+        raise RequestError(f"--alpha {method.alpha}: variant prune keeps the values as they are; leave --alpha out")
+    if options.validation is not None:
+        check_evaluation_text("--validation", options.validation, options.sequence_length)
+        if vector.is_adapter and not options.base:
+            _named_base(vector)
+    half_bytes = VALUE_HALF_BYTES if method.variant == "prune" else SIGN_HALF_BYTES
+    needed = half_bytes * sum(spec.elements for spec in vector.specs.values()) // 2
+    check_out(out, vector.folder, sum(spec.bytes for spec in vector.dense.values()) + needed, options.overwrite)
+
+
+def _named_base(vector: PlainVector) -> Path:
+    """The base that an adapter's configuration names."""
+    name = vector.store.config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"{vector.folder / CONFIG}: names no base model; pass --base for --alpha auto")
+    return source.resolve(name)
+
+
+def measure(vector: PlainVector, method: ComPEFT, on_tensor: Callable[[int, int], None]) -> Measured:
+    """The counting passes; RequestError where the vector is not finite."""
+    spread, threshold = find_threshold(vector.values, list(vector.specs), method.density, on_tensor)
+    return Measured(threshold, spread.std, _kept_mean(vector, threshold) if method.variant == "stc" else 0.0)
+
+
+def _kept_mean(vector: PlainVector, threshold: Threshold) -> float:
+    """Mean magnitude of the kept entries, by a pass of its own."""
+    total, count = 0.0, 0
+    cut = threshold.again()
+    for name in vector.specs:
+        for values in vector.values(name):
+            signs = cut.cut(values)
+            total += float((values.astype("float64") * signs).sum())
+            count += int((signs != 0).sum())
+    return total / max(1, count)
+
+
+def _write(vector: PlainVector, method: ComPEFT, measured: Measured, alpha: float, partial: Path) -> TernaryVector:
+    """The file and what belongs beside it."""
+    adapter = vector.is_adapter
+    path = partial / (ADAPTER_FILE if adapter else MODEL_FILE)
+    base = base_digest(vector.base) if vector.base else ""
+    facts = Facts(method.variant, method.density, alpha, method.coding, base, vector.balance)
+    factor = scale(method.variant, alpha, measured.std, measured.kept_mean)
+    threshold = measured.threshold.again()
+    tensors = (
+        Ternary(spec, factor, offset_of(name) if adapter else 0.0, _parts(vector, name, threshold, method.variant == "prune"))
+        for name, spec in vector.specs.items()
+    )
+    write_container(path, facts, list(vector.dense.values()), vector.dense_bytes, tensors)
+    copy_files((CONFIG,) if adapter else ("config.json", *SIDE_FILES), vector.folder, partial)
+    written = open_task_vector(partial, None)
+    assert isinstance(written, TernaryVector)
+    return written
+
+
+def _parts(vector: PlainVector, name: str, threshold: Threshold, keep_values: bool) -> Iterator[Part]:
+    dtype = vector.specs[name].dtype
+    for values in vector.values(name):
+        signs = threshold.cut(values)
+        yield Part(signs, _value_bytes(values[signs != 0], dtype) if keep_values else b"")
+
+
+def _value_bytes(values: Values, dtype: str) -> bytes:
+    """The values as a tensor of that dtype, in safetensors' spelling, stores them."""
+    import torch
+
+    from compresskit.machine.precision import torch_dtype
+
+    return stored_bytes(torch.from_numpy(values).to(torch_dtype(dtype)))

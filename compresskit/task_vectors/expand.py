@@ -1,0 +1,67 @@
+"""`expand`: a ternary task vector becomes a normal PEFT adapter, or with its base a normal checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.checkpoint import source
+from compresskit.checkpoint.manifest import NAME, manifest
+from compresskit.checkpoint.reader import Checkpoint, open_checkpoint, read_json
+from compresskit.checkpoint.writer import check_out
+from compresskit.errors import RequestError
+from compresskit.job import stage_result, time_and_memory
+from compresskit.machine.progress import ProgressBars
+from compresskit.stages import parse_bytes
+from compresskit.task_vectors.apply import applied_tensor, check_base
+from compresskit.task_vectors.output import new_folder, outputs_like
+from compresskit.task_vectors.request import ExpandOptions
+from compresskit.task_vectors.vector import TernaryVector, facts_of, open_task_vector
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = True) -> dict[str, Any]:
+    """Expand a ternary task vector.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        RequestError: the source is no ternary vector, or needs another base.
+        CheckpointError: the file is damaged; as with all errors nothing then appears under `out`.
+    """
+    started = time.monotonic()
+    shard_bytes = parse_bytes(options.max_shard_size)
+    vector = open_task_vector(source.resolve(source_name), None)
+    if not isinstance(vector, TernaryVector):
+        raise RequestError(f"{vector.folder}: is no ternary task vector; there is nothing to expand")
+    base = open_checkpoint(source.resolve(options.base)) if options.base else None
+    check_base(vector, base)
+    base = None if vector.is_adapter else base
+    stored = _stored(vector)
+    check_out(out, vector.folder, sum(spec.bytes for spec in stored.tensors.values()), options.overwrite)
+    names = [name for name in base.tensors if name in stored.tensors] if base else list(stored.tensors)
+    outputs = outputs_like(vector.folder, [stored.tensors[name] for name in names], vector.is_adapter)
+    settings = {"method": "expand", "base": options.base}
+    with ProgressBars(quiet) as bars, new_folder(out, outputs, shard_bytes, vector.folder) as writer:
+        for number, name in enumerate(names):
+            bars("expanding", number, len(names))
+            writer.put(name, _tensor(vector, name, base))
+        writer.commit(manifest("expand", settings, stored, writer.hashes(), facts_of(vector)))
+    before, after = (stored.parameters, stored.bytes), (stored.parameters, writer.written[1])
+    return stage_result("expand", settings, out, stored, before, after) | facts_of(vector) | time_and_memory(started)
+
+
+def _stored(vector: TernaryVector) -> Checkpoint:
+    """The vector's folder as the manifest names its source."""
+    path = vector.folder / NAME
+    specs = {**vector.specs, **vector.dense}
+    files = dict.fromkeys(specs, vector.container.path)
+    return Checkpoint(vector.folder, {}, specs, files, read_json(path) if path.is_file() else None)
+
+
+def _tensor(vector: TernaryVector, name: str, base: Checkpoint | None) -> Tensor:
+    return applied_tensor(vector, name, base) if name in vector.specs else vector.dense_tensor(name)

@@ -1,0 +1,104 @@
+"""`merge`: several task vectors, ternary or not, become one normal adapter, or with --base one checkpoint.
+
+vectors of the same tensors     merged entry by entry (merge_entries.py)
+other LoRA adapters             merged as updates of the linears, (scaling B A), re-factorised at --rank (merge_updates.py)
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from compresskit.checkpoint import source
+from compresskit.checkpoint.manifest import manifest
+from compresskit.checkpoint.reader import Checkpoint, open_checkpoint, sha256
+from compresskit.checkpoint.writer import check_out
+from compresskit.errors import RequestError
+from compresskit.job import stage_result, time_and_memory
+from compresskit.machine.progress import ProgressBars
+from compresskit.methods import name_of
+from compresskit.stages import parse_bytes
+from compresskit.task_vectors.apply import check_base
+from compresskit.task_vectors.merge_entries import EntryMerge
+from compresskit.task_vectors.merge_updates import open_updates
+from compresskit.task_vectors.merging.method import MergeMethod
+from compresskit.task_vectors.output import new_folder
+from compresskit.task_vectors.request import MergeOptions
+from compresskit.task_vectors.vector import PlainVector, TaskVector, TernaryVector, open_task_vector
+
+
+def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOptions, quiet: bool = True) -> dict[str, Any]:
+    """Merge task vectors.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+    """
+    started = time.monotonic()
+    base_folder = source.resolve(options.base) if options.base else None
+    vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
+    first = vectors[0]
+    base = open_checkpoint(base_folder) if base_folder and not first.is_adapter else None
+    _check(method, vectors, base, options)
+    shard_bytes = parse_bytes(options.max_shard_size)
+    for vector in vectors:
+        check_out(out, vector.folder, sum(spec.bytes for spec in vector.specs.values()), options.overwrite)
+    settings = {"method": name_of("merge", method), **method.model_dump(), "sources": sources, "base": options.base}
+    settings["rank"] = options.rank
+    work = open_updates(method, vectors, options.rank) if options.rank else EntryMerge(method, vectors, base)
+    with ProgressBars(quiet) as bars, new_folder(out, work.outputs(), shard_bytes, first.folder) as writer:
+        for name, tensor in work.tensors(bars.of("merging")):
+            writer.put(name, tensor)
+        writer.commit(_manifest(settings, vectors, writer.hashes()))
+    parameters = [sum(spec.elements for spec in vector.specs.values()) for vector in vectors]
+    before = sum(parameters), sum(file.stat().st_size for file in _files(vectors))
+    folders = [vector.folder for vector in vectors]
+    result = stage_result("merge", settings, out, folders, before, (parameters[0], writer.written[1]))
+    return result | time_and_memory(started)
+
+
+def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | None, options: MergeOptions) -> None:
+    """What can be refused before any work."""
+    first = vectors[0]
+    if len(vectors) < 2:
+        raise RequestError(f"{first.folder}: one source cannot be merged; give at least two, then OUT")
+    if method.weights and len(method.weights) != len(vectors):
+        raise RequestError(f"--weights: {len(method.weights)} for {len(vectors)} sources; give one for each, or none")
+    for vector in vectors:
+        if vector.is_adapter != first.is_adapter:
+            raise RequestError(
+                f"{vector.folder}: adapters and checkpoints cannot be merged; expand, or merge the adapters with peft"
+            )
+        if vector.dense:
+            name = next(iter(vector.dense))
+            raise RequestError(f"{vector.folder}: {name} is no part of the vector and cannot be merged; leave this source out")
+        if isinstance(vector, TernaryVector) and not vector.is_adapter:
+            check_base(vector, base)
+        if options.rank is None:
+            _check_same_tensors(first, vector)
+
+
+def _check_same_tensors(first: TaskVector, vector: TaskVector) -> None:
+    remedy = "pass --rank to merge them as updates of the weights"
+    if isinstance(vector, TernaryVector) and vector.container.facts.balanced:
+        raise RequestError(f"{vector.folder}: its factors were balanced, so that their ranks match no other's; {remedy}")
+    for name in {**first.specs, **vector.specs}:
+        found = [v.specs[name].shape if name in v.specs else None for v in (first, vector)]
+        if found[0] != found[1]:
+            raise RequestError(f"{vector.folder}: {name} is {found[1]} there, {found[0]} in {first.folder}; {remedy}")
+
+
+def _files(vectors: list[TaskVector]) -> list[Path]:
+    """The weight files of all sources, those of ternary ones first."""
+    files = [vector.container.path for vector in vectors if isinstance(vector, TernaryVector)]
+    return files + [file for vector in vectors if isinstance(vector, PlainVector) for file in vector.store.files]
+
+
+def _manifest(settings: dict[str, Any], vectors: list[TaskVector], hashes: dict[str, str]) -> dict[str, Any]:
+    """compresskit.json: the hashes of every source take the place of one input and of the chain behind it."""
+    no_single_source = Checkpoint(vectors[0].folder, {}, {}, {})
+    inputs = {"sha256": {str(file): sha256(file) for file in _files(vectors)}}
+    return manifest("merge", settings, no_single_source, hashes, {}) | {"inputs": inputs}

@@ -1,0 +1,122 @@
+"""Merging task vectors of the same tensors, entry by entry, a section at a time.
+
+Where all sources are ternary, their entries go through a table of the 3**n patterns that n signs can show. The table holds
+exactly what the floats would give.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compresskit.checkpoint.outputs import Outputs
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec
+from compresskit.errors import RequestError
+from compresskit.methods import name_of
+from compresskit.task_vectors.merging.method import MergeMethod, Values
+from compresskit.task_vectors.output import outputs_like
+from compresskit.task_vectors.trimming import Sections, trimmed
+from compresskit.task_vectors.vector import TaskVector, TernaryVector, offset_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_PATTERNS = 3**10
+"""Above ten ternary sources the table of patterns would take longer than the floats."""
+
+
+@dataclass(frozen=True)
+class EntryMerge:
+    """A merge of vectors of the same tensors."""
+
+    method: MergeMethod
+    vectors: list[TaskVector]
+    base: Checkpoint | None
+    """Of whole checkpoints; None for adapters."""
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """The tensors that come out."""
+        return self.vectors[0].specs
+
+    def outputs(self) -> Outputs:
+        """The weight files that come out."""
+        return outputs_like(self.vectors[0].folder, list(self.specs.values()), self.base is None)
+
+    def tensors(self, on_tensor: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
+        """Merge, a tensor at a time. `on_tensor`: called with (tensors done, all) before each.
+
+        Yields:
+            (name, the tensor in its stored dtype and shape), in order.
+
+        Raises:
+            RequestError: nothing is left of what the adapters learned; only known at the end.
+        """
+        import torch
+
+        from compresskit.machine.precision import torch_dtype
+
+        sections, nonzero = self.merged_sections(), set[str]()
+        for number, (name, spec) in enumerate(self.specs.items()):
+            on_tensor(number, len(self.specs))
+            merged = torch.from_numpy(np.concatenate([*sections(name), np.zeros(0, np.float32)])) * self.method.scaling
+            if bool(merged.any()):
+                nonzero.add(name)
+            merged += self.base.read(name).reshape(-1).float() if self.base else offset_of(name)
+            yield name, merged.to(torch_dtype(spec.dtype)).reshape(spec.shape)
+        if self.base is None:
+            self._check_any_update(nonzero)
+
+    def _check_any_update(self, nonzero: set[str]) -> None:
+        """RequestError where all lora_B are zero, so that every update is."""
+        second_factors = {name for name in self.specs if ".lora_B." in name}
+        if second_factors and not second_factors & nonzero:
+            raise RequestError(
+                f"{self.vectors[0].folder}: {name_of('merge', self.method)} keeps nothing of any lora_B, which leaves no update "
+                "(where lora_A is far larger, it takes all places); merge by average, task-arithmetic or ties, with --rank"
+            )
+
+    def merged_sections(self) -> Sections:
+        """The merged vector, without `scaling`; its tensors can be read once each, in order."""
+        names = list(self.specs)
+        reads = [trimmed(vector.values, names, self._trims_to(vector)) for vector in self.vectors]
+        if self.method.whole:
+            return self._merged_whole(reads)
+        return lambda name: merged_tensor(self.method, self.vectors, reads, name)
+
+    def _trims_to(self, vector: TaskVector) -> float:
+        """Ternary vectors are trimmed already."""
+        return 1.0 if isinstance(vector, TernaryVector) else self.method.trims_to
+
+    def _merged_whole(self, reads: list[Sections]) -> Sections:
+        rows = [np.concatenate([part for name in self.specs for part in read(name)]) for read in reads]
+        merged = self.method.merge(np.stack(rows), self.method.source_weights(len(reads)))
+        ends = list(itertools.accumulate(spec.elements for spec in self.specs.values()))
+        values_of = dict(zip(self.specs, np.split(merged, ends[:-1]), strict=True))
+        return lambda name: iter([values_of[name]])
+
+
+def pattern_table(method: MergeMethod, scales: list[float], weights: Values) -> Values:
+    """What every pattern of signs of n sources gives, (3**n,): pattern sum_i 3**i (sign_i + 1)."""
+    patterns = np.array(list(itertools.product((-1, 0, 1), repeat=len(scales))), np.float32)[:, ::-1].T
+    return method.merge(np.ascontiguousarray(patterns * np.array(scales, np.float32)[:, None]), weights)
+
+
+def merged_tensor(method: MergeMethod, vectors: list[TaskVector], reads: list[Sections], name: str) -> Iterator[Values]:
+    """The sections (entries,) of one merged tensor, without `scaling`. `reads`: the trimmed values of each vector."""
+    weights = method.source_weights(len(vectors))
+    ternary = [v.container for v in vectors if isinstance(v, TernaryVector) and v.container.facts.variant != "prune"]
+    if len(ternary) == len(vectors) and 3 ** len(vectors) <= MOST_PATTERNS:
+        table = pattern_table(method, [each.tensors[name].scale for each in ternary], weights)
+        for parts in zip(*(each.parts(name) for each in ternary), strict=True):
+            codes = np.zeros(len(parts[0].signs), np.uint16)
+            for power, part in enumerate(parts):
+                codes += np.uint16(3**power) * (part.signs + np.int8(1)).astype(np.uint16)
+            yield table[codes]
+        return
+    for rows in zip(*(read(name) for read in reads), strict=True):
+        yield method.merge(np.stack(rows), weights)

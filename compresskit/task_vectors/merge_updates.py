@@ -1,0 +1,139 @@
+"""Merging LoRA adapters of different ranks or linears: as updates of the weights, then factorised at one rank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compresskit.checkpoint.outputs import Outputs
+from compresskit.checkpoint.reader import read_json
+from compresskit.errors import RequestError
+from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter, config_text, factor_names, tensors
+from compresskit.methods import name_of
+from compresskit.task_vectors.apply import applied_adapter, is_plain_lora
+from compresskit.task_vectors.merging.method import MergeMethod, Values
+from compresskit.task_vectors.trimming import Sections, trimmed
+from compresskit.task_vectors.vector import PlainVector, TaskVector
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shapes = dict[str, tuple[int, int]]
+"""(out, in) of linears by module name."""
+
+
+@dataclass(frozen=True)
+class UpdateMerge:
+    """A merge of LoRA adapters, linear by linear."""
+
+    method: MergeMethod
+    adapters: list[Adapter]
+    shapes: Shapes
+    """Of all linears that an adapter updates."""
+    rank: int
+    dtype: str
+    """Of the factors that come out, in safetensors' spelling."""
+
+    def outputs(self) -> Outputs:
+        """The adapter that comes out."""
+        ranks = dict.fromkeys(self.shapes, self.rank)
+        base = str(self.adapters[0].config.get("base_model_name_or_path") or "")
+        factors = tensors(ranks, self.shapes.__getitem__, self.dtype)
+        return Outputs(extra={WEIGHTS: factors}, files={CONFIG: config_text(base, ranks)})
+
+    def tensors(self, on_linear: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
+        """Merge, a linear at a time. `on_linear`: called with (linears done, all) before each.
+
+        Yields:
+            (name, a factor in its stored dtype and shape), in order.
+        """
+        import torch
+
+        from compresskit.machine.precision import torch_dtype
+
+        names = list(self.shapes)
+        reads = [trimmed(update_reader(each, self.shapes), names, self.method.trims_to) for each in self.adapters]
+        weights = self.method.source_weights(len(self.adapters))
+        for number, name in enumerate(names):
+            on_linear(number, len(names))
+            merged = self.method.merge(np.stack([next(read(name)) for read in reads]), weights)
+            update = torch.from_numpy(merged).reshape(self.shapes[name]) * self.method.scaling
+            for factor_name, factor in zip(factor_names(name), truncated(update, self.rank), strict=True):
+                yield factor_name, factor.to(torch_dtype(self.dtype))
+
+
+def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int) -> UpdateMerge:
+    """Open the vectors as adapters whose updates are merged at this rank.
+
+    Raises:
+        RequestError: the method needs all updates at once, a source is no plain LoRA, two sources disagree on a shape, or
+            the rank exceeds a linear.
+    """
+    if method.whole:
+        name = name_of("merge", method)
+        raise RequestError(f"--rank: {name} needs all updates in memory at once; use ties, or adapters of one rank")
+    adapters = [as_adapter(vector) for vector in vectors]
+    shapes = shapes_of(adapters)
+    for name, shape in shapes.items():
+        if rank > min(shape):
+            raise RequestError(f"--rank {rank}: {name} is {list(shape)}; the rank is at most {min(shape)}")
+    return UpdateMerge(method, adapters, shapes, rank, next(iter(vectors[0].specs.values())).dtype)
+
+
+def as_adapter(vector: TaskVector) -> Adapter:
+    """The vector as an adapter whose updates can be read; RequestError where it is no plain LoRA."""
+    config = read_json(vector.folder / CONFIG) if vector.is_adapter else {}
+    if not is_plain_lora(config):
+        raise RequestError(f"{vector.folder}: no plain LoRA adapter, which --rank needs; leave --rank out, or this source")
+    if isinstance(vector, PlainVector):
+        return Adapter(vector.folder, config, vector.store)
+    return applied_adapter(vector, config)
+
+
+def shapes_of(adapters: list[Adapter]) -> Shapes:
+    """The shape of every linear that an adapter updates; RequestError where two adapters disagree."""
+    shapes: Shapes = {}
+    for adapter in adapters:
+        for name in adapter.names:
+            first, second = (adapter.store.spec(each).shape for each in factor_names(name))
+            shape = (second[0], first[1])
+            if shapes.setdefault(name, shape) != shape:
+                raise RequestError(f"{adapter.folder}: {name} is {list(shape)}, elsewhere {list(shapes[name])}; same base?")
+    return dict(sorted(shapes.items(), key=lambda item: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", item[0])]))
+
+
+def update_reader(adapter: Adapter, shapes: Shapes) -> Sections:
+    """Name of a linear -> its update, flat, in one section; zeros where the adapter has none."""
+
+    def read(name: str) -> Iterator[Values]:
+        if not adapter.holds(name):
+            yield np.zeros(shapes[name][0] * shapes[name][1], np.float32)
+        else:
+            yield adapter.update(name).reshape(-1).contiguous().numpy()
+
+    return read
+
+
+def truncated(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best product of that rank, balanced; exact where the update (out, in) has no larger rank.
+
+    The singular vectors come from the smaller second-moment matrix in float64, four times as fast as a decomposition.
+
+    Returns:
+        (A (rank, in), B (out, rank)) float32.
+    """
+    import torch
+
+    from compresskit.numerics.lowrank import balanced_factors
+
+    wide = update.shape[0] <= update.shape[1]
+    exact = update.double() if wide else update.double().T
+    basis = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -rank:]
+    first, second = basis.T @ exact, basis
+    first, second = (first, second) if wide else (second.T, first.T)
+    first, second = balanced_factors(first, second)
+    return first.float(), second.float()

@@ -1,0 +1,1 @@
+"""Ways to merge task vectors, one file a method."""

@@ -1,0 +1,58 @@
+"""The share of largest entries of a whole vector, found in passes over its tensors; memory holds a section.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from compresskit.formats.ternary.threshold import Spread, Threshold, Values
+
+Sections = Callable[[str], Iterator[Values]]
+"""Name of a tensor -> its values, flat float32, a section at a time."""
+
+
+def find_threshold(
+    sections: Sections, names: list[str], density: float, on_tensor: Callable[[int, int], None] | None = None
+) -> tuple[Spread, Threshold]:
+    """The threshold that this share of all entries reaches, by two passes over the tensors.
+
+    `on_tensor`: called with (tensors done, of both passes) before each tensor and at the end.
+
+    Returns:
+        The spread of the vector, and the threshold, which can cut the same sections in the same order.
+    """
+    total = 2 * len(names)
+    on_tensor = on_tensor or (lambda done, total: None)
+    spread = Spread()
+    for number, name in enumerate(names):
+        on_tensor(number, total)
+        for values in sections(name):
+            spread.add(values)
+    threshold = Threshold(spread, density)
+    for number, name in enumerate(names, start=len(names)):
+        on_tensor(number, total)
+        for values in sections(name):
+            threshold.add(values)
+    on_tensor(total, total)
+    threshold.settle()
+    return spread, threshold
+
+
+def trimmed(sections: Sections, names: list[str], density: float) -> Sections:
+    """The vector with zeros in place of all but this share of its largest entries; itself where the share is 1.
+
+    Its tensors can then be read once each, in the order of `names`.
+    """
+    if density == 1:
+        return sections
+    _, threshold = find_threshold(sections, names, density)
+
+    def read(name: str) -> Iterator[Values]:
+        for values in sections(name):
+            yield values * np.abs(threshold.cut(values))
+
+    return read

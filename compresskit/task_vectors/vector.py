@@ -1,0 +1,244 @@
+"""Task vectors, whatever they lie in: what fine-tuning added, as named tensors that are read in sections.
+
+    a PEFT adapter               tau = its parameters, minus 1 where they multiply (IA3)
+    a fine-tuned checkpoint      tau = its weights - the base's
+    a ternary file of either     tau = scale * sign
+
+The adapter's own parameters are the vector (ComPEFT, arXiv 2311.13171, section 2). Of LoRA these may first be balanced:
+lora_A starts from noise three times as large as what lora_B learns, so that one threshold for both would keep the noise
+and drop what was learned; the balanced pair (numerics/lowrank.py) is the same update, in which both weigh alike and the ranks are
+sorted by what they do. What a section holds never exceeds 2**22 float32 numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compresskit.checkpoint.manifest import NAME
+from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
+from compresskit.errors import CheckpointError, NumericalError, RequestError, near_miss
+from compresskit.formats.peft import CONFIG, WEIGHTS
+from compresskit.formats.ternary.reading import Container, open_container
+from compresskit.formats.ternary.sections import SECTION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER_FILE = "adapter_model.compeft.safetensors"
+MODEL_FILE = "model.compeft.safetensors"
+FACTORS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".ia3_l")
+"""Parameters of adapters that make up the vector; all else (DoRA's magnitudes, modules_to_save) stays dense."""
+MULTIPLIES = ".ia3_l"
+"""IA3 scales activations by its parameters: 1 changes nothing."""
+FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+def offset_of(name: str) -> float:
+    """What a parameter is where nothing was learned."""
+    return 1.0 if MULTIPLIES in name else 0.0
+
+
+def pair_of(name: str) -> tuple[str, str] | None:
+    """The names of A and B of the linear to which a factor belongs; None for what is no factor of a linear."""
+    if ".lora_A." not in name and ".lora_B." not in name:
+        return None
+    return name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
+
+
+def stored_bytes(tensor: Tensor) -> bytes:
+    """The bytes of a tensor of any shape on the CPU, as files hold them."""
+    import torch
+
+    data: bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return data
+
+
+def checked_read(store: Checkpoint, name: str) -> Tensor:
+    """A tensor; RequestError where it holds NaN or infinity, which nothing can be made of."""
+    try:
+        return store.read(name)
+    except NumericalError as error:
+        raise RequestError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class PlainVector:
+    """The vector of an adapter, or with a base of a checkpoint."""
+
+    store: Checkpoint
+    base: Checkpoint | None
+    specs: dict[str, TensorSpec]
+    dense: dict[str, TensorSpec]
+    balance: bool = False
+    """Whether pairs of LoRA factors are read balanced."""
+    pair: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    """The balanced pair that was read last: its two factors are stored next to each other."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.store.folder
+
+    def tensor(self, name: str) -> Tensor:
+        """A stored tensor, or its part of the balanced pair; RequestError where it is not finite."""
+        names = pair_of(name)
+        if not self.balance or names is None or not set(names) <= self.specs.keys():
+            return checked_read(self.store, name)
+        if name not in self.pair:
+            from compresskit.numerics.lowrank import balanced_factors  # torch, which refusals do without
+
+            self.pair.clear()
+            factors = balanced_factors(*(checked_read(self.store, each).float() for each in names))
+            self.pair.update(zip(names, factors, strict=True))
+        return self.pair[name]
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it belongs to a PEFT adapter."""
+        return self.base is None
+
+    def values(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """The values of tau in a tensor, flat float32, a section at a time; RequestError where it is not finite."""
+        tuned = self.tensor(name).reshape(-1)
+        base = checked_read(self.base, name).reshape(-1) if self.base else None
+        offset = offset_of(name) if self.base is None else 0.0
+        for start in range(0, len(tuned), SECTION):
+            part = tuned[start : start + SECTION].float()
+            if base is not None:
+                part = part - base[start : start + SECTION].float()
+            elif offset:
+                part = part - offset
+            values: NDArray[np.float32] = part.contiguous().numpy()
+            yield values
+
+    def dense_bytes(self, name: str) -> bytes:
+        """A tensor beside the vector, as stored."""
+        return stored_bytes(checked_read(self.store, name))
+
+
+@dataclass(frozen=True)
+class TernaryVector:
+    """The vector in a ternary file."""
+
+    folder: Path
+    container: Container
+    is_adapter: bool
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """The tensors of the vector, in order."""
+        return {name: entry.spec for name, entry in self.container.tensors.items()}
+
+    @property
+    def dense(self) -> dict[str, TensorSpec]:
+        """Tensors beside the vector."""
+        return self.container.dense
+
+    def values(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """The values of tau in a tensor, flat float32, a section at a time."""
+        entry = self.container.tensors[name]
+        for part in self.container.parts(name):
+            found = part.signs.astype(np.float32)
+            if self.container.facts.variant == "prune":
+                found[found != 0] = kept_values(entry.spec, part.values)
+            else:
+                found *= np.float32(entry.scale)
+            yield found
+
+    def dense_tensor(self, name: str) -> Tensor:
+        """A tensor beside the vector, to be written as it is: its bits as whole numbers of the same width."""
+        import torch
+
+        spec = self.dense[name]
+        numbers = np.frombuffer(bytearray(self.container.dense_bytes(name)), f"i{BYTES_PER_ELEMENT[spec.dtype]}")
+        return torch.from_numpy(numbers).reshape(spec.shape)
+
+
+TaskVector = PlainVector | TernaryVector
+
+
+def kept_values(spec: TensorSpec, data: bytes) -> NDArray[np.float32]:
+    """The values of a section's non-zeros, (non-zeros,) float32, which variant prune keeps in the tensor's dtype."""
+    import torch
+
+    from compresskit.machine.precision import torch_dtype
+
+    if not data:
+        return np.zeros(0, np.float32)
+    found: NDArray[np.float32] = torch.frombuffer(bytearray(data), dtype=torch_dtype(spec.dtype)).float().numpy()
+    return found
+
+
+def is_ternary(folder: Path) -> bool:
+    """Whether a folder holds a ternary file."""
+    return (folder / ADAPTER_FILE).is_file() or (folder / MODEL_FILE).is_file()
+
+
+def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> TaskVector:
+    """Open a folder as a task vector. `base`: of a fine-tuned checkpoint. `balance`: the pairs of a LoRA adapter.
+
+    Returns:
+        The vector; no values are read.
+
+    Raises:
+        CheckpointError: the folder holds none, or its file is damaged.
+        RequestError: a whole checkpoint came without its base, or the base does not belong to it.
+    """
+    if is_ternary(folder):
+        adapter = (folder / ADAPTER_FILE).is_file()
+        return TernaryVector(folder, open_container(folder / (ADAPTER_FILE if adapter else MODEL_FILE)), adapter)
+    if (folder / CONFIG).is_file():
+        return replace(_adapter(folder), balance=balance)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: has neither {CONFIG} nor config.json; point to a PEFT adapter, or to a checkpoint with --base"
+        )
+    store = open_checkpoint(folder)
+    if base is None:
+        raise RequestError(f"{folder}: is a whole checkpoint; pass --base, the checkpoint that it was fine-tuned from")
+    return _difference(store, open_checkpoint(base))
+
+
+def _adapter(folder: Path) -> PlainVector:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: an adapter without {WEIGHTS}; save it with peft as safetensors")
+    found = {spec.name: spec for spec in tensors_in(path)}
+    config, files, path_of_manifest = read_json(folder / CONFIG), dict.fromkeys(found, path), folder / NAME
+    store = Checkpoint(folder, config, found, files, read_json(path_of_manifest) if path_of_manifest.is_file() else None)
+    factors = {n: spec for n, spec in found.items() if spec.dtype in FLOATS and any(part in n for part in FACTORS)}
+    if not factors:
+        raise CheckpointError(f"{path}: holds no factors of LoRA or IA3 ({', '.join(FACTORS)}); point to such an adapter")
+    return PlainVector(store, None, factors, {n: spec for n, spec in found.items() if n not in factors})
+
+
+def _difference(store: Checkpoint, base: Checkpoint) -> PlainVector:
+    for name, spec in store.tensors.items():
+        if name not in base.tensors:
+            hint = near_miss(name, base.tensors)
+            raise RequestError(f"--base {base.folder}: has no tensor {name}; use the checkpoint that was fine-tuned.{hint}")
+        if base.tensors[name].shape != spec.shape:
+            shapes = f"{list(base.tensors[name].shape)} there, {list(spec.shape)} in {store.folder}"
+            raise RequestError(f"--base {base.folder}: {name} is {shapes}; use the checkpoint that was fine-tuned")
+    floats = {name: spec for name, spec in store.tensors.items() if spec.dtype in FLOATS}
+    return PlainVector(store, base, floats, {n: spec for n, spec in store.tensors.items() if n not in floats})
+
+
+def facts_of(vector: TernaryVector) -> dict[str, Any]:
+    """What reports say about a ternary vector."""
+    container = vector.container
+    bits = 8 * sum(entry.bytes for entry in container.tensors.values())
+    return {
+        "variant": container.facts.variant,
+        "density_achieved": container.nonzeros / max(1, container.entries),
+        "alpha": container.facts.alpha,
+        "entries": container.entries,
+        "nonzeros": container.nonzeros,
+        "bits_per_entry": bits / max(1, container.entries),
+    }

@@ -1,0 +1,65 @@
+"""Gradients of a loss through a model of any size: one block in memory, there and back.
+
+Forward, the walk keeps every block's inputs on disk; the head gives the gradient of the loss with respect to the last
+hidden states; then the blocks come again in reverse order, each run once more with gradients. The inputs lie in a scratch
+folder: windows x length x hidden x blocks numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compresskit.walk.block import Block
+from compresskit.walk.sequence import OnBlock
+from compresskit.walk.walk import Walk
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""function(tokens (1, length), logits (1, length, vocabulary) float32) -> a number."""
+Step = Callable[[Tensor, Tensor], Tensor]
+"""function(a window's inputs of a block, that ask for gradients, d loss / d its outputs) -> d loss / d its inputs."""
+
+
+def walk_backward(
+    walk: Walk, scratch: Path, on_block: OnBlock, loss: Loss, visit: Callable[[Block], AbstractContextManager[Step]]
+) -> None:
+    """Run the model forward, and then its blocks in reverse order with gradients.
+
+    `walk`: one window a micro-batch. `visit(block)` is entered once a block and gives the function that takes the gradient
+    of each window through it; what it wants to see of the gradients is its own affair.
+
+    Raises:
+        NumericalError: activations are not finite.
+    """
+    count = walk.model.block_count
+    calls = []
+    for block in walk:
+        save_file(_numbered(block.hidden), scratch / f"inputs-{block.index}.safetensors")
+        calls.append(block.calls)
+        on_block("forward", block.index + 1, count)
+    gradients = [_head_gradient(loss, *each) for each in walk.heads()]
+    for index in reversed(range(count)):
+        inputs = load_file(scratch / f"inputs-{index}.safetensors")
+        (scratch / f"inputs-{index}.safetensors").unlink()
+        hidden = [inputs[str(i)] for i in range(len(inputs))]
+        with walk.block(index, hidden, calls[index]) as block, visit(block) as step:
+            for number, window in enumerate(block.hidden):
+                gradients[number] = step(window.detach().requires_grad_(True), gradients[number])
+        on_block("backward", count - index, count)
+
+
+def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {str(index): tensor.cpu().contiguous() for index, tensor in enumerate(tensors)}
+
+
+def _head_gradient(loss: Loss, tokens: Tensor, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient d loss / d hidden of one window, (1, length, hidden)."""
+    given = hidden.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = loss(tokens, head(given).float())
+    return torch.autograd.grad(value, given)[0]

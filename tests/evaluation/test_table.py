@@ -1,0 +1,38 @@
+"""The table shows every number with its unit, and only what was measured."""
+
+from __future__ import annotations
+
+from compresskit.evaluation.table import aligned, table
+
+REPORT = {
+    "against": "dense", "text": "prose", "bytes": 2_000_000, "reference_bytes": 4_000_000, "parameters": 5e6,
+    "reference_parameters": 1e7, "perplexity": 12.34, "reference_perplexity": 10.0, "kl": 0.25, "top1_agreement": 0.755,
+}  # fmt: skip
+SPEED = {
+    "prefill_tokens_per_second": 300.0, "reference_prefill_tokens_per_second": 200.0, "prefill_speedup": 1.45,
+    "decode_tokens_per_second": 30.0, "reference_decode_tokens_per_second": 20.0, "decode_speedup": 1.4,
+    "peak_memory_bytes": 3e8, "reference_peak_memory_bytes": 6e8,
+}  # fmt: skip
+
+
+def test_sizes_perplexity_and_speed_are_compared() -> None:
+    lines = table({**REPORT, "speed": SPEED}).splitlines()
+    found = {line[:34].strip(): line[34:].split() for line in lines[1:-1]}
+    assert found["size on disk"] == ["4.0", "MB", "2.0", "MB", "x", "0.500"]
+    assert found["perplexity (lower is better)"] == ["10.00", "12.34", "x", "1.234"]
+    assert found["prefill tokens/s"] == ["200.0", "300.0", "x", "1.450"]
+    assert found["memory when running"] == ["600", "MB", "300", "MB", "x", "0.500"]
+    assert found["same most likely token"] == ["75.5%"]
+    assert lines[-1] == "measured on: prose"
+
+
+def test_without_a_reference_there_is_one_column() -> None:
+    alone = {**REPORT, "against": None, "reference_bytes": None, "reference_parameters": None, "reference_perplexity": None}
+    text = table({**alone, "kl": None, "speed": None})
+    assert "before" not in text
+    assert " x " not in text
+    assert "tokens/s" not in text
+
+
+def test_columns_are_aligned() -> None:
+    assert aligned([("a", "1", "22", ""), ("bbb", "333", "4", "x")]) == "a      1  22\nbbb  333   4  x"
