@@ -22,7 +22,7 @@ from compresskit.checkpoint import source
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.recovery.data.encoding import encode_samples, open_tokenizer
 from compresskit.recovery.data.instructions import read_instructions
-from compresskit.recovery.method import RecoverOptions
+from compresskit.recovery.request import RecoverOptions
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.paser import Paser
 

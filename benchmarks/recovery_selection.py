@@ -37,9 +37,9 @@ from compresskit.machine.precision import matrix_products
 from compresskit.methods import method_class
 from compresskit.models.load import open_model
 from compresskit.recovery import forward
-from compresskit.recovery import run as recovery_run
+from compresskit.recovery.data import reading
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.method import RecoverOptions
+from compresskit.recovery.request import RecoverOptions
 from compresskit.recovery.selection import degradation, embeddings
 from compresskit.walk.walk import Walk
 
@@ -112,8 +112,8 @@ def remember_what_runs_share(dense: str, compressed: Path, work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = digest([open_model(source.resolve(each)).checkpoint.hashes for each in (dense, str(compressed))])
     texts_of = lambda samples: digest([sample.text if hasattr(sample, "text") else str(sample) for sample in samples])  # noqa: E731
-    remember(recovery_run, "drop_duplicates", texts_of)
-    remember(recovery_run, "encode_samples", lambda reading, _, length: digest(texts_of(reading.samples), length))
+    remember(reading, "drop_duplicates", texts_of)
+    remember(reading, "encode_samples", lambda reading, _, length: digest(texts_of(reading.samples), length))
     lost, states, before = (Known(folder / f"{name}-{weights}.pt") for name in ("degradations", "states", "losses"))
     degradations, own_states, response_losses = degradation.degradations, embeddings.own_states, forward.response_losses
 
@@ -157,7 +157,7 @@ def task_scores(folder: Path, data: Path, limit: int | None) -> dict[str, float]
     """Length-normalised accuracy of each task; plain where there is one answer."""
     model = open_model(folder)
     tasks = read_tasks(data / "tasks", list(TASKS), limit, 0, 0)
-    found = score_tasks(model, tasks, choose_device("auto", "float32", model), lambda done, total: None)
+    found = score_tasks(model, tasks, choose_device("auto", "float32", model.checkpoint.dtypes), lambda done, total: None)
     return {name: scores.get("accuracy_normalised", scores["accuracy"]) for name, scores in found.items()}
 
 

@@ -58,7 +58,7 @@ def texts(data: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, 
 
 def losses(folder: Path, found: dict[str, list[Sample]], precision: Precision = "float32") -> dict[str, float]:
     model = with_adapter(open_model(folder), None)
-    walk = open_walk(model, *choose_device("auto", "float32", model))
+    walk = open_walk(model, choose_device("auto", "float32", model.checkpoint.dtypes))
     with matrix_products(walk.device, precision):
         return {name: mean_losses(walk, samples, None)["loss_by_token"] for name, samples in found.items()}
 

@@ -7,15 +7,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "compensate", "evaluate", "prune", "quantize", "recover", "register", "run"]
 
 
-def register() -> None:
-    """Let transformers load our ragged checkpoints without `trust_remote_code` (see models/ragged.py)."""
-    from compresskit.models.ragged import register as register_classes
-
-    register_classes()
-
-
 def __getattr__(name: str) -> Any:
-    """The stages and `run`, imported from `compresskit.api` when first asked for."""
+    """The stages, `run` and `register`, imported from `compresskit.api` when first asked for."""
     if name in __all__:
         return getattr(importlib.import_module("compresskit.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -82,6 +82,13 @@ def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[s
     return runner("evaluate", "")(str(source), options, quiet=quiet)
 
 
+def register() -> None:
+    """Let transformers load our ragged checkpoints without `trust_remote_code` (see models/ragged.py)."""
+    from compresskit.models.ragged import register as register_classes
+
+    register_classes()
+
+
 def run(
     recipe: str | Path,
     out: str | Path,

@@ -164,6 +164,9 @@ class Job:
 def begin(request: Request, bars: ProgressBars) -> Job:
     """Choose the device, get the text, and see what an interrupted run left.
 
+    Returns:
+        The request at work; nothing is written yet.
+
     Raises:
         RequestError: there is no such device, or another request's unfinished output is in the way.
         CalibrationError: the text is unusable or too short.

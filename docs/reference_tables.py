@@ -20,7 +20,9 @@ from typer.models import ArgumentInfo, CommandInfo, OptionInfo
 
 import compresskit
 from compresskit import errors
-from compresskit.cli.main import main
+from compresskit.cli import flags
+from compresskit.cli.recipes import add_recipe_commands
+from compresskit.cli.stages import add_stages
 from compresskit.methods import METHODS, STAGES, Entry, method_class, options_class, stage_of
 
 KINDS = {float: "number", int: "whole number", str: "text"}
@@ -73,7 +75,7 @@ def shown(default: Any) -> str:
 
 def settings(model: type[BaseModel]) -> str:
     """The table of a class's settings."""
-    spelled = {parameter.name: parameter for parameter in main.options_of(model)}
+    spelled = {parameter.name: parameter for parameter in flags.options_of(model)}
     rows = [
         [flag(spelled[name]), values(info.annotation, info.metadata), shown(info.default), info.description or ""]
         for name, info in model.model_fields.items()
@@ -85,7 +87,7 @@ def flag(parameter: inspect.Parameter) -> str:
     """How a flag is written; what switches it off comes second."""
     kind, *rest = get_args(parameter.annotation)
     (info,) = (each for each in rest if isinstance(each, OptionInfo))
-    plain = main.flag(parameter.name)
+    plain = flags.flag(parameter.name)
     # Typer takes the spelling for a default, until it sees that the option stands inside Annotated.
     written = info.default if isinstance(info.default, str) else f"{plain}/--no-{plain[2:]}" if kind is bool else plain
     return " ".join(f"`{each}`" for each in written.split("/"))
@@ -119,8 +121,9 @@ def _method(stage: str, name: str, entry: Entry) -> str:
 def commands() -> str:
     """All commands, and the flags of those that belong to no method."""
     app = typer.Typer()
-    main.add_stages(app, "")
-    found = {_name(each): each for each in (*main.app.registered_commands, *app.registered_commands)}
+    add_recipe_commands(app)
+    add_stages(app, "")
+    found = {_name(each): each for each in app.registered_commands}
     for group in app.registered_groups:
         assert group.typer_instance is not None
         for each in group.typer_instance.registered_commands:

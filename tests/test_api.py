@@ -33,12 +33,9 @@ def test_stages_run_with_the_flags_as_arguments(tiny: dict[str, Path], text_file
     assert report["size_ratio"] < 1
 
 
-def test_a_room_stays_a_room(tiny: dict[str, Path]) -> None:
+def test_a_stage_is_a_function_whichever_of_its_modules_was_imported() -> None:
     importlib.import_module("compresskit.pruning.cfsp")
-    from compresskit import prune
-
-    assert callable(prune)
-    assert prune.cfsp.CFSP().sparsity == 0.2
+    assert compresskit.prune is compresskit.api.prune
 
 
 def test_wrong_settings_are_refused_before_any_work(tiny: dict[str, Path], tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from compresskit.calibration.windows import Calibration, calibrate
 
 __all__ = [
-    "Calibration", "SelfSource", "TextRequest", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse", "read_text",
+    "Calibration", "SelfSource", "TextRequest", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse",
+    "read_text",
 ]  # fmt: skip
 
 

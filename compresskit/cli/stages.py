@@ -141,7 +141,8 @@ def methods(json_output: Json = False) -> None:
 
 def expand_command() -> Callable[..., None]:
     """`expand SOURCE OUT` with the flags of its options."""
-    from compresskit.task_vectors.expand import ExpandOptions, expand
+    from compresskit.task_vectors.expand import expand
+    from compresskit.task_vectors.request import ExpandOptions
 
     def command(source: str, out: Path, **values: Any) -> None:
         result = expand(source, out, build(ExpandOptions, values), quiet=values["quiet"])

@@ -11,7 +11,7 @@ g       diag(F): squares of the gradient, averaged          (out,)
 
 Equation 1 is the second-order expansion around the original, whose first order is 0 there (Amari, Natural Gradient Works
 Efficiently in Learning, 1998, section 3). It is not part of EoRA, whose error counts every output alike. What the
-expansion leaves out grows with the error: docs/compensate.md says what that measured at 3 and at 2 bits.
+expansion leaves out grows with the error: docs/evidence/compensate.md says what that measured at 3 and at 2 bits.
 """
 
 from __future__ import annotations

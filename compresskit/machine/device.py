@@ -23,7 +23,10 @@ class Where(NamedTuple):
 
 
 def choose_device(name: str, dtype: str, stored: Collection[str], trust_remote_code: bool = False) -> Where:
-    """The device and the precision of the forward passes; `stored`: dtypes of the checkpoint, in safetensors' spelling.
+    """Choose where to compute. `stored`: dtypes of the checkpoint, in safetensors' spelling.
+
+    Returns:
+        The device and the precision of the forward passes; `auto` is float32 on the CPU, the stored one elsewhere.
 
     Raises:
         RequestError: there is no such device here.

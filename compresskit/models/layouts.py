@@ -156,8 +156,8 @@ def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[st
 
 
 def own_files(model: Model) -> dict[str, str]:
-    """The generated files of a ragged checkpoint, by name, which what is made of it needs too; none for others."""
-    names = (CONFIGURATION_FILE, MODELING_FILE) if model.ragged else ()
+    """The generated files of a ragged checkpoint by name, for what is made of it; none for others and for planned ones."""
+    names = (CONFIGURATION_FILE, MODELING_FILE) if model.ragged and model.checkpoint.file_of else ()
     return {name: (model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
 
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compresskit.models.model import FfnGroup
+from compresskit.walk.block import Block
 from compresskit.walk.statistics import Gram, Moments
+
+ChannelStatistics = dict[str, Moments | Gram]
+"""Statistics of the channels' activations, by the name of the output projection."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,22 @@ def input_matrices(weight: Tensor, fused: int) -> tuple[Tensor, ...]:
 def kept_rows(weight: Tensor, kept: Tensor, fused: int) -> Tensor:
     """Keep channels of an input projection or its bias: (fused * width, ...) -> (fused * kept, ...)."""
     return torch.cat([part[kept] for part in weight.chunk(fused)])
+
+
+def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: torch.device, advance: bool) -> ChannelStatistics:
+    """Statistics of these networks' channels over all micro-batches; `advance` where the block stays as it is."""
+    kind = Gram if covariance else Moments
+    statistics = {ffn.out_projection: kind(group.width, device) for group in groups for ffn in group.members}
+    if advance:
+        block.advance(statistics)
+    else:
+        block.collect(statistics, attention_is_final=True)
+    return statistics
+
+
+def channels_of(block: Block, group: FfnGroup, member: int, statistics: ChannelStatistics) -> Channels:
+    """The channels of one network of a group."""
+    ffn = group.members[member]
+    matrices = [m for name in ffn.in_projections for m in input_matrices(block.linear(name).weight, group.fused)]
+    down = block.linear(ffn.out_projection).weight
+    return Channels(tuple(matrices), down, statistics.get(ffn.out_projection), block.index, member)

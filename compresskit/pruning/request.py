@@ -119,6 +119,9 @@ class PruneRequest(Request):
 def open_request(method: PruneMethod, source_name: str, out: Path, options: Options) -> PruneRequest:
     """Open the source and refuse what cannot be done; bad input is named in under a second, before any weight is read.
 
+    Returns:
+        The request, all checks passed.
+
     Raises:
         CompresskitError: of the kinds in errors.py, what is wrong with the source, the text, OUT or a setting.
     """

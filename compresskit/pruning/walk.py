@@ -16,18 +16,15 @@ from compresskit.machine.precision import torch_dtype
 from compresskit.models.layouts import Widths
 from compresskit.models.meta import to_stored
 from compresskit.models.model import Ffn, FfnGroup, Model
-from compresskit.pruning.channels import Channels, input_matrices, kept_rows
+from compresskit.pruning.channels import Channels, ChannelStatistics, channels_of, collected, kept_rows
 from compresskit.pruning.flap import output_bias
 from compresskit.pruning.method import PruneMethod
 from compresskit.pruning.refit import output_error, refit
 from compresskit.pruning.request import PruneRequest
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, finish_block
-from compresskit.walk.statistics import Gram, Moments
+from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
-
-ChannelStatistics = dict[str, Moments | Gram]
-"""Statistics of the channels' activations, by the name of the output projection."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +39,6 @@ class Pruned:
     """In the same order."""
     error: float | None
     """Output error on the calibration inputs over the output's energy; None without a refit."""
-
-
-def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: torch.device, advance: bool) -> ChannelStatistics:
-    """Statistics of these networks' channels over all micro-batches; `advance` where the block stays as it is."""
-    kind = Gram if covariance else Moments
-    statistics = {ffn.out_projection: kind(group.width, device) for group in groups for ffn in group.members}
-    if advance:
-        block.advance(statistics)
-    else:
-        block.collect(statistics, attention_is_final=True)
-    return statistics
-
-
-def channels_of(block: Block, group: FfnGroup, member: int, statistics: ChannelStatistics) -> Channels:
-    """The channels of one network of a group."""
-    ffn = group.members[member]
-    matrices = [m for name in ffn.in_projections for m in input_matrices(block.linear(name).weight, group.fused)]
-    down = block.linear(ffn.out_projection).weight
-    return Channels(tuple(matrices), down, statistics.get(ffn.out_projection), block.index, member)
 
 
 def prune_blocks(request: PruneRequest, walk: Walk, widths: tuple[Widths, Widths], writer: Writer, on_block: OnBlock) -> None:

@@ -204,6 +204,9 @@ def _even_bits(average: float, block: int) -> int:
 def open_request(method: QuantizeMethod, source_name: str, out: Path, options: Options) -> QuantizeRequest:
     """Open the source and refuse what cannot be done; bad input is named in under a second, before any weight is read.
 
+    Returns:
+        The request, all checks passed.
+
     Raises:
         CompresskitError: of the kinds in errors.py, what is wrong with the source, the text, OUT or a setting.
     """

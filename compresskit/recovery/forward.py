@@ -16,13 +16,13 @@ from torch import Tensor
 from compresskit.machine.device import Where
 from compresskit.models.model import Model
 from compresskit.recovery.data.encoding import Sample
-from compresskit.walk.walk import Walk, micro_batch_size
+from compresskit.walk.cost import FLOAT32_BYTES, micro_batch_size
+from compresskit.walk.walk import Walk
 
 HIDDEN_BYTES = 1 << 28
 """Bound on the hidden states of one chunk of samples, for each model (256 MiB)."""
 LOGITS_BYTES = 1 << 26
 """Bound on the float32 logits that exist at a time, for each model (64 MiB)."""
-FLOAT32_BYTES = 4
 
 
 class Rows(NamedTuple):
@@ -115,10 +115,10 @@ def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = F
         owners, positions = chosen[first : first + len(batch)].nonzero(as_tuple=True)
         for start in range(0, len(owners), step):
             part = slice(start, start + step)
-            where = owners[part], positions[part]
+            owner, position = owners[part], positions[part]
             # As texts of one token each: families with learned positions have no more of them than their context.
-            logits = tuple(head(hidden[where[0], where[1]][:, None])[:, 0].float() for _, hidden, head in outputs)
-            yield Rows(where[0] + first, where[1], batch[where[0], where[1] + 1], logits)
+            logits = tuple(head(hidden[owner, position][:, None])[:, 0].float() for _, hidden, head in outputs)
+            yield Rows(owner + first, position, batch[owner, position + 1], logits)
         first += len(batch)
 
 

@@ -1,27 +1,18 @@
-"""What a selection is given and must return, and the settings of the recover stage. Loads no torch."""
+"""What a selection is given and must return. Loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from compresskit.machine.precision import Precision
 from compresskit.recovery.data.encoding import Sample
-from compresskit.stages import Method, Options
+from compresskit.stages import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Loss = Literal["response", "distill"]
-Update = Literal["low-rank", "full"]
-DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4}
-"""Of full updates 1e-4 and 4e-4 won back less on SmolLM2-135M (docs/recover.md)."""
-
-DEFAULT_DATA_WEIGHT = 0.5
-"""Won back more than 0 and than 1 on three texts, two of them no instructions (docs/recover.md)."""
 
 
 class Choice(NamedTuple):
@@ -73,6 +64,12 @@ class Pool:
 class SelectionMethod(Method):
     """Choose samples of the pool."""
 
+    passes: ClassVar[float] = 0.0
+    """Forward passes over the pool that it asks for.
+
+    `lost` takes one of each model, `embeddings` one of the compressed model, the same one where both are asked for.
+    """
+
     def select(self, pool: Pool) -> Selection:
         """The choice; the same for the same pool and seed."""
         raise TypeError(f"{type(self).__name__} defines no select")
@@ -87,44 +84,3 @@ class BudgetMethod(SelectionMethod):
     def count(self, pool: Pool) -> int:
         """How many samples the budget is, at least one."""
         return max(1, round(self.budget * len(pool.samples)))
-
-
-class RecoverOptions(Options):
-    """The settings besides the selection: on which data, and how to fine-tune."""
-
-    original: str
-    """The model before compression: a folder, a Hub id or demo:smollm2-135m."""
-    data: tuple[str, ...] = ()
-    """Instruction data: a .jsonl, .json or .parquet file; may be repeated."""
-    select_only: bool = False
-    """Stop after the selection."""
-    adapter_only: bool = False
-    """Write a PEFT adapter alone, for the source as it is."""
-    pool: Annotated[int, Field(ge=0)] = 0
-    """Samples of the data to choose from, drawn by the seed; 0 takes all."""
-    held_back: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of each data source that is never trained on, for the loss before and after."""
-    self_samples: Annotated[int, Field(ge=0)] = 0
-    """Texts sampled from the original model itself to train on beside the selection."""
-    loss: Loss = "response"
-    """response: the data's own answers; distill: the original's predictions at every token."""
-    data_weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    """With distill: share of the data's own next token in what is learned at a token, beside the predictions; left out, 0.5."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Times that the training samples are seen."""
-    steps: Annotated[int, Field(ge=0)] = 0
-    """Optimiser steps, whatever the epochs; 0 goes by them."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    """Samples of an optimiser step."""
-    update: Update = "low-rank"
-    """low-rank: a pair beside every linear of the blocks; full: every weight of the blocks, of a dense source."""
-    rank: Annotated[int, Field(ge=1)] = 16
-    """Mean rank of the low-rank updates; blocks share it by their importances, where pruning measured them."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak of the cosine schedule; left out, 1e-3 for low-rank updates, 2e-4 for full ones."""
-    checkpoint_steps: Annotated[int, Field(ge=1)] = 20
-    """Steps after which the training is saved for --resume."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to keep fewer of them."""
-    precision: Precision = "auto"
-    """Of the matrix products in selection and training: bfloat16 where the device multiplies it faster."""

@@ -17,7 +17,7 @@ alpha   factor of the scale                    ()        alpha
         std over all n entries, before (1)     ()        Spread.std
 
 Differs from the paper: each pair of LoRA factors is replaced, before (1), by the pair of the same product whose parts
-weigh alike (`balance`; what it is worth is in docs/compeft.md). std divides by n instead of n - 1; of entries at the
+weigh alike (`balance`; what it is worth is in docs/evidence/compeft.md). std divides by n instead of n - 1; of entries at the
 threshold the first ones are kept; IA3's vector is its parameters minus 1, which change nothing at 1.
 """
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint import source
-from compresskit.checkpoint.manifest import NAME, manifest
-from compresskit.checkpoint.reader import Checkpoint, open_checkpoint, read_json
+from compresskit.checkpoint.manifest import manifest
+from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
 from compresskit.checkpoint.writer import check_out
 from compresskit.errors import RequestError
 from compresskit.job import stage_result, time_and_memory
@@ -17,7 +17,7 @@ from compresskit.stages import parse_bytes
 from compresskit.task_vectors.apply import applied_tensor, check_base
 from compresskit.task_vectors.output import new_folder, outputs_like
 from compresskit.task_vectors.request import ExpandOptions
-from compresskit.task_vectors.vector import TernaryVector, facts_of, open_task_vector
+from compresskit.task_vectors.vector import TernaryVector, facts_of, open_task_vector, recorded_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,10 +57,9 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
 
 def _stored(vector: TernaryVector) -> Checkpoint:
     """The vector's folder as the manifest names its source."""
-    path = vector.folder / NAME
     specs = {**vector.specs, **vector.dense}
     files = dict.fromkeys(specs, vector.container.path)
-    return Checkpoint(vector.folder, {}, specs, files, read_json(path) if path.is_file() else None)
+    return Checkpoint(vector.folder, {}, specs, files, recorded_manifest(vector.folder))
 
 
 def _tensor(vector: TernaryVector, name: str, base: Checkpoint | None) -> Tensor:

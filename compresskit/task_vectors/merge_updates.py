@@ -12,7 +12,8 @@ import numpy as np
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import read_json
 from compresskit.errors import RequestError
-from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter, config_text, factor_names, tensors
+from compresskit.formats import peft
+from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter, factor_names
 from compresskit.methods import name_of
 from compresskit.task_vectors.apply import applied_adapter, is_plain_lora
 from compresskit.task_vectors.merging.method import MergeMethod, Values
@@ -42,8 +43,8 @@ class UpdateMerge:
         """The adapter that comes out."""
         ranks = dict.fromkeys(self.shapes, self.rank)
         base = str(self.adapters[0].config.get("base_model_name_or_path") or "")
-        factors = tensors(ranks, self.shapes.__getitem__, self.dtype)
-        return Outputs(extra={WEIGHTS: factors}, files={CONFIG: config_text(base, ranks)})
+        factors = peft.tensors(ranks, self.shapes.__getitem__, self.dtype)
+        return Outputs(extra={WEIGHTS: factors}, files={CONFIG: peft.config_text(base, ranks)})
 
     def tensors(self, on_linear: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
         """Merge, a linear at a time. `on_linear`: called with (linears done, all) before each.
@@ -68,6 +69,9 @@ class UpdateMerge:
 
 def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int) -> UpdateMerge:
     """Open the vectors as adapters whose updates are merged at this rank.
+
+    Returns:
+        The merge; no weights are read.
 
     Raises:
         RequestError: the method needs all updates at once, a source is no plain LoRA, two sources disagree on a shape, or

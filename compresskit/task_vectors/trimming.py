@@ -43,9 +43,10 @@ def find_threshold(
 
 
 def trimmed(sections: Sections, names: list[str], density: float) -> Sections:
-    """The vector with zeros in place of all but this share of its largest entries; itself where the share is 1.
+    """The vector with zeros in place of all but this share of its largest entries.
 
-    Its tensors can then be read once each, in the order of `names`.
+    Returns:
+        Its sections, whose tensors can be read once each, in the order of `names`; the given ones where the share is 1.
     """
     if density == 1:
         return sections

@@ -1,13 +1,13 @@
-"""Task vectors, whatever they lie in: what fine-tuning added, as named tensors that are read in sections.
+"""Task vectors: what fine-tuning added, as named tensors that are read in sections, from any of three kinds of folder.
 
     a PEFT adapter               tau = its parameters, minus 1 where they multiply (IA3)
     a fine-tuned checkpoint      tau = its weights - the base's
     a ternary file of either     tau = scale * sign
 
-The adapter's own parameters are the vector (ComPEFT, arXiv 2311.13171, section 2). Of LoRA these may first be balanced:
-lora_A starts from noise three times as large as what lora_B learns, so that one threshold for both would keep the noise
-and drop what was learned; the balanced pair (numerics/lowrank.py) is the same update, in which both weigh alike and the ranks are
-sorted by what they do. What a section holds never exceeds 2**22 float32 numbers.
+The adapter's own parameters are the vector (ComPEFT, arXiv 2311.13171, section 2). Pairs of LoRA factors may be balanced
+first. lora_A starts from noise three times as large as what lora_B learns, so one threshold for both would keep the noise
+and drop what was learned. The balanced pair (numerics/lowrank.py) is the same update; both of its factors weigh alike, and
+the ranks are sorted by what they do. A section never holds more than 2**22 float32 numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compresskit.checkpoint.manifest import NAME
 from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
@@ -26,6 +25,7 @@ from compresskit.errors import CheckpointError, NumericalError, RequestError, ne
 from compresskit.formats.peft import CONFIG, WEIGHTS
 from compresskit.formats.ternary.reading import Container, open_container
 from compresskit.formats.ternary.sections import SECTION
+from compresskit.formats.ternary.threshold import Values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ def stored_bytes(tensor: Tensor) -> bytes:
 
 
 def checked_read(store: Checkpoint, name: str) -> Tensor:
-    """A tensor; RequestError where it holds NaN or infinity, which nothing can be made of."""
+    """A tensor; RequestError where it holds NaN or infinity."""
     try:
         return store.read(name)
     except NumericalError as error:
@@ -69,7 +69,7 @@ def checked_read(store: Checkpoint, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class PlainVector:
-    """The vector of an adapter, or with a base of a checkpoint."""
+    """The vector of an adapter, or that of a checkpoint and its base."""
 
     store: Checkpoint
     base: Checkpoint | None
@@ -103,7 +103,7 @@ class PlainVector:
         """Whether it belongs to a PEFT adapter."""
         return self.base is None
 
-    def values(self, name: str) -> Iterator[NDArray[np.float32]]:
+    def values(self, name: str) -> Iterator[Values]:
         """The values of tau in a tensor, flat float32, a section at a time; RequestError where it is not finite."""
         tuned = self.tensor(name).reshape(-1)
         base = checked_read(self.base, name).reshape(-1) if self.base else None
@@ -114,7 +114,7 @@ class PlainVector:
                 part = part - base[start : start + SECTION].float()
             elif offset:
                 part = part - offset
-            values: NDArray[np.float32] = part.contiguous().numpy()
+            values: Values = part.contiguous().numpy()
             yield values
 
     def dense_bytes(self, name: str) -> bytes:
@@ -124,7 +124,7 @@ class PlainVector:
 
 @dataclass(frozen=True)
 class TernaryVector:
-    """The vector in a ternary file."""
+    """The vector that a ternary file holds."""
 
     folder: Path
     container: Container
@@ -140,7 +140,7 @@ class TernaryVector:
         """Tensors beside the vector."""
         return self.container.dense
 
-    def values(self, name: str) -> Iterator[NDArray[np.float32]]:
+    def values(self, name: str) -> Iterator[Values]:
         """The values of tau in a tensor, flat float32, a section at a time."""
         entry = self.container.tensors[name]
         for part in self.container.parts(name):
@@ -161,9 +161,10 @@ class TernaryVector:
 
 
 TaskVector = PlainVector | TernaryVector
+"""Both say their folder, their tensors (`specs`), what lies beside the vector (`dense`), and give values in sections."""
 
 
-def kept_values(spec: TensorSpec, data: bytes) -> NDArray[np.float32]:
+def kept_values(spec: TensorSpec, data: bytes) -> Values:
     """The values of a section's non-zeros, (non-zeros,) float32, which variant prune keeps in the tensor's dtype."""
     import torch
 
@@ -171,8 +172,13 @@ def kept_values(spec: TensorSpec, data: bytes) -> NDArray[np.float32]:
 
     if not data:
         return np.zeros(0, np.float32)
-    found: NDArray[np.float32] = torch.frombuffer(bytearray(data), dtype=torch_dtype(spec.dtype)).float().numpy()
+    found: Values = torch.frombuffer(bytearray(data), dtype=torch_dtype(spec.dtype)).float().numpy()
     return found
+
+
+def recorded_manifest(folder: Path) -> dict[str, Any] | None:
+    """The compresskit.json of a folder, None where there is none."""
+    return read_json(folder / NAME) if (folder / NAME).is_file() else None
 
 
 def is_ternary(folder: Path) -> bool:
@@ -210,8 +216,7 @@ def _adapter(folder: Path) -> PlainVector:
     if not path.is_file():
         raise CheckpointError(f"{folder}: an adapter without {WEIGHTS}; save it with peft as safetensors")
     found = {spec.name: spec for spec in tensors_in(path)}
-    config, files, path_of_manifest = read_json(folder / CONFIG), dict.fromkeys(found, path), folder / NAME
-    store = Checkpoint(folder, config, found, files, read_json(path_of_manifest) if path_of_manifest.is_file() else None)
+    store = Checkpoint(folder, read_json(folder / CONFIG), found, dict.fromkeys(found, path), recorded_manifest(folder))
     factors = {n: spec for n, spec in found.items() if spec.dtype in FLOATS and any(part in n for part in FACTORS)}
     if not factors:
         raise CheckpointError(f"{path}: holds no factors of LoRA or IA3 ({', '.join(FACTORS)}); point to such an adapter")

@@ -97,7 +97,7 @@ def test_the_second_call_takes_the_tokens_from_the_cache(tiny: dict[str, Path], 
         ((5, 16), HOW),
         ((4, 17), HOW),
         ((4, 16), HOW._replace(seed=1)),
-        ((4, 16), HOW._replace(dtype=torch.bfloat16)),
+        ((4, 16), HOW._replace(where=Where(torch.device("cpu"), torch.bfloat16))),
     ):
         with pytest.raises(AssertionError, match="loaded again"):
             self_tokens(model, shape, how)

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from compresskit.checkpoint import writer as writing
 from compresskit.checkpoint.folder import partial_folder
-from compresskit.checkpoint.outputs import layout_shards
+from compresskit.checkpoint.outputs import Outputs, layout_shards
 from compresskit.checkpoint.reader import TensorSpec, open_checkpoint
-from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.writer import Writer, check_out, read_progress
 from compresskit.errors import CheckpointError, NumericalError, RequestError
 

@@ -252,7 +252,7 @@ def test_an_interrupted_run_leaves_nothing_final_and_resumes_to_the_same_bytes(
     command = [sys.executable, "-m", "compresskit", "prune", "cfsp", str(source), str(tmp_path / "out"), *map(str, options)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509
         progress = partial_folder(tmp_path / "out") / "progress.json"
-        while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["done"]) >= 2):
+        while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["blocks"]) >= 2):
             time.sleep(0.01)
         process.send_signal(stop)
         _, err = process.communicate()

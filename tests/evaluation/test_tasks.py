@@ -14,9 +14,10 @@ from compresskit.evaluation.request import EvaluateOptions
 from compresskit.evaluation.run import evaluate
 from compresskit.evaluation.task_files import Row, Task, read_tasks
 from compresskit.evaluation.tasks import encoder, likelihoods, score_tasks
+from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 
-WHERE = (torch.device("cpu"), torch.float32)
+WHERE = Where(torch.device("cpu"), torch.float32)
 QUESTIONS = [
     {"question": "Question: two and two\nAnswer:", "choices": ["four", "five apples", "a"], "answer": 0},
     {"question": "The fox jumps over", "choices": ["the dog", "it"], "answer": 1},

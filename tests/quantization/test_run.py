@@ -120,7 +120,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(method: str, text_file: Pa
     first = [*command, str(tmp_path / "out"), *arguments]
     with subprocess.Popen(first, stderr=subprocess.PIPE, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509
         progress = partial_folder(tmp_path / "out") / "progress.json"
-        while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["done"]) >= 2):
+        while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["blocks"]) >= 2):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()

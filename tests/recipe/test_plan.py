@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from compresskit.recovery.request import RecoverRequest
 
 from compresskit.cli.main import main
 from compresskit.errors import RequestError
 from compresskit.recipe.plan import plan, table
 from compresskit.recipe.reading import load
 from compresskit.recipe.run import run
+from compresskit.recovery.request import RecoverRequest
 
 HEAD = "source: {source}\ndefaults: {{calibration: {text}, samples: 8, sequence_length: 64}}\nsteps:\n"
 EVALUATE = "  - {{evaluate: , against: source, data: {text}, windows: 2}}\n"

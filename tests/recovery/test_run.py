@@ -28,7 +28,8 @@ from compresskit.models.load import open_model, with_adapter
 from compresskit.quantization.rtn import RTN
 from compresskit.quantization.run import quantize
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.method import RecoverOptions, SelectionMethod
+from compresskit.recovery.method import SelectionMethod
+from compresskit.recovery.request import RecoverOptions
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.paser import Paser
 from compresskit.recovery.selection.random import Full, Random
@@ -150,17 +151,17 @@ def test_the_original_is_asked_only_what_the_steps_see(
     request = options(tiny["llama"], data, steps=2, loss="distill")
     asked: list[int] = []
 
-    def of_these(walk: Walk, samples: list[Sample], seen: list[int], *rest: Any) -> distillation.Teacher:
+    def of_these(walk: Walk, samples: list[Sample], seen: list[int], *rest: Any) -> distillation.TeacherPredictions:
         asked.extend(seen)
-        return distillation.ask(walk, samples, seen, *rest)
+        return distillation.predict(walk, samples, seen, *rest)
 
-    monkeypatch.setattr("compresskit.recovery.training.finetune.ask", of_these)
+    monkeypatch.setattr("compresskit.recovery.training.finetune.predict", of_these)
     some = recover(Full(), str(damaged), tmp_path / "some", request)
     assert len(asked) == len(set(asked)) == 2 * SMALL["batch_size"] < some["selected"]
 
     monkeypatch.setattr(
-        "compresskit.recovery.training.finetune.ask",
-        lambda walk, samples, seen, *rest: distillation.ask(walk, samples, range(len(samples)), *rest),
+        "compresskit.recovery.training.finetune.predict",
+        lambda walk, samples, seen, *rest: distillation.predict(walk, samples, range(len(samples)), *rest),
     )
     recover(Full(), str(damaged), tmp_path / "all", request)
     few, all_ = (json.loads((tmp_path / name / "recover.json").read_text())["losses"] for name in ("some", "all"))
@@ -172,15 +173,15 @@ def test_texts_of_the_original_itself_have_no_hard_targets(
 ) -> None:
     from compresskit.recovery.training import trainer
 
-    courses = []
+    given = []
     train = trainer.train
-    monkeypatch.setattr(trainer, "train", lambda trained, course, *rest: courses.append(course) or train(trained, course, *rest))
+    monkeypatch.setattr(trainer, "train", lambda trained, learned, *rest: given.append(learned) or train(trained, learned, *rest))
     rows = [{**json.loads(line), "source": "self"} for line in data.read_text().splitlines()]
     named = tmp_path / "named.jsonl"
     named.write_text("\n".join(json.dumps(row) for row in rows))
     asked = options(tiny["llama"], named, steps=1, loss="distill", self_samples=2)
     selected = recover(Random(budget=0.5), str(damaged), tmp_path / "out", asked)["selected"]
-    assert courses[0].hard_weights == [0.5] * selected + [0.0] * 2
+    assert given[0].hard_weights == [0.5] * selected + [0.0] * 2
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])

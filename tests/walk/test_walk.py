@@ -50,9 +50,10 @@ def test_keeping_the_attention_does_not_change_what_a_block_gives(family: str, t
     model = open_model(tiny[family])
     plain, kept = (Walk(model, tokens(), Where(CPU, torch.float32), micro_batch=1) for _ in range(2))
     for one, other in zip(plain, kept, strict=True):
-        other.collect({}, keep_attention=True)
+        out = model.ffn_groups(one.index)[0].members[0].out_projection
+        other.collect({out: Moments(model.linear_shape(out)[1])}, attention_is_final=True)
         assert len(other.remembered) == len(tokens())
-        for (_, expected), (_, found) in zip(one.advance(), other.advance(), strict=True):
+        for (_, expected), (_, found) in zip(one.steps(), other.steps(), strict=True):
             assert torch.equal(expected, found)
         assert other.remembered == []
 

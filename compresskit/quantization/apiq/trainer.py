@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,10 @@ from compresskit.numerics.grid import min_max_grid
 from compresskit.numerics.lowrank import Metric
 from compresskit.numerics.packed import Storage, StoredLinear
 from compresskit.quantization.apiq.linear import TrainedLinear
+from compresskit.quantization.apiq.settings import ApiQSettings
 from compresskit.quantization.error_feedback import round_with_feedback
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import ATTENTION_STAGES, collected, replace_weight
-
-if TYPE_CHECKING:
-    from compresskit.quantization.apiq.method import ApiQ
 
 SMALLEST_ENERGY = 1e-12
 """Keeps the relative error of a hidden state that is 0 finite."""
@@ -39,7 +37,7 @@ class Trainer:
 
     def __init__(
         self,
-        method: ApiQ,
+        method: ApiQSettings,
         block: Block,
         targets: list[Tensor],
         storage: Storage,

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compresskit.errors import NumericalError
+from compresskit.walk.cost import FLOAT32_BYTES
 
 NEIGHBOURS_BYTES = 1 << 26
 """Bound on the block of distances that exists at a time (64 MiB)."""
-FLOAT32_BYTES = 4
 DENSE_SAMPLES = 1000
 """Samples up to which all eigenpairs are computed, in less than a second: a small graph of many equal vectors has few
 eigenvalues, which the sparse solver does not bear."""

@@ -13,6 +13,8 @@ from compresskit.recovery.method import Choice, Selection
 
 FILE = "selection.jsonl"
 STATE = "selection.json"
+VECTORS = "vectors.safetensors"
+"""The vectors of the pool and of what is held back, in the workspace."""
 
 
 def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:

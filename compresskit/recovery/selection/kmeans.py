@@ -7,7 +7,7 @@ the draw is uniform, because its quality scores come from a second model, and no
 from __future__ import annotations
 
 import random
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from compresskit.recovery.method import BudgetMethod, Choice, Pool, Selection
 
 class KMeans(BudgetMethod):
     """Diversity: the budget is dealt alike to clusters."""
+
+    passes: ClassVar[float] = 1.0
 
     clusters: Annotated[int, Field(ge=1)] = 20
     """Number of clusters."""

@@ -20,7 +20,7 @@ Differs from the paper, by default, in three choices; the option beside each bri
     taken: a draw in proportion to lost_i, not the largest IES, all short and all alike     --pick-by efficiency
 
 In five comparisons of 10% they left 0.04 nats less of the held-back loss in the mean, in three of these 0.003
-(docs/recover.md, Which selection).
+(docs/evidence/recover.md, Which selection).
 
 Differs too: clusters are found in a sparse neighbour graph (clustering.py), and a cluster whose consistent samples run out is
 filled up with the skipped ones of fewest conflicts, so that n_k stays exact. Each of the five parts can be switched off alone by
@@ -33,7 +33,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -63,6 +63,8 @@ REASONS = {
 
 class Paser(BudgetMethod):
     """Clusters, what they lost, an exact budget, a draw in proportion, consistency."""
+
+    passes: ClassVar[float] = 2.0
 
     clusters: Annotated[int, Field(ge=0)] = 0
     """Number of clusters; 0 finds it by the eigengap."""

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 
 from compresskit import calibration
+from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint import folder as folders
 from compresskit.checkpoint.reader import read_json
 from compresskit.machine.precision import matrix_products
-from compresskit.machine.progress import ProgressBars
 from compresskit.recovery.data.encoding import open_tokenizer
 from compresskit.recovery.forward import open_walk
 from compresskit.recovery.method import Lost, Pool
 from compresskit.recovery.selection import degradation, embeddings
-from compresskit.recovery.training.finetune import VECTORS
-
-if TYPE_CHECKING:
-    from compresskit.recovery.run import Job
-
-    Where = tuple[torch.device, torch.dtype]
+from compresskit.recovery.selection.files import VECTORS
+from compresskit.recovery.work import Recovery
 
 STATES = "states.safetensors"
 """The compressed model's states of the pool, from the pass that measured what was lost."""
@@ -33,59 +29,59 @@ PARTS = "lost"
 """Folder of what was measured so far."""
 
 
-def open_pool(job: Job, where: Where, bars: ProgressBars) -> Pool:
+def open_pool(recovery: Recovery) -> Pool:
     """The samples, and how what costs passes of a model is computed; an interrupted run's passes are not repeated."""
     return Pool(
-        job.pool,
-        job.options.seed,
-        lambda embedder: _vectors(job, where, bars, embedder),
-        lambda: _degradations(job, where, bars),
-        lambda: _target(job, where, bars),
+        recovery.data.pool,
+        recovery.request.options.seed,
+        embeddings=partial(_vectors, recovery),
+        lost=partial(_lost, recovery),
+        target=partial(_target, recovery),
     )
 
 
-def _vectors(job: Job, where: Where, bars: ProgressBars, embedder: str) -> torch.Tensor:
+def _vectors(recovery: Recovery, embedder: str) -> torch.Tensor:
     """Of the pool; those of what is held back are made with them, for the report by cluster."""
-    file = job.workspace / VECTORS
+    data, file = recovery.data, recovery.request.workspace / VECTORS
     if not file.is_file():
-        progress = lambda done, total: bars("embedding samples", done, total)  # noqa: E731
-        samples = [*job.pool, *job.held_back]
+        progress = recovery.bars.of("embedding samples")
+        samples = [*data.pool, *data.held_back]
         if embedder:
             found = embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in samples], progress)
         else:
-            known = job.workspace / STATES
+            known = recovery.request.workspace / STATES
             states = [load_file(known)["states"]] if known.is_file() else []
-            walk = open_walk(job.model, *where, job.options.trust_remote_code)
-            with matrix_products(where[0], job.options.precision):
-                states.append(embeddings.own_states(walk, job.held_back if states else samples, progress))
+            walk = open_walk(recovery.request.model, recovery.where)
+            with matrix_products(recovery.where.device, recovery.request.options.precision):
+                states.append(embeddings.own_states(walk, data.held_back if states else samples, progress))
             found = embeddings.centred(torch.cat(states))
         folders.write_whole_tensors(file, {"vectors": found})
     vectors: torch.Tensor = load_file(file)["vectors"]
-    return vectors[: len(job.pool)]
+    return vectors[: len(data.pool)]
 
 
-def _degradations(job: Job, where: Where, bars: ProgressBars) -> Lost:
+def _lost(recovery: Recovery) -> Lost:
     """What the compressed model lost on each sample of the pool."""
-    file = job.workspace / DEGRADATIONS
+    workspace = recovery.request.workspace
+    file = workspace / DEGRADATIONS
     if not file.is_file():
-        original, compressed = (open_walk(each, *where, job.options.trust_remote_code) for each in (job.original, job.model))
-        progress = lambda done, total: bars("measuring what was lost", done, total)  # noqa: E731
-        with matrix_products(where[0], job.options.precision):
+        original, compressed = (open_walk(each, recovery.where) for each in (recovery.original, recovery.request.model))
+        progress = recovery.bars.of("measuring what was lost")
+        with matrix_products(recovery.where.device, recovery.request.options.precision):
             divergences, losses, states = degradation.degradations(
-                original, compressed, job.pool, progress, job.workspace / PARTS
+                original, compressed, recovery.data.pool, progress, workspace / PARTS
             )
-        folders.write_whole_tensors(job.workspace / STATES, {"states": states})
+        folders.write_whole_tensors(workspace / STATES, {"states": states})
         folders.write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
-        shutil.rmtree(job.workspace / PARTS, ignore_errors=True)
+        shutil.rmtree(workspace / PARTS, ignore_errors=True)
     return Lost(**read_json(file))
 
 
-def _target(job: Job, where: Where, bars: ProgressBars) -> list[str]:
+def _target(recovery: Recovery) -> list[str]:
     """Texts of the distribution that is to be recovered."""
-    options = job.options
-    found = calibration.calibrate(
-        options.calibration, job.original, options.samples, options.sequence_length, options.seed, *where,
-        options.trust_remote_code, lambda done, total: bars("sampling text", done, total),
-    )  # fmt: skip
-    texts: list[str] = open_tokenizer(job.model.checkpoint.folder, options.trust_remote_code).batch_decode(found.tokens)
+    options = recovery.request.options
+    asked = TextRequest(options.calibration, options.samples, options.sequence_length, options.seed)
+    found = calibration.calibrate(asked, recovery.original, recovery.where, recovery.bars.of("sampling text"))
+    tokenizer = open_tokenizer(recovery.request.model.checkpoint.folder, options.trust_remote_code)
+    texts: list[str] = tokenizer.batch_decode(found.tokens)
     return texts

@@ -1,9 +1,14 @@
-"""What a fine-tuning sees, step by step, as tensors: texts in rows or rectangles, and where in them something is learned."""
+"""What a fine-tuning sees, step by step: which samples, which of them are computed together, and as which tensors.
+
+The order is decided before training starts, so that a resumed run sees what the interrupted one would have seen.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,21 +17,24 @@ from torch.nn.utils.rnn import pad_sequence
 
 from compresskit.machine.precision import Precision
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.training.distillation import Teacher, with_hard_targets
-from compresskit.recovery.training.schedule import Step
+from compresskit.recovery.request import MICRO_BATCH_TOKENS
+from compresskit.recovery.training.distillation import TeacherPredictions, with_hard_targets
+
+Step = list[list[int]]
+"""Micro-batches of one optimiser step, as positions of samples."""
+Grouping = Callable[[Sequence[int], Sequence[int]], Step]
+"""Called with a step's samples, the longest first, and the lengths of all."""
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingData:
     """What is trained on, in which order, how fast."""
 
     samples: Sequence[Sample]
     whole: Sequence[bool]
     """Whether every token of a sample counts, not only its response."""
     steps: Sequence[Step]
-    teacher: Teacher | None
-    width: int
-    """Tokens that the teacher keeps of a position."""
+    teacher: TeacherPredictions | None
     hard_weights: Sequence[float]
     """Of each sample: how much its own next tokens count beside the teacher's predictions, 0 to 1."""
     learning_rate: float
@@ -37,7 +45,49 @@ class Course:
     """Whether the samples of a micro-batch stand in one row (packing.py), not in a padded rectangle."""
 
 
-def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
+def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int) -> list[list[int]]:
+    """The samples of every optimiser step: each epoch a new shuffle. `steps`: 0 for as many as the epochs take."""
+    wanted = steps or max(1, math.ceil(epochs * samples / batch_size))
+    generator = random.Random(seed)  # noqa: S311
+    queue: list[int] = []
+    found: list[list[int]] = []
+    while len(found) < wanted:
+        if len(queue) < min(batch_size, samples):
+            order = list(range(samples))
+            generator.shuffle(order)
+            queue += order
+        chosen, queue = queue[:batch_size], queue[batch_size:]
+        found.append(chosen)
+    return found
+
+
+def steps_of(lengths: Sequence[int], order: Sequence[Sequence[int]], group: Grouping) -> list[Step]:
+    """The steps of `order_of`, the samples of each in micro-batches by `group`."""
+    return [group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths) for chosen in order]
+
+
+def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> Step:
+    """Micro-batches to be padded: samples of like length, as many as stay below the bound."""
+    step: Step = []
+    for index in longest_first:
+        if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > most_tokens:
+            step.append([])
+        step[-1].append(index)
+    return step
+
+
+def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> Step:
+    """Micro-batches without padding, of like numbers of tokens: as few as the bound allows, more where they do not fit."""
+    step: Step = [[] for _ in range(math.ceil(sum(lengths[i] for i in longest_first) / most_tokens))]
+    for index in longest_first:
+        emptiest = min(step, key=lambda row: sum(lengths[i] for i in row))
+        if emptiest and sum(lengths[i] for i in emptiest) + lengths[index] > most_tokens:
+            step.append(emptiest := [])
+        emptiest.append(index)
+    return [row for row in step if row]
+
+
+def collate(data: TrainingData, step: int) -> list[dict[str, Tensor]]:
     """The micro-batches of a step.
 
     Returns:
@@ -47,20 +97,20 @@ def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
         "positions" of that shape that begin again with each.
     """
     found = []
-    for members in course.steps[step]:
-        samples = [course.samples[i] for i in members]
+    for members in data.steps[step]:
+        samples = [data.samples[i] for i in members]
         counts = [len(sample.tokens) for sample in samples]
-        starts = [1 if course.whole[i] else max(1, course.samples[i].response_start) for i in members]
+        starts = [1 if data.whole[i] else max(1, data.samples[i].response_start) for i in members]
         places = [torch.arange(start - 1, count - 1) for start, count in zip(starts, counts, strict=True)]
-        batch = (_row if course.packed else _rectangle)([torch.tensor(sample.tokens) for sample in samples], places)
+        batch = (_row if data.packed else _rectangle)([torch.tensor(sample.tokens) for sample in samples], places)
         batch["targets"] = batch["tokens"][batch["rows"], batch["columns"] + 1]
         batch["kept"], batch["columns"] = torch.unique(batch["columns"], return_inverse=True)
-        if course.teacher is not None:
-            read = [course.teacher.read(i, course.width) for i in members]
+        if data.teacher is not None:
+            read = [data.teacher.read(i) for i in members]
             top = torch.cat([top[place] for (top, _), place in zip(read, places, strict=True)])
             values = torch.cat([values[place] for (_, values), place in zip(read, places, strict=True)])
             weights = torch.cat(
-                [torch.full((len(place),), course.hard_weights[i]) for i, place in zip(members, places, strict=True)]
+                [torch.full((len(place),), data.hard_weights[i]) for i, place in zip(members, places, strict=True)]
             )
             batch["top"], batch["values"] = with_hard_targets(top, values, batch["targets"], weights)
         found.append(batch)
@@ -68,11 +118,13 @@ def collate(course: Course, step: int) -> list[dict[str, Tensor]]:
 
 
 def _rectangle(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:
+    """Texts padded on the right, and the places as rows and columns."""
     rows = torch.cat([torch.full_like(place, row) for row, place in enumerate(places)])
     return {"tokens": pad_sequence(texts, batch_first=True), "rows": rows, "columns": torch.cat(places)}
 
 
 def _row(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:
+    """Texts one after the other, and the places in that row."""
     before = [0, *itertools.accumulate(len(text) for text in texts)]
     columns = torch.cat([place + start for place, start in zip(places, before[:-1], strict=True)])
     positions = torch.cat([torch.arange(len(text)) for text in texts])

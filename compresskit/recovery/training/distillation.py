@@ -23,7 +23,8 @@ from compresskit.checkpoint.folder import write_whole
 from compresskit.checkpoint.reader import read_json
 from compresskit.errors import CheckpointError
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.forward import FLOAT32_BYTES, chunks, predictions, walked
+from compresskit.recovery.forward import chunks, predictions, walked
+from compresskit.walk.cost import FLOAT32_BYTES
 from compresskit.walk.walk import Walk
 
 TOP = 64
@@ -39,32 +40,35 @@ SMALLEST_REST = 1e-6
 """Mass of all other tokens that is counted at least; the rounding of float16 log-probabilities is larger."""
 
 
-class Teacher:
-    """Top tokens by sample: memory-mapped, so that they take no memory."""
+class TeacherPredictions:
+    """The original's most likely tokens by sample: memory-mapped, so that they take no memory."""
 
-    def __init__(self, folder: Path, lengths: Sequence[int]):
-        """`lengths`: tokens of every sample, 1 where nothing is asked of it; position t predicts token t + 1."""
+    def __init__(self, folder: Path, lengths: Sequence[int], width: int):
+        """`lengths`: tokens of every sample, 1 where nothing is predicted; position t predicts token t + 1.
+
+        `width`: tokens kept of a position.
+        """
         self.offsets = np.concatenate([[0], np.cumsum([length - 1 for length in lengths])])
-        self.folder = folder
+        self.folder, self.width = folder, width
 
-    def reserve(self, width: int) -> None:
+    def reserve(self) -> None:
         """Make the files of `open`, with room on the disk for all of them.
 
         Raises:
             CheckpointError: the disk has none.
         """
         for name, kind in FILES.items():
-            _reserve(self.folder / name, int(self.offsets[-1]) * width * np.dtype(kind).itemsize)
+            _reserve(self.folder / name, int(self.offsets[-1]) * self.width * np.dtype(kind).itemsize)
 
-    def open(self, width: int, mode: Literal["r", "r+"] = "r") -> tuple[np.memmap, np.memmap]:
+    def open(self, mode: Literal["r", "r+"] = "r") -> tuple[np.memmap, np.memmap]:
         """(token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
-        shape = (int(self.offsets[-1]), width)
+        shape = (int(self.offsets[-1]), self.width)
         tokens, values = (np.memmap(self.folder / name, kind, mode, shape=shape) for name, kind in FILES.items())
         return tokens, values
 
-    def read(self, sample: int, width: int) -> tuple[Tensor, Tensor]:
+    def read(self, sample: int) -> tuple[Tensor, Tensor]:
         """(token numbers (length - 1, width) int64, log-probabilities float32) of one sample."""
-        tokens, values = self.open(width)
+        tokens, values = self.open()
         part = slice(int(self.offsets[sample]), int(self.offsets[sample + 1]))
         return torch.from_numpy(tokens[part].astype(np.int64)), torch.from_numpy(values[part].astype(np.float32))
 
@@ -89,42 +93,42 @@ def width_of(vocabulary: int) -> int:
     return min(TOP, vocabulary - 1)
 
 
-def ask(
+def predict(
     walk: Walk,
     samples: Sequence[Sample],
-    asked: Sequence[int],
+    wanted: Sequence[int],
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
-) -> Teacher:
-    """Ask the model for its predictions; chunks that an earlier run for the same samples left in the folder are not asked again.
+) -> TeacherPredictions:
+    """Let the model predict every token; chunks that an earlier run for the same samples left in the folder are taken from there.
 
     Returns:
-        The teacher of the samples at the positions `asked`; of the others it has nothing.
+        The predictions for the samples at the positions `wanted`; for the others there are none.
     """
-    among = set(asked)
-    teacher = Teacher(folder, [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)])
+    among = set(wanted)
+    lengths = [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)]
+    predicted = TeacherPredictions(folder, lengths, width_of(int(walk.model.checkpoint.config["vocab_size"])))
     folder.mkdir(parents=True, exist_ok=True)
-    width = width_of(int(walk.model.checkpoint.config["vocab_size"]))
     known = int(read_json(folder / STATE).get("chunks", 0)) if (folder / STATE).is_file() else 0
     if not known:
-        teacher.reserve(width)
+        predicted.reserve()
     done = 0
-    for number, chunk in enumerate(chunks([samples[i] for i in asked], walk.model.hidden_size)):
+    for number, chunk in enumerate(chunks([samples[i] for i in wanted], walk.model.hidden_size)):
         if number >= known:
-            _write(teacher, walk, samples, [asked[i] for i in chunk], width)
+            _write(predicted, walk, samples, [wanted[i] for i in chunk])
             write_whole(folder / STATE, json.dumps({"chunks": number + 1}))
         done += len(chunk)
         if progress:
-            progress(done, len(asked))
-    return teacher
+            progress(done, len(wanted))
+    return predicted
 
 
-def _write(teacher: Teacher, walk: Walk, samples: Sequence[Sample], chunk: Sequence[int], width: int) -> None:
-    """Ask for the samples at these positions and put what is said on the disk."""
-    offsets, members = torch.from_numpy(teacher.offsets[chunk]), [samples[i] for i in chunk]
-    tokens, values = teacher.open(width, "r+")
+def _write(predicted: TeacherPredictions, walk: Walk, samples: Sequence[Sample], chunk: Sequence[int]) -> None:
+    """Put the predictions for the samples at these positions on the disk."""
+    offsets, members = torch.from_numpy(predicted.offsets[chunk]), [samples[i] for i in chunk]
+    tokens, values = predicted.open("r+")
     for rows in predictions(walked([walk], members), members, whole=True):
-        top = rows.logits[0].log_softmax(dim=-1).topk(width, dim=-1)
+        top = rows.logits[0].log_softmax(dim=-1).topk(predicted.width, dim=-1)
         places = (offsets[rows.owners] + rows.positions).numpy()
         tokens[places] = top.indices.int().cpu().numpy()
         values[places] = top.values.half().cpu().numpy()

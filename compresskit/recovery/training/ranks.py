@@ -5,10 +5,11 @@ CFSP, arXiv 2409.13199, section 3.4: blocks that matter more get more rank. Ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compresskit.checkpoint.manifest import chain
+from compresskit.models.model import Model
 from compresskit.recovery.budget import split_budget
 
 LARGEST_SHARE = 4
@@ -29,3 +30,20 @@ def known_importances(manifest: dict[str, Any] | None, blocks: int) -> list[floa
         if isinstance(found, list) and len(found) == blocks:
             return [max(0.0, float(value)) for value in found]
     return None
+
+
+def linear_ranks(model: Model, rank: int) -> dict[str, int]:
+    """Rank of every linear's pair: the adapter's own where there is one, else by the blocks' importances."""
+    if model.adapter is not None:
+        return {name: model.adapter.rank(name) for name in model.adapter.names}
+    known = known_importances(model.checkpoint.manifest, model.block_count)
+    by_block = block_ranks(rank, known or [1.0] * model.block_count)
+    return {name: min(by_block[model.block_of(name)], *model.linear_shape(name)) for name in model.linears}
+
+
+def largest_by_block(model: Model, ranks: Mapping[str, int]) -> list[int]:
+    """The largest rank in every block. `ranks`: by plain name of a linear."""
+    found = [0] * model.block_count
+    for name, rank in ranks.items():
+        found[model.block_of(name)] = max(found[model.block_of(name)], rank)
+    return found

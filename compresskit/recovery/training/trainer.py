@@ -26,11 +26,12 @@ from compresskit.checkpoint.folder import sync
 from compresskit.checkpoint.stock import quiet
 from compresskit.errors import CompresskitError, NumericalError
 from compresskit.formats.peft import Adapter, factor_names
+from compresskit.machine.device import Where
 from compresskit.machine.memory import freed_memory_kept, release_freed_memory
 from compresskit.machine.precision import takes_bfloat16
 from compresskit.models import meta
 from compresskit.models.model import Model
-from compresskit.recovery.training.batches import Course, collate
+from compresskit.recovery.training.batches import TrainingData, collate
 from compresskit.recovery.training.distillation import distillation_losses
 
 WARM_UP = 0.05
@@ -45,18 +46,16 @@ RELEASE_STEPS = 5
 LARGEST_NORM = 1.0
 """Gradients are cut to this norm, Trainer's default."""
 
-Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, loss of the last one)."""
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
 
 
-def whole_network(
-    model: Model, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, gradient_checkpointing: bool = False
-) -> PreTrainedModel:
+def whole_network(model: Model, where: Where, gradient_checkpointing: bool = False) -> PreTrainedModel:
     """The model in plain form with all its weights, without its adapter; `gradient_checkpointing`: computes activations twice."""
-    network = meta.build(model, trust_remote_code)
+    network = meta.build(model, where.trust_remote_code)
     for prefix in ("", *(model.block_name(index) for index in range(model.block_count))):
-        meta.fill(model, network, prefix, device, dtype)
-    network.to(device)  # the buffers
+        meta.fill(model, network, prefix, where.device, where.dtype)
+    network.to(where.device)  # the buffers
     network.name_or_path = str(model.checkpoint.folder)
     if gradient_checkpointing:
         with warnings.catch_warnings():
@@ -200,7 +199,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         # given back has to be asked for again, which after every step was a seventh of the time.
         if state.global_step % RELEASE_STEPS == 0:
             release_freed_memory()
-        self.progress(state.global_step, state.max_steps, state.log_history[-1]["loss"])
+        self.progress(state.global_step, state.max_steps)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -210,7 +209,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def train(
-    trained: PeftModel | BlockWeights, course: Course, device: torch.device, workspace: Path, progress: Progress
+    trained: PeftModel | BlockWeights, data: TrainingData, device: torch.device, workspace: Path, progress: Progress
 ) -> list[dict[str, float]]:
     """Train in place what asks for gradients, from the last whole checkpoint in `workspace` on.
 
@@ -222,20 +221,20 @@ def train(
         CompresskitError: a checkpoint could not be saved.
     """
     dtype = next(trained.parameters()).dtype  # the embedding's, which is never trained
-    in_bfloat16 = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, course.precision))
+    in_bfloat16 = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, data.precision))
     arguments = TrainingArguments(
-        output_dir=str(workspace), max_steps=len(course.steps), per_device_train_batch_size=1, learning_rate=course.learning_rate,
-        lr_scheduler_type="cosine", warmup_steps=max(1, round(WARM_UP * len(course.steps))), weight_decay=0.0,
-        max_grad_norm=LARGEST_NORM, save_strategy="steps", save_steps=course.checkpoint_steps,
-        save_total_limit=KEPT_CHECKPOINTS, logging_strategy="no", report_to=[], disable_tqdm=True, seed=course.seed,
+        output_dir=str(workspace), max_steps=len(data.steps), per_device_train_batch_size=1, learning_rate=data.learning_rate,
+        lr_scheduler_type="cosine", warmup_steps=max(1, round(WARM_UP * len(data.steps))), weight_decay=0.0,
+        max_grad_norm=LARGEST_NORM, save_strategy="steps", save_steps=data.checkpoint_steps,
+        save_total_limit=KEPT_CHECKPOINTS, logging_strategy="no", report_to=[], disable_tqdm=True, seed=data.seed,
         use_cpu=device.type == "cpu", fp16=dtype == torch.float16 and device.type == "cuda",
         remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
     )  # fmt: skip
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft and the data loader warn of settings that are meant here
         trainer = _Trainer(
-            model=trained, args=arguments, train_dataset=_Steps(len(course.steps)), callbacks=[_Watch(progress)],
-            data_collator=lambda items: {"batches": collate(course, items[0])},
+            model=trained, args=arguments, train_dataset=_Steps(len(data.steps)), callbacks=[_Watch(progress)],
+            data_collator=lambda items: {"batches": collate(data, items[0])},
         )  # fmt: skip
         trainer.in_bfloat16 = in_bfloat16
         trainer.remove_callback(PrinterCallback)

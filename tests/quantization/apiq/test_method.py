@@ -173,7 +173,7 @@ def test_norms_and_biases_are_trained_in_their_stored_dtype_or_kept(family: str,
 def test_norms_are_trained_in_float32_where_the_block_computes_in_bfloat16(tiny: dict[str, Path]) -> None:
     """A step of a norm is often below bfloat16's resolution: summed in it, the steps would be lost."""
     blocks = [next(iter(Walk(open_model(tiny["llama"]), tokens(), Where(CPU, torch.bfloat16)))) for _ in range(2)]
-    targets = [output for _, output in blocks[0].advance()]
+    targets = [output for _, output in blocks[0].steps()]
     names = {name: torch.bfloat16 for name, each in blocks[1].module.named_parameters() if each.ndim == 1}
     storage_of = storage(Scheme(2, 16, False))._replace(vectors=names)
     trainer = Trainer(ApiQ(bits=2, rank=0, epochs=2), blocks[1], targets, storage_of, {})

@@ -22,8 +22,8 @@ from compresskit.recovery.data.instructions import Instruction
 from compresskit.recovery.forward import chunks, mean_hidden, open_walk, response_losses, walked
 from compresskit.recovery.selection.degradation import degradations, jensen_shannon
 from compresskit.recovery.selection.embeddings import centred, own_states
-from compresskit.recovery.training.batches import Course, collate
-from compresskit.recovery.training.distillation import ask, distillation_losses, width_of, with_hard_targets
+from compresskit.recovery.training.batches import TrainingData, collate
+from compresskit.recovery.training.distillation import distillation_losses, predict, width_of, with_hard_targets
 
 CPU = torch.device("cpu")
 
@@ -117,7 +117,7 @@ def asked_of(monkeypatch: pytest.MonkeyPatch, module: str) -> list[int]:
     """Fills up with the number of samples of every walk that the module makes."""
     found: list[int] = []
     monkeypatch.setattr(
-        f"compresskit.recover.{module}.walked", lambda walks, part: found.append(len(part)) or walked(walks, part)
+        f"compresskit.recovery.{module}.walked", lambda walks, part: found.append(len(part)) or walked(walks, part)
     )
     return found
 
@@ -131,7 +131,7 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
     *whole, states = degradations(walks[0], walks[1], samples)
     with pytest.raises(KeyboardInterrupt):
         degradations(walks[0], walks[1], samples, killed_after_a_chunk, tmp_path / "lost")
-    asked = asked_of(monkeypatch, "degradation")
+    asked = asked_of(monkeypatch, "selection.degradation")
     *found, found_states = degradations(walks[0], walks[1], samples, None, tmp_path / "lost")
     assert asked == [2]
     assert found == whole
@@ -143,11 +143,11 @@ def test_the_original_is_not_asked_again_what_it_said_before_a_kill(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walk, samples = open_walk(open_model(tiny["llama"]), Where(CPU, torch.float32)), samples_of()
-    ask(walk, samples, range(4), tmp_path / "whole")
+    predict(walk, samples, range(4), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        ask(walk, samples, range(4), tmp_path / "teacher", killed_after_a_chunk)
-    asked = asked_of(monkeypatch, "teacher")
-    ask(walk, samples, range(4), tmp_path / "teacher")
+        predict(walk, samples, range(4), tmp_path / "teacher", killed_after_a_chunk)
+    asked = asked_of(monkeypatch, "training.distillation")
+    predict(walk, samples, range(4), tmp_path / "teacher")
     assert asked == [2]
     for file in ("tokens.i32", "log_probabilities.f16"):
         assert (tmp_path / "teacher" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -156,12 +156,12 @@ def test_the_original_is_not_asked_again_what_it_said_before_a_kill(
 def test_a_disk_without_room_for_the_predictions_is_said_before_the_original_is_asked(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = asked_of(monkeypatch, "teacher")
+    asked = asked_of(monkeypatch, "training.distillation")
     walk = open_walk(open_model(tiny["llama"]), Where(CPU, torch.float32))
     with small_files(1000), pytest.raises(CheckpointError, match=r"tokens\.i32: no room .*; free some space"):
-        ask(walk, samples_of(), range(4), tmp_path / "teacher")
+        predict(walk, samples_of(), range(4), tmp_path / "teacher")
     assert not asked
-    ask(walk, samples_of(), range(4), tmp_path / "teacher")
+    predict(walk, samples_of(), range(4), tmp_path / "teacher")
     assert sum(asked) == 4
 
 
@@ -191,9 +191,9 @@ def test_chunks_hold_every_sample_once_longest_first() -> None:
 def test_the_teacher_keeps_the_originals_top_tokens_of_every_position(tiny: dict[str, Path], tmp_path: Path) -> None:
     samples = samples_of()
     width = width_of(259)
-    teacher = ask(open_walk(open_model(tiny["llama"]), Where(CPU, torch.float32)), samples, range(4), tmp_path / "teacher")
+    teacher = predict(open_walk(open_model(tiny["llama"]), Where(CPU, torch.float32)), samples, range(4), tmp_path / "teacher")
     for index, sample in enumerate(samples):
-        tokens, values = teacher.read(index, width)
+        tokens, values = teacher.read(index)
         expected = stock_logits(tiny["llama"], torch.tensor([sample.tokens]))[0, :-1].log_softmax(-1)
         assert torch.allclose(values, expected.gather(-1, tokens), atol=5e-3)
         assert torch.allclose(values, expected.topk(width).values, atol=5e-3)
@@ -268,16 +268,16 @@ def test_a_hard_target_that_was_not_kept_takes_the_place_of_the_least_likely_tok
 def test_hard_targets_are_mixed_in_at_every_token_of_the_samples_that_have_a_weight(
     tiny: dict[str, Path], tmp_path: Path, packed: bool
 ) -> None:
-    samples, width = samples_of(), width_of(259)
-    teacher = ask(open_walk(open_model(tiny["llama"]), Where(CPU, torch.float32)), samples, range(4), tmp_path / "teacher")
+    samples = samples_of()
+    teacher = predict(open_walk(open_model(tiny["llama"]), Where(CPU, torch.float32)), samples, range(4), tmp_path / "teacher")
     weights = [0.5, 0.0, 1.0, 0.25]
     # Two micro-batches of two samples each: weights go with the samples, not with their places.
     steps = [[(3, 0), (1, 2)]]
-    course = Course(samples, [True] * 4, steps, teacher, width, weights, 1e-3, 0, 20, "float32", packed)
-    for members, batch in zip(steps[0], collate(course, 0), strict=True):
+    learned = TrainingData(samples, [True] * 4, steps, teacher, weights, 1e-3, 0, 20, "float32", packed)
+    for members, batch in zip(steps[0], collate(learned, 0), strict=True):
         ends = [len(samples[i].tokens) - 1 for i in members]
         for i, top, values in zip(members, batch["top"].split(ends), batch["values"].split(ends), strict=True):
-            before = teacher.read(i, width)
+            before = teacher.read(i)
             targets = torch.tensor(samples[i].tokens[1:])
             expected = with_hard_targets(*before, targets, torch.full((ends[members.index(i)],), weights[i]))
             assert torch.equal(top, expected[0])

@@ -28,8 +28,9 @@ from compresskit.recovery.selection.concepts import ConceptGraph, concepts_of
 from compresskit.recovery.selection.dsir import distribution, hashed_ngrams
 from compresskit.recovery.selection.paser import Paser, efficiency
 from compresskit.recovery.selection.zip_fit import alignments
+from compresskit.recovery.training.batches import order_of, rectangles, rows, steps_of
+from compresskit.recovery.training.finetune import loss_curve
 from compresskit.recovery.training.ranks import block_ranks, known_importances
-from compresskit.recovery.training.schedule import loss_curve, order_of, rectangles, rows, steps_of
 
 CLUSTERS = 3
 PAPER: dict[str, Any] = {"lost_by": "divergence", "share_by": "degradation", "pick_by": "efficiency"}

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.data.instructions import Instruction
 from compresskit.recovery.training import packing
-from compresskit.recovery.training.batches import Course, collate
-from compresskit.recovery.training.schedule import order_of, rectangles, rows, steps_of
+from compresskit.recovery.training.batches import TrainingData, collate, order_of, rectangles, rows, steps_of
 from compresskit.recovery.training.trainer import whole_network
 
 LENGTHS = (9, 1, 30, 14)
@@ -26,7 +26,7 @@ PADDED = {"mistral", "gemma2", "gemma3_text"}
 
 
 def network_of(folder: Path) -> PreTrainedModel:
-    return whole_network(open_model(folder), torch.device("cpu"), torch.float32, False)
+    return whole_network(open_model(folder), Where(torch.device("cpu"), torch.float32))
 
 
 def texts() -> list[Tensor]:
@@ -91,8 +91,8 @@ def test_a_row_says_where_each_text_begins_and_learns_the_same_tokens_as_a_recta
     learned = {}
     for packed, group in ((True, rows), (False, rectangles)):
         steps = steps_of([len(part) for part in parts], order_of(len(parts), len(parts), 1.0, 1, 0), group)
-        course = Course(samples, [False, True, False], steps, None, 0, [0.0] * 3, 1e-3, 0, 20, "float32", packed)
-        (batch,) = collate(course, 0)
+        learned_data = TrainingData(samples, [False, True, False], steps, None, [0.0] * 3, 1e-3, 0, 20, "float32", packed)
+        (batch,) = collate(learned_data, 0)
         assert torch.equal(batch["targets"], batch["tokens"][batch["rows"], batch["kept"][batch["columns"]] + 1])
         learned[packed] = sorted(batch["targets"].tolist())
         if packed:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from compresskit.task_vectors.merge import pattern_table
+from compresskit.task_vectors.merge_entries import pattern_table
 from compresskit.task_vectors.merging.average import Average
 from compresskit.task_vectors.merging.method import MergeMethod
 from compresskit.task_vectors.merging.pcb import PCB

@@ -1,0 +1,52 @@
+"""The response losses of what is held back, before and after a fine-tuning, also by cluster of the selection."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from compresskit.checkpoint.folder import write_whole
+from compresskit.checkpoint.reader import read_json
+from compresskit.machine.progress import timed
+from compresskit.models.model import Model
+from compresskit.recovery.data.held_back import mean_losses
+from compresskit.recovery.forward import open_walk
+from compresskit.recovery.selection.files import VECTORS, read_selection
+from compresskit.recovery.work import Recovery
+
+BEFORE = "before.json"
+"""The losses of the source, in the workspace."""
+
+
+def losses_before(recovery: Recovery) -> dict[str, Any] | None:
+    """The losses of the source, which an interrupted run may have measured."""
+    file = recovery.request.workspace / BEFORE
+    if not file.is_file():
+        progress = recovery.bars.of("held-back loss")
+        progress(0, 1)
+        write_whole(file, json.dumps({"before": held_back_losses(recovery, recovery.request.model)}))
+        progress(1, 1)
+    found: dict[str, Any] | None = read_json(file)["before"]
+    return found
+
+
+def held_back_losses(recovery: Recovery, model: Model) -> dict[str, Any] | None:
+    """Mean response losses of a model on what is never trained on; None where nothing is held back."""
+    samples = recovery.data.held_back
+    if not samples:
+        return None
+    with timed(recovery.seconds, "held_back"):
+        return mean_losses(open_walk(model, recovery.where), samples, _clusters(recovery))
+
+
+def _clusters(recovery: Recovery) -> list[int] | None:
+    """The cluster of the most similar sample of the pool, for every sample held back; None where there are no clusters."""
+    selection, file = read_selection(recovery.request.workspace), recovery.request.workspace / VECTORS
+    if selection is None or not selection.labels or not file.is_file():
+        return None
+    vectors: Tensor = load_file(file)["vectors"]
+    pool, held = vectors.split([len(recovery.data.pool), len(recovery.data.held_back)])  # type: ignore[no-untyped-call]
+    return [selection.labels[i] for i in (held @ pool.T).argmax(dim=1).tolist()]

@@ -1,0 +1,265 @@
+"""What `recover` is asked for: its options, the checks that need no weights, and what the run will write and need.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.checkpoint import source
+from compresskit.checkpoint.outputs import Outputs
+from compresskit.checkpoint.reader import TensorSpec
+from compresskit.errors import RequestError
+from compresskit.evaluation.request import scoring_bytes
+from compresskit.evaluation.scores import check_comparable, check_context
+from compresskit.formats import peft
+from compresskit.job import PASSES_SAMPLING, Request, where_used
+from compresskit.machine.device import Where
+from compresskit.machine.precision import Precision
+from compresskit.models import layouts
+from compresskit.models.load import open_any, open_model
+from compresskit.models.model import Model
+from compresskit.models.shapes import adapter_shapes, dense_shapes
+from compresskit.recovery.data.encoding import check_same_tokenizer
+from compresskit.recovery.data.instructions import read_instructions
+from compresskit.recovery.method import BudgetMethod, SelectionMethod
+from compresskit.recovery.training.ranks import linear_ranks
+from compresskit.stages import Options
+from compresskit.walk.cost import FLOAT32_BYTES, edit_bytes, head_share, walk_bytes
+
+Loss = Literal["response", "distill"]
+Update = Literal["low-rank", "full"]
+EXTRAS = ("accelerate", "peft", "scipy")
+"""What the extra `recover` installs."""
+ADAPTER_DTYPE = "F32"
+"""Of the factors that are written."""
+NO_SETTINGS = frozenset({"device", "dtype", "max_shard_size", "overwrite", "resume", "trust_remote_code", "original", "data"})
+"""Options that do not decide the weights, or that the settings name otherwise."""
+
+MICRO_BATCH_TOKENS = 1024
+"""Bound on the tokens, padding included, of a forward and backward pass; in bfloat16 the logits of so many take 100 MB at 49,152
+words. Twice as many are 4% faster on SmolLM2-135M and take 1.2 GB more."""
+PASSES_TRAINING = 3.0
+"""A forward, and a backward of twice its work."""
+BYTES_PER_TOKEN = 4
+"""Of English text."""
+LEARNED_LOGIT_COPIES: dict[Loss, int] = {"response": 4, "distill": 3}
+"""Of the logits of a micro-batch in fine-tuning, gradients included."""
+FINE_TUNING_BYTES = 6
+"""A weight in float32 and its copy in bfloat16."""
+FULL_UPDATE_BYTES = 12
+"""Of a weight that is itself trained: its gradient, and two of AdamW."""
+LIBRARIES_BYTES = 150 << 20
+"""What peft and accelerate take."""
+COMPILED_BYTES = 700 << 20
+"""What oneDNN keeps of products that it compiled for the lengths it met, 1,024 of them."""
+
+
+class RecoverOptions(Options):
+    """The settings besides the selection: on which data, and how to fine-tune."""
+
+    original: str
+    """The model before compression: a folder, a Hub id or demo:smollm2-135m."""
+    data: tuple[str, ...] = ()
+    """Instruction data: a .jsonl, .json or .parquet file; may be repeated."""
+    select_only: bool = False
+    """Stop after the selection."""
+    adapter_only: bool = False
+    """Write a PEFT adapter alone, for the source as it is."""
+    pool: Annotated[int, Field(ge=0)] = 0
+    """Samples of the data to choose from, drawn by the seed; 0 takes all."""
+    held_back: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of each data source that is never trained on, for the loss before and after."""
+    self_samples: Annotated[int, Field(ge=0)] = 0
+    """Texts sampled from the original model itself to train on beside the selection."""
+    loss: Loss = "response"
+    """response: the data's own answers; distill: the original's predictions at every token."""
+    data_weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    """With distill: share of the data's own next token in what is learned at a token, beside the predictions; left out, 0.5."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Times that the training samples are seen."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps, whatever the epochs; 0 goes by them."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Samples of an optimiser step."""
+    update: Update = "low-rank"
+    """low-rank: a pair beside every linear of the blocks; full: every weight of the blocks, of a dense source."""
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Mean rank of the low-rank updates; blocks share it by their importances, where pruning measured them."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak of the cosine schedule; left out, 1e-3 for low-rank updates, 2e-4 for full ones."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 20
+    """Steps after which the training is saved for --resume."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to keep fewer of them."""
+    precision: Precision = "auto"
+    """Of the matrix products in selection and training: bfloat16 where the device multiplies it faster."""
+
+
+@dataclass(frozen=True)
+class RecoverRequest(Request):
+    """A request to choose data and fine-tune a compressed model on it."""
+
+    method: SelectionMethod
+    options: RecoverOptions
+    original: Model | None = None
+    """The model before compression; left out where only shapes are asked for."""
+    stage: ClassVar[str] = "recover"
+    fixed_seconds: ClassVar[float] = 25.0
+    """Imports of peft and accelerate, tokenizers, hashes, files."""
+    left_bytes: ClassVar[int] = 480 << 20
+    """What stays in the process for the steps after it: peft, accelerate, and holes in the heap."""
+
+    @property
+    def workspace(self) -> Path:
+        """Where unfinished work is kept."""
+        return self.out.with_name(self.out.name + ".training")
+
+    @property
+    def inputs(self) -> list[dict[str, str]]:
+        """SHA-256 of the weight files of the source, of its adapter, and of the original."""
+        stores = [self.model.checkpoint]
+        stores += [self.model.adapter.store] if self.model.adapter else []
+        stores += [self.original.checkpoint] if self.original else []
+        return [store.hashes for store in stores]
+
+    def settings(self, where: Where) -> dict[str, Any]:
+        """Everything that decides the weights, besides the models and the content of the data files."""
+        chosen = self.options.model_dump(exclude=set(NO_SETTINGS))
+        files = {"data": [Path(path).name for path in self.options.data]}
+        return {"method": self.name, **self.method.model_dump(), **chosen, **files, **where_used(where)}
+
+    def check(self) -> None:
+        """Refuse what cannot be recovered.
+
+        Raises:
+            RequestError: there is no data, settings contradict each other, the context is too short for the samples, or peft
+                or a full update cannot train such weights.
+        """
+        model, options = self.model, self.options
+        if not options.data:
+            raise RequestError("--data: no instruction data given; pass --data FILE.jsonl")
+        if options.data_weight is not None and options.loss != "distill":
+            raise RequestError(
+                "--data-weight: weighs the data's tokens against the original's predictions; give --loss distill, or leave it out"
+            )
+        check_context(model, options.sequence_length)
+        if model.architecture.experts and (options.adapter_only or model.quantized):
+            raise RequestError(
+                f"{model.family}: peft loads no adapters of its experts; recover a dense checkpoint, without --adapter-only"
+            )
+        if options.update == "full" and (options.adapter_only or model.quantized or model.adapter):
+            raise RequestError(
+                f"{model.checkpoint.folder}: --update full trains whole weights, of a dense source; use --update low-rank where "
+                "weights are low-bit, or an adapter is wanted or already there"
+            )
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """Rank of the low-rank update of every linear that gets one, by plain name."""
+        return linear_ranks(self.model, self.options.rank)
+
+    @property
+    def adapter_tensors(self) -> list[TensorSpec]:
+        """The factors of the low-rank updates."""
+        return peft.tensors(self.ranks, self.model.linear_shape, ADAPTER_DTYPE)
+
+    def outputs(self) -> Outputs:
+        """A merged checkpoint, a low-bit one with the adapter beside it, or the adapter alone; nothing of a selection."""
+        model, options = self.model, self.options
+        if options.select_only:
+            return Outputs()
+        if options.adapter_only:
+            in_order = sorted(self.adapter_tensors, key=lambda spec: spec.name)  # as safetensors itself writes them
+            text = peft.config_text(str(model.checkpoint.folder.resolve()), self.ranks)
+            return Outputs(extra={peft.WEIGHTS: in_order}, files={peft.CONFIG: text})
+        tensors, config, files = list(model.checkpoint.tensors.values()), dict(model.checkpoint.config), layouts.own_files(model)
+        if not model.quantized:
+            return Outputs(tensors, config, files=files)
+        files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(self.out.resolve()), self.ranks)
+        return Outputs(tensors, config, {f"{peft.FOLDER}/{peft.WEIGHTS}": self.adapter_tensors}, files)
+
+    def result_model(self) -> Model:
+        """The source with other weights, or with an adapter; the source itself where only a selection is made."""
+        if self.options.select_only:
+            return self.model
+        if self.options.adapter_only or self.model.quantized:
+            return adapter_shapes(replace(self.model, adapter=None), self.adapter_tensors)
+        return dense_shapes(self.model, self.outputs())
+
+    def passes(self) -> float:
+        """Forward passes of one window: the selection, own texts, the original's predictions, what is held back, training."""
+        options, method = self.options, self.method
+        samples, length = _instruction_size(options)
+        pool = min(options.pool or samples, samples)
+        share = 1 + head_share(self.model)
+        selected = method.passes * pool * length
+        if options.select_only:
+            return selected * share
+        chosen = (method.budget if isinstance(method, BudgetMethod) else 1.0) * pool
+        count, windows = chosen + options.self_samples, chosen * length + options.self_samples
+        times = options.steps * options.batch_size / max(1.0, count) if options.steps else options.epochs
+        predicted = min(1.0, times) * windows if options.loss == "distill" else 0.0
+        judged = 2 * options.held_back * pool * length
+        sampled, trained = PASSES_SAMPLING * options.self_samples, PASSES_TRAINING * times * windows
+        return (selected + sampled + predicted + judged + trained) * share
+
+    def peak_bytes(self) -> int:
+        """Bytes at the peak: of the fine-tuning, of a walk, or of two models' predictions side by side."""
+        model, windows, length = self.model, self.options.samples, self.options.sequence_length
+        walked = walk_bytes(model, (windows, length), edit_bytes(model, True))
+        return max(self._fine_tuning_bytes(), walked, scoring_bytes(model, windows * length))
+
+    def _fine_tuning_bytes(self) -> int:
+        """The whole model, what a full update adds to it, what a backward pass needs of a micro-batch, and its logits."""
+        model, options = self.model, self.options
+        numbers = sum(sum(model.linear_shape(name)) for name in model.linears)
+        vocabulary = int(model.checkpoint.config["vocab_size"])
+        tokens = min(MICRO_BATCH_TOKENS, options.batch_size * options.sequence_length)
+        logits = LEARNED_LOGIT_COPIES[options.loss] * tokens * vocabulary * FLOAT32_BYTES
+        trained = sum(math.prod(model.linear_shape(name)) for name in model.linears) if options.update == "full" else 0
+        weights = FINE_TUNING_BYTES * model.parameters + FULL_UPDATE_BYTES * trained
+        return LIBRARIES_BYTES + COMPILED_BYTES + weights + tokens * numbers * FLOAT32_BYTES + logits
+
+
+def _instruction_size(options: RecoverOptions) -> tuple[int, float]:
+    """(samples of the data files, their mean length in windows); a file that is not there yet counts nothing."""
+    paths = [path for path in (Path(each).expanduser() for each in options.data) if path.is_file()]
+    texts = [sample.text.encode() for sample in read_instructions(paths).samples]
+    return len(texts), min(1.0, sum(map(len, texts)) / max(1, len(texts)) / BYTES_PER_TOKEN / options.sequence_length)
+
+
+def open_request(method: SelectionMethod, source_name: str, out: Path, options: RecoverOptions) -> RecoverRequest:
+    """Open both models and refuse what cannot be done before the data is read.
+
+    Returns:
+        The request, whose models belong together.
+
+    Raises:
+        RequestError: a package is missing, the models do not belong together, or a setting does not fit them.
+        CompresskitError: what is wrong with a folder or OUT, of the kinds in errors.py.
+    """
+    _check_extras(options)
+    model = open_any(source_name, options.trust_remote_code)
+    original = open_model(source.resolve(options.original), options.trust_remote_code)
+    request = RecoverRequest(method, model, out, options, original)
+    request.check()
+    check_comparable(model, original)
+    check_same_tokenizer(model.checkpoint.folder, original.checkpoint.folder, options.trust_remote_code)
+    request.check_text_and_out(model.bytes + sum(spec.bytes for spec in request.adapter_tensors))
+    return request
+
+
+def _check_extras(options: RecoverOptions) -> None:
+    needed = ("scipy",) if options.select_only else EXTRAS
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RequestError(f"recover: {', '.join(missing)} not installed; pip install 'compresskit[recover]'")

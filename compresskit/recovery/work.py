@@ -1,0 +1,43 @@
+"""A recovery at work: what its parts hand to each other. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from compresskit.checkpoint.manifest import fingerprint
+from compresskit.machine.device import Where
+from compresskit.machine.progress import ProgressBars
+from compresskit.models.model import Model
+from compresskit.recovery.data.reading import Data
+from compresskit.recovery.request import RecoverRequest
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A checked request and its data, at work."""
+
+    request: RecoverRequest
+    data: Data
+    where: Where
+    bars: ProgressBars
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each part of the work took, of this process alone."""
+
+    @property
+    def original(self) -> Model:
+        """The model before compression."""
+        assert self.request.original is not None
+        return self.request.original
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the weights, besides the models and the data."""
+        return self.request.settings(self.where)
+
+    @cached_property
+    def key(self) -> str:
+        """Fingerprint of all that decides the result; an interrupted run is resumed by the same key alone."""
+        texts = [sample.tokens for sample in (*self.data.pool, *self.data.held_back)]
+        return fingerprint(self.request.stage, self.settings, *self.request.inputs, texts)
