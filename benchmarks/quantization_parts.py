@@ -26,7 +26,7 @@ from compresskit.numerics.packed import Storage
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.apiq.method import ApiQ
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import chosen_stages, replace_weight
+from compresskit.walk.sequence import chosen_sequence, replace_weight
 from compresskit.walk.walk import Walk
 
 CPU, LENGTH = torch.device("cpu"), 512
@@ -112,7 +112,7 @@ def main() -> None:
     for original, compressed in zip(*walks, strict=True):
         if original.index not in arguments.blocks:
             continue
-        stages = chosen_stages(model, original.index, model.linears)
+        stages = chosen_sequence(model, original.index, model.linears)
         for name in arguments.rows:
             found = measure((original, compressed), stages, ROWS[name], arguments.bits, arguments.samples)
             print(json.dumps({"bits": arguments.bits, "block": original.index, "row": name} | found), flush=True)

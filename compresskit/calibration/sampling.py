@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from compresskit.checkpoint.cache import writable_cache
 from compresskit.checkpoint.folder import write_whole_tensors
 from compresskit.checkpoint.reader import read_json
-from compresskit.checkpoint.stock import step
+from compresskit.checkpoint.stock import next_logits
 from compresskit.errors import NumericalError, RequestError
 from compresskit.machine.device import Where
 from compresskit.models.model import Model
@@ -120,7 +120,7 @@ def sample(
         rows = tokens[first : first + batch]
         cache = None
         for position in range(1, length):
-            logits, cache = step(network, rows[:, position - 1 : position].to(device), cache)
+            logits, cache = next_logits(network, rows[:, position - 1 : position].to(device), cache)
             rows[:, position] = pick(logits[:, -1], torch.rand(len(rows), 1, dtype=torch.float64, generator=generator))
             if progress:
                 progress(first * length + (position + 1) * len(rows), tokens.numel())

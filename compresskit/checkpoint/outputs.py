@@ -23,13 +23,13 @@ class Shard:
     size: int
 
 
-def layout_shards(plan: list[TensorSpec], max_shard_bytes: int) -> list[Shard]:
+def layout_shards(specs: list[TensorSpec], max_shard_bytes: int) -> list[Shard]:
     """Deal tensors to files in order; a tensor larger than the limit gets a file of its own. No tensors, no files."""
-    if not plan:
+    if not specs:
         return []
     files: list[list[TensorSpec]] = [[]]
     filled = 0
-    for spec in plan:
+    for spec in specs:
         if files[-1] and filled + spec.bytes > max_shard_bytes:
             files.append([])
             filled = 0

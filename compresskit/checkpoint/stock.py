@@ -38,7 +38,7 @@ def add_adapter(network: PreTrainedModel, folder: Path) -> None:
         network.load_adapter(str(folder))
 
 
-def step(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:
+def next_logits(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:
     """Run more tokens (batch, length) after those that the cache holds, None for the first ones.
 
     transformers 5.24 renamed the argument and the output `past_key_values` to `cache`.

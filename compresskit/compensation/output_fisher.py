@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compresskit.calibration.sampling import pick
-from compresskit.walk.backward import Loss, Step, walk_backward
+from compresskit.walk.backward import GradientStep, Loss, walk_backward
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.statistics import Moments
@@ -52,7 +52,7 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
     device = torch.device("cpu") if walk.device.type == "mps" else walk.device  # which has no float64
 
     @contextmanager
-    def visit(block: Block) -> Iterator[Step]:
+    def visit(block: Block) -> Iterator[GradientStep]:
         own = [name for name in names if name.startswith(block.name + ".")]
         moments = {name: Moments(block.linear(name).out_features, device) for name in own}
 

@@ -174,7 +174,7 @@ class CompensateRequest(Request):
         if self.options.merge:
             return Outputs(tensors, config, files=files)
         found = self.adapter_ranks(self.even_ranks() if ranks is None else ranks)
-        factors = peft.tensors(found, self.model.linear_shape, self.factor_dtype)
+        factors = peft.adapter_specs(found, self.model.linear_shape, self.factor_dtype)
         return Outputs(tensors, config, {self.adapter_folder + peft.WEIGHTS: factors}, files)
 
     def _configuration(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Paired:
         self.micro_batch += 1
 
 
-def output_error(weight: Tensor, weight_error: Tensor, paired: Paired, rows: slice, damping: float) -> Tensor:
+def output_residual(weight: Tensor, weight_error: Tensor, paired: Paired, rows: slice, damping: float) -> Tensor:
     """Equation 2. weight: W_c (out, in_c); weight_error: D_1 (out, in_c) float32.
 
     `rows`: where this linear's outputs lie in `paired.cross`. `damping`: share of the mean second moment.

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.method import Aim, CompensateMethod
-from compresskit.compensation.residuals import Outputs, Paired, output_error
+from compresskit.compensation.residuals import Outputs, Paired, output_residual
 from compresskit.formats.peft import factor_names
 from compresskit.machine.progress import timed
 from compresskit.models.meta import to_stored
 from compresskit.models.pair import Pair
 from compresskit.numerics.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error, weighted
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import ATTENTION_STAGES, OnBlock, chosen_stages, finish_block, replace_weight
+from compresskit.walk.sequence import ATTENTION_POSITIONS, OnBlock, chosen_sequence, finish_block, replace_weight
 from compresskit.walk.walk import Walk
 
 OUTPUT_DAMPING = 0.01
@@ -62,9 +62,9 @@ class Repair:
     """Of the weights where a dense checkpoint is written; None for an adapter alone."""
     seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "decompositions": 0.0})
 
-    def stages(self, index: int) -> list[list[tuple[str, ...]]]:
-        """The linears of a block that are repaired, as `Model.linear_stages` gives them."""
-        return chosen_stages(self.pair.compressed, index, set(self.names))
+    def sequence(self, index: int) -> list[list[tuple[str, ...]]]:
+        """The linears of a block that are repaired, as `Model.linear_sequence` gives them."""
+        return chosen_sequence(self.pair.compressed, index, set(self.names))
 
 
 def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writer, on_block: OnBlock) -> None:
@@ -97,7 +97,7 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
     count = request.pair.compressed.block_count
     found: dict[str, list[float]] = {}
     for compressed, original in _side_by_side(request, walks):
-        groups = [group for stage in request.stages(compressed.index) for group in stage]
+        groups = [group for position in request.sequence(compressed.index) for group in position]
         for task in _tasks(request, compressed, groups, _original_outputs(request, original, groups), False):
             with timed(request.seconds, "decompositions"):
                 energy = 1.0
@@ -122,11 +122,11 @@ def _side_by_side(request: Repair, walks: tuple[Walk, Walk | None]) -> Iterator[
 
 
 def _repair_block(request: Repair, block: Block, original: Block | None, writer: Writer) -> dict[str, dict[str, float]]:
-    stages = request.stages(block.index)
-    outputs = _original_outputs(request, original, [group for stage in stages for group in stage])
+    sequence = request.sequence(block.index)
+    outputs = _original_outputs(request, original, [group for position in sequence for group in position])
     facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}, "scale": {}}
-    for number, groups in enumerate(stages):
-        for task in _tasks(request, block, groups, outputs, number >= ATTENTION_STAGES):
+    for number, groups in enumerate(sequence):
+        for task in _tasks(request, block, groups, outputs, number >= ATTENTION_POSITIONS):
             with timed(request.seconds, "decompositions"):
                 short = task.name.removeprefix(block.name + ".")
                 update, scale = _repair_linear(request, block, task, writer)
@@ -176,7 +176,7 @@ def _tasks(
             weight = block.linear(name).weight.detach()
             error = _weight_error(request, name, weight)
             if found is not None and found.outputs is not None and found.gram.tokens:
-                error = output_error(weight, error, found, slice(row, row + len(weight)), OUTPUT_DAMPING)
+                error = output_residual(weight, error, found, slice(row, row + len(weight)), OUTPUT_DAMPING)
             row += len(weight)
             yield Task(name, error, metric, request.weights.get(name))
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from compresskit.checkpoint.stock import step
+from compresskit.checkpoint.stock import next_logits
 from compresskit.errors import RequestError
 from compresskit.evaluation.memory import LiveTensors, available_bytes, weight_bytes
 from compresskit.evaluation.scores import check_comparable, context_length
@@ -120,10 +120,10 @@ def _peak_memory(network: Any, prompt: Tensor) -> int:
 @torch.inference_mode()
 def _round(network: Any, prompt: Tensor, decoded: int) -> Round:
     start = _now(prompt.device)
-    logits, cache = step(network, prompt, None, logits_to_keep=1)
+    logits, cache = next_logits(network, prompt, None, logits_to_keep=1)
     prefilled = _now(prompt.device)
     for _ in range(decoded):
-        logits, cache = step(network, logits[:, -1:].argmax(dim=-1), cache, logits_to_keep=1)
+        logits, cache = next_logits(network, logits[:, -1:].argmax(dim=-1), cache, logits_to_keep=1)
     return Round(prompt.shape[1] / (prefilled - start), decoded / (_now(prompt.device) - prefilled))
 
 

@@ -40,7 +40,7 @@ LENGTH_STEP = 32
 """Windows are padded to a multiple of this, so that few lengths remain."""
 
 
-class Request(NamedTuple):
+class Continuation(NamedTuple):
     """Tokens of a prompt with one continuation."""
 
     ids: list[int]
@@ -57,71 +57,75 @@ class Likelihood(NamedTuple):
     """Whether every token is the one that the model would have chosen."""
 
 
-def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Request]:
-    """function(prompt, continuation) -> Request, with the start token where the tokenizer sets one."""
+def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Continuation]:
+    """function(prompt, continuation) -> Continuation, with the start token where the tokenizer sets one."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     probe = tokenizer("a").input_ids
     first = probe[:1] if probe and probe[0] == tokenizer.bos_token_id else []
 
-    def encode(prompt: str, continuation: str) -> Request:
+    def encode(prompt: str, continuation: str) -> Continuation:
         whole = tokenizer(prompt + continuation, add_special_tokens=False).input_ids
         start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
         start = min(start, len(whole) - 1)  # where the last character merges with the continuation
-        return Request(first + whole, max(1, len(first) + start))
+        return Continuation(first + whole, max(1, len(first) + start))
 
     return encode
 
 
-def likelihoods(model: Model, requests: Sequence[Request], where: Where, on_done: Callable[[int, int], None]) -> list[Likelihood]:
-    """The model's word on every request, in their order; RequestError where a continuation exceeds the model's context."""
+def likelihoods(
+    model: Model, continuations: Sequence[Continuation], where: Where, on_done: Callable[[int, int], None]
+) -> list[Likelihood]:
+    """What the model says of every continuation, in order; RequestError where one exceeds the model's context."""
     context = context_length(model)
-    requests = [_fitted(request, context) for request in requests]
-    order = sorted(range(len(requests)), key=lambda index: len(requests[index].ids))
+    continuations = [_fitted(continuation, context) for continuation in continuations]
+    order = sorted(range(len(continuations)), key=lambda index: len(continuations[index].ids))
     found: dict[int, Likelihood] = {}
     while len(found) < len(order):
         left = order[len(found) :]
-        length = _padded(len(requests[left[0]].ids))
-        part = [index for index in left if len(requests[index].ids) <= length][: max(1, TOKENS_OF_A_WALK // length)]
-        found |= dict(zip(part, _walked(model, [requests[i] for i in part], length, where), strict=True))
+        length = _padded(len(continuations[left[0]].ids))
+        part = [index for index in left if len(continuations[index].ids) <= length][: max(1, TOKENS_OF_A_WALK // length)]
+        found |= dict(zip(part, _walked(model, [continuations[i] for i in part], length, where), strict=True))
         on_done(len(found), len(order))
-    return [found[index] for index in range(len(requests))]
+    return [found[index] for index in range(len(continuations))]
 
 
 def _padded(length: int) -> int:
     return math.ceil(max(length, 2) / LENGTH_STEP) * LENGTH_STEP
 
 
-def _fitted(request: Request, context: int | None) -> Request:
+def _fitted(continuation: Continuation, context: int | None) -> Continuation:
     """The last tokens that fit into the model's context, the start token kept."""
-    surplus = len(request.ids) - (context or len(request.ids))
+    surplus = len(continuation.ids) - (context or len(continuation.ids))
     if surplus <= 0:
-        return request
-    if request.start - surplus < 1:
-        raise RequestError(f"a continuation of {len(request.ids) - request.start} tokens exceeds the context of {context} tokens")
-    return Request(request.ids[:1] + request.ids[1 + surplus :], request.start - surplus)
+        return continuation
+    if continuation.start - surplus < 1:
+        raise RequestError(
+            f"a continuation of {len(continuation.ids) - continuation.start} tokens exceeds the context of {context} tokens"
+        )
+    return Continuation(continuation.ids[:1] + continuation.ids[1 + surplus :], continuation.start - surplus)
 
 
-def _walked(model: Model, part: list[Request], length: int, where: Where) -> list[Likelihood]:
+def _walked(model: Model, part: list[Continuation], length: int, where: Where) -> list[Likelihood]:
     context = context_length(model)
     length = min(length, context) if context else length
     tokens = torch.zeros(len(part), length, dtype=torch.int64)
-    for row, request in enumerate(part):
-        tokens[row, : len(request.ids)] = torch.tensor(request.ids)
+    for row, continuation in enumerate(part):
+        tokens[row, : len(continuation.ids)] = torch.tensor(continuation.ids)
     vocabulary = int(model.checkpoint.config["vocab_size"])
     size = max(1, LOGITS_BYTES // (length * vocabulary * FLOAT32_BYTES))
     walk = Walk(model, tokens, where, size)
     for _ in walk:
         pass
     rows = (logits for _, _, batch in walk.logits() for logits in batch)
-    return [_likelihood(logits, request) for logits, request in zip(rows, part, strict=True)]
+    return [_likelihood(logits, continuation) for logits, continuation in zip(rows, part, strict=True)]
 
 
-def _likelihood(logits: Tensor, request: Request) -> Likelihood:
-    """What the logits (length, vocabulary) say of a request: those at position t are about what follows token t."""
-    targets = torch.tensor(request.ids[request.start :], device=logits.device)
-    predicting = logits[request.start - 1 : len(request.ids) - 1].log_softmax(dim=-1)
+def _likelihood(logits: Tensor, continuation: Continuation) -> Likelihood:
+    """What the logits (length, vocabulary) say of a continuation: those at position t are about what follows token t."""
+    targets = torch.tensor(continuation.ids[continuation.start :], device=logits.device)
+    predicting = logits[continuation.start - 1 : len(continuation.ids) - 1].log_softmax(dim=-1)
     chosen = predicting.gather(1, targets[:, None])
     return Likelihood(float(chosen.double().sum()), bool((predicting.argmax(dim=-1) == targets).all()))
 
@@ -131,8 +135,8 @@ def score_tasks(
 ) -> dict[str, dict[str, float]]:
     """By task: "accuracy", "accuracy_normalised" (multiple choice alone), "standard_error", "rows"."""
     encode = encoder(model.checkpoint.folder, where.trust_remote_code)
-    requests = [encode(row.prompt, text) for task in tasks for row in task.rows for text in row.continuations]
-    answers = iter(likelihoods(model, requests, where, on_done))
+    continuations = [encode(row.prompt, text) for task in tasks for row in task.rows for text in row.continuations]
+    answers = iter(likelihoods(model, continuations, where, on_done))
     return {task.name: _scores(task, [[next(answers) for _ in row.continuations] for row in task.rows]) for task in tasks}
 
 

@@ -30,7 +30,7 @@ NESTED_BLOCK = 256
 LEAVES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 
 
-def plan(name: str, shape: tuple[int, int], block_size: int, nested: bool) -> list[TensorSpec]:
+def tensor_specs(name: str, shape: tuple[int, int], block_size: int, nested: bool) -> list[TensorSpec]:
     """The stored tensors of one linear (out, in); `name` without `.weight`, `block_size` in weights."""
     elements = shape[0] * shape[1]
     blocks = -(-elements // block_size)

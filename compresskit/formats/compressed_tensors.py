@@ -31,7 +31,7 @@ FORMAT = "pack-quantized"
 LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
 
-def plan(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype: str) -> list[TensorSpec]:
+def tensor_specs(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype: str) -> list[TensorSpec]:
     """The stored tensors of one linear (out, in); `name` without `.weight`, `scale_dtype` in safetensors' spelling."""
     rows, columns = shape
     groups = scheme.groups(columns)

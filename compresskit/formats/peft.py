@@ -34,15 +34,15 @@ def factor_names(name: str) -> tuple[str, str]:
     return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
 
 
-def plan(name: str, shape: tuple[int, int], rank: int, dtype: str) -> list[TensorSpec]:
+def factor_specs(name: str, shape: tuple[int, int], rank: int, dtype: str) -> list[TensorSpec]:
     """The stored factors of one linear (out, in)."""
     first, second = factor_names(name)
     return [TensorSpec(first, dtype, (rank, shape[1])), TensorSpec(second, dtype, (shape[0], rank))]
 
 
-def tensors(ranks: Mapping[str, int], shape_of: Callable[[str], tuple[int, int]], dtype: str) -> list[TensorSpec]:
+def adapter_specs(ranks: Mapping[str, int], shape_of: Callable[[str], tuple[int, int]], dtype: str) -> list[TensorSpec]:
     """The factors of an adapter. `ranks`: by module name; `shape_of`: module name -> (out, in)."""
-    return [spec for name, rank in ranks.items() for spec in plan(name, shape_of(name), rank, dtype)]
+    return [spec for name, rank in ranks.items() for spec in factor_specs(name, shape_of(name), rank, dtype)]
 
 
 def configuration(base: str, ranks: Mapping[str, int], scales: Mapping[str, float] | None = None) -> dict[str, Any]:

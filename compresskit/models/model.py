@@ -130,11 +130,11 @@ class Model:
         """Index of the block that holds the linear with this plain name."""
         return int(name.removeprefix(self.architecture.blocks + ".").partition(".")[0])
 
-    def linear_stages(self, index: int) -> list[list[tuple[str, ...]]]:
-        """The linears of block `index` in the order in which they compute. A later stage sees what an earlier one has become.
+    def linear_sequence(self, index: int) -> list[list[tuple[str, ...]]]:
+        """The linears of block `index` in the order in which they compute. A later position sees what an earlier one has become.
 
         Returns:
-            Stages of groups of plain names; the linears of a group share their input. Four stages: attention inputs,
+            Positions of groups of plain names; the linears of a group share their input. Four positions: attention inputs,
             attention output, the inputs and the outputs of all feed-forward networks (experts side by side).
         """
         block, attention = self.block_name(index), self.architecture.attention
@@ -148,7 +148,7 @@ class Model:
 
     def block_linears(self, index: int) -> list[str]:
         """Plain names of the linears of one block, in the order in which they compute."""
-        return [name for stage in self.linear_stages(index) for group in stage for name in group]
+        return [name for position in self.linear_sequence(index) for group in position for name in group]
 
     @cached_property
     def linears(self) -> list[str]:

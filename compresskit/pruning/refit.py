@@ -56,7 +56,7 @@ def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: floa
     return refitted
 
 
-def output_error(down: Tensor, gram: Tensor, kept: Tensor, new_down: Tensor) -> tuple[float, float]:
+def squared_output_error(down: Tensor, gram: Tensor, kept: Tensor, new_down: Tensor) -> tuple[float, float]:
     """What the output lost on the calibration set.
 
     down (hidden, width), gram (width, width), kept (kept,) int64, new_down (hidden, kept).

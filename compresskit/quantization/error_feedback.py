@@ -112,7 +112,7 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Sch
     return Rounded(codes[:, back], targets[:, back])
 
 
-def output_error(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme) -> float:
+def relative_output_error(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme) -> float:
     """||(W - W') X^T||^2 over ||W X^T||^2: the relative squared output error on the calibration inputs.
 
     weight and codes (out, in), hessian (in, in), any positive multiple of it.

@@ -46,7 +46,7 @@ class GPTQ(GridMethod, frozen=True):
         import torch
 
         from compresskit.numerics.grid import Grid, min_max_grid, searched_grid, to_codes
-        from compresskit.quantization.error_feedback import output_error, round_with_feedback
+        from compresskit.quantization.error_feedback import relative_output_error, round_with_feedback
 
         assert scheme is not None and gram is not None
         rows = torch.cat([weight.float() for weight in weights])
@@ -64,6 +64,6 @@ class GPTQ(GridMethod, frozen=True):
         parts = (torch.split(tensor, sizes) for tensor in (rows, codes, *grid))
         for weight, part, scale, zero_point in zip(*parts, strict=True):
             own = Grid(scale, zero_point)
-            error = output_error(weight, part, hessian, own, scheme)
+            error = relative_output_error(weight, part, hessian, own, scheme)
             found.append(StoredLinear(*stored_linear(part, own, scheme, scale_dtype), error=error))
         return found

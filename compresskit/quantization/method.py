@@ -54,9 +54,9 @@ class QuantizeMethod(Method):
         """The grid of every linear; None for methods with a format of their own."""
         raise TypeError(f"{type(self).__name__} defines no scheme")
 
-    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
+    def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """The stored tensors of the linear (out, in) with this stored name."""
-        raise TypeError(f"{type(self).__name__} defines no plan")
+        raise TypeError(f"{type(self).__name__} defines no tensor_specs")
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config`. `schemes` by module name, `dense`: linears that stay as they are."""
@@ -131,10 +131,10 @@ class GridMethod(QuantizeMethod):
         widths = {model.linear_shape(name)[1] for name in quantised_linears(model, self.ignore)}
         return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
 
-    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
+    def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """The packed tensors of the linear (out, in) with this stored name."""
         assert scheme is not None
-        return compressed_tensors.plan(name, shape, scheme, scale_dtype)
+        return compressed_tensors.tensor_specs(name, shape, scheme, scale_dtype)
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config` of pack-quantized files."""
@@ -174,14 +174,14 @@ class BlockMethod(GridMethod):
         self,
         block: Block,
         targets: list[Tensor],
-        stages: Sequence[Sequence[tuple[str, ...]]],
+        sequence: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
     ) -> StoredBlock:
         """Quantise one block of the quantised stream and advance it.
 
-        `targets`: what the original block gave, one (batch, length, hidden) a micro-batch. `stages`: the linears that are
-        quantised, as `Model.linear_stages` gives them. `saliencies`: by plain name, (out, in) each, where the method asked
+        `targets`: what the original block gave, one (batch, length, hidden) a micro-batch. `sequence`: the linears that are
+        quantised, as `Model.linear_sequence` gives them. `saliencies`: by plain name, (out, in) each, where the method asked
         for any.
 
         Raises:

@@ -27,7 +27,7 @@ from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.error_feedback import round_with_feedback
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import OnBlock, chosen_stages, replace_weight
+from compresskit.walk.sequence import OnBlock, chosen_sequence, replace_weight
 from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
 
@@ -82,7 +82,7 @@ def _divergence(logits: Tensor, reference: Tensor) -> float:
 
 def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Scheme]) -> dict[int, list[Tensor]]:
     """The block's outputs on its present inputs, rounded to each level in turn; it is left as it was."""
-    groups = [group for stage in chosen_stages(request.model, block.index, request.schemes) for group in stage]
+    groups = [group for position in chosen_sequence(request.model, block.index, request.schemes) for group in position]
     if not groups:
         return {scheme.bits: [block.run(hidden) for hidden in block.hidden] for scheme in levels}
     inputs = [block.linear(group[0]) for group in groups]

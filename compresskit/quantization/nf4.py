@@ -43,9 +43,9 @@ class NF4(QuantizeMethod, frozen=True):
         """NF4 has no affine grid."""
         return None
 
-    def plan(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
+    def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """The stored tensors of the linear (out, in) with this stored name."""
-        return bitsandbytes.plan(name, shape, int(self.block_size), self.nested)
+        return bitsandbytes.tensor_specs(name, shape, int(self.block_size), self.nested)
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config` of bitsandbytes' 4-bit files."""

@@ -135,7 +135,7 @@ class QuantizeRequest(Request):
     def linear_tensors(self, name: str) -> list[TensorSpec]:
         """The stored tensors of one quantised linear."""
         model = self.model
-        return self.method.plan(model.stored_name(name), model.linear_shape(name), self.schemes[name], self.scale_dtype)
+        return self.method.tensor_specs(model.stored_name(name), model.linear_shape(name), self.schemes[name], self.scale_dtype)
 
     def _stored_tensors(self) -> list[TensorSpec]:
         """Every tensor of the checkpoint, in the source's order."""
@@ -154,7 +154,9 @@ class QuantizeRequest(Request):
     @property
     def adapter_tensors(self) -> list[TensorSpec]:
         """The tensors of the adapter."""
-        return peft.tensors({name: self.rank for name in self.schemes if self.rank}, self.model.linear_shape, self.factor_dtype)
+        return peft.adapter_specs(
+            {name: self.rank for name in self.schemes if self.rank}, self.model.linear_shape, self.factor_dtype
+        )
 
     @property
     def stored_bits(self) -> float:

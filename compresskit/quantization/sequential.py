@@ -1,7 +1,7 @@
 """The walk that the quantisation methods share: block by block, linear by linear, on the already quantised prefix.
 
 Inside a block the linears go in the order in which they compute (attention inputs, attention output, feed-forward
-inputs, feed-forward outputs): each stage's statistics are taken with the stages before it quantised.
+inputs, feed-forward outputs): each position's statistics are taken with those before it quantised.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compresskit.models.model import Model
 from compresskit.numerics.packed import StoredLinear
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import ATTENTION_STAGES, OnBlock, chosen_stages, collected, finish_block, replace_weight
+from compresskit.walk.sequence import ATTENTION_POSITIONS, OnBlock, chosen_sequence, collected, finish_block, replace_weight
 from compresskit.walk.walk import Walk
 
 
@@ -41,15 +41,15 @@ def write_shapes(request: QuantizeRequest, writer: Writer) -> None:
 
 
 def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> dict[str, float]:
-    """Quantise the linears of one block in place, stage by stage, and write them.
+    """Quantise the linears of one block in place, position by position, and write them.
 
     Returns:
         The squared output error over the output's energy, by a linear's name inside the block, where the method tells it.
     """
     method, scale_dtype = request.method, torch_dtype(request.scale_dtype)
     errors: dict[str, float] = {}
-    for number, groups in enumerate(chosen_stages(request.model, block.index, request.schemes)):
-        grams = collected(groups, block, number >= ATTENTION_STAGES) if method.needs_activations else {}
+    for number, groups in enumerate(chosen_sequence(request.model, block.index, request.schemes)):
+        grams = collected(groups, block, number >= ATTENTION_POSITIONS) if method.needs_activations else {}
         for group in groups:
             weights = [block.linear(name).weight for name in group]
             gram = grams.pop(group[0], None)

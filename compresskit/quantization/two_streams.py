@@ -20,7 +20,7 @@ from compresskit.quantization.method import BlockMethod
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.quantization.sequential import put, write_shapes
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import OnBlock, chosen_stages, finish_block
+from compresskit.walk.sequence import OnBlock, chosen_sequence, finish_block
 from compresskit.walk.walk import Walk
 
 Saliencies = Callable[[int], Mapping[str, Tensor]]
@@ -44,8 +44,8 @@ def quantize_blocks(
     write_shapes(request, writer)
     for original, compressed in zip(*walks, strict=True):
         if compressed.index not in writer.done:
-            stages = chosen_stages(model, compressed.index, request.schemes)
-            names = [name for groups in stages for group in groups for name in group]
+            sequence = chosen_sequence(model, compressed.index, request.schemes)
+            names = [name for groups in sequence for group in groups for name in group]
             facts: dict[str, Any] = {}
             if names:
                 scheme = request.schemes[names[0]]
@@ -54,7 +54,7 @@ def quantize_blocks(
                 storage = Storage(scheme, dtypes[0], request.rank, dtypes[1], _vectors(model, compressed))
                 original.advance()
                 walks[0].release(original)
-                found = method.quantize_block(compressed, original.hidden, stages, storage, saliencies(compressed.index))
+                found = method.quantize_block(compressed, original.hidden, sequence, storage, saliencies(compressed.index))
                 _write(walks[1], compressed, found, writer)
                 facts |= found.facts
                 scales = {name.removeprefix(compressed.name + "."): each.adapter_scale for name, each in found.linears.items()}

@@ -170,7 +170,7 @@ class RecoverRequest(Request):
     @property
     def adapter_tensors(self) -> list[TensorSpec]:
         """The factors of the low-rank updates."""
-        return peft.tensors(self.ranks, self.model.linear_shape, ADAPTER_DTYPE)
+        return peft.adapter_specs(self.ranks, self.model.linear_shape, ADAPTER_DTYPE)
 
     def outputs(self) -> Outputs:
         """A merged checkpoint, a low-bit one with the adapter beside it, or the adapter alone; nothing of a selection."""

@@ -43,7 +43,7 @@ class UpdateMerge:
         """The adapter that comes out."""
         ranks = dict.fromkeys(self.shapes, self.rank)
         base = str(self.adapters[0].config.get("base_model_name_or_path") or "")
-        factors = peft.tensors(ranks, self.shapes.__getitem__, self.dtype)
+        factors = peft.adapter_specs(ranks, self.shapes.__getitem__, self.dtype)
         return Outputs(extra={WEIGHTS: factors}, files={CONFIG: peft.config_text(base, ranks)})
 
     def tensors(self, on_linear: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:

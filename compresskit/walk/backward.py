@@ -21,12 +21,12 @@ from compresskit.walk.walk import Walk
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """function(tokens (1, length), logits (1, length, vocabulary) float32) -> a number."""
-Step = Callable[[Tensor, Tensor], Tensor]
+GradientStep = Callable[[Tensor, Tensor], Tensor]
 """function(a window's inputs of a block, that ask for gradients, d loss / d its outputs) -> d loss / d its inputs."""
 
 
 def walk_backward(
-    walk: Walk, scratch: Path, on_block: OnBlock, loss: Loss, visit: Callable[[Block], AbstractContextManager[Step]]
+    walk: Walk, scratch: Path, on_block: OnBlock, loss: Loss, visit: Callable[[Block], AbstractContextManager[GradientStep]]
 ) -> None:
     """Run the model forward, and then its blocks in reverse order with gradients.
 

@@ -1,7 +1,7 @@
-"""A block's linears in the order in which they compute, stage by stage: statistics of their inputs, and new weights.
+"""A block's linears in the order in which they compute: statistics of their inputs, and new weights.
 
-`Model.linear_stages` gives the stages: attention inputs, attention output, feed-forward inputs, feed-forward outputs. A
-method that edits one stage before it looks at the next sees what the block has become.
+`Model.linear_sequence` gives four positions: attention inputs, attention output, feed-forward inputs, feed-forward outputs.
+A method that edits one position before it looks at the next sees what the block has become.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from compresskit.models.model import Model
 from compresskit.walk.block import Block
 from compresskit.walk.statistics import Gram
 
-ATTENTION_STAGES = 2
-"""The first stages of `Model.linear_stages`; after them the attention's outputs are final."""
+ATTENTION_POSITIONS = 2
+"""The first positions of `Model.linear_sequence`; after them the attention's outputs are final."""
 OnBlock = Callable[[str, int, int], None]
 """Called with what is done, how many blocks are done, and how many there are."""
 
 
-def chosen_stages(model: Model, index: int, chosen: Container[str]) -> list[list[tuple[str, ...]]]:
-    """Stages of block `index` with the chosen linears alone, as `Model.linear_stages` gives them; empty groups fall away."""
-    kept = [[tuple(name for name in group if name in chosen) for group in stage] for stage in model.linear_stages(index)]
-    return [[group for group in stage if group] for stage in kept]
+def chosen_sequence(model: Model, index: int, chosen: Container[str]) -> list[list[tuple[str, ...]]]:
+    """Stages of block `index` with the chosen linears alone, as `Model.linear_sequence` gives them; empty groups fall away."""
+    kept = [[tuple(name for name in group if name in chosen) for group in position] for position in model.linear_sequence(index)]
+    return [[group for group in position if group] for position in kept]
 
 
 def finish_block(model: Model, block: Block, writer: Writer, facts: dict[str, Any]) -> None:

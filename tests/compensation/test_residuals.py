@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compresskit.compensation.residuals import Outputs, Paired, output_error
+from compresskit.compensation.residuals import Outputs, Paired, output_residual
 from compresskit.walk.statistics import Gram
 
 
@@ -27,7 +27,7 @@ def test_the_output_s_error_is_that_of_a_regression_on_the_compressed_inputs(wid
     assert kept.keep_inputs == (inputs < 2 * outputs + 1)
     row = 0
     for weight, start in zip(weights, compressed, strict=True):
-        found = output_error(start, torch.zeros_like(start), paired, slice(row, row + len(weight)), 1e-9)
+        found = output_residual(start, torch.zeros_like(start), paired, slice(row, row + len(weight)), 1e-9)
         wanted = torch.linalg.lstsq(compressed_x.double(), (x @ weight.T).double()).solution.T - start
         assert torch.allclose(found.double(), wanted, atol=1e-4)
         row += len(weight)
@@ -42,5 +42,5 @@ def test_equal_inputs_leave_the_error_of_the_weight() -> None:
     paired = Paired(None, kept, 6, torch.device("cpu"))
     kept.add(x)
     paired.add(x)
-    found = output_error(compressed, weight - compressed, paired, slice(0, 4), 0.1)
+    found = output_residual(compressed, weight - compressed, paired, slice(0, 4), 0.1)
     assert torch.allclose(found, weight - compressed, atol=1e-5)

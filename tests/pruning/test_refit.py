@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compresskit.pruning.refit import output_error, refit
+from compresskit.pruning.refit import refit, squared_output_error
 
 
 def problem(seed: int, tokens: int = 200, width: int = 12, hidden: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,8 +45,8 @@ def test_the_refit_is_never_worse_than_dropping_the_channels(seed: int, count: i
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed)).tolist()
     kept, removed = split(sorted(order[:count]), 12)
     gram = x.T @ x
-    refitted, energy = output_error(down, gram, kept, refit(down, gram, kept, removed, ridge))
-    dropped, _ = output_error(down, gram, kept, down[:, kept])
+    refitted, energy = squared_output_error(down, gram, kept, refit(down, gram, kept, removed, ridge))
+    dropped, _ = squared_output_error(down, gram, kept, down[:, kept])
     assert refitted <= dropped + 1e-4 * energy
 
 
@@ -54,6 +54,6 @@ def test_the_output_error_is_the_squared_distance_of_the_outputs() -> None:
     x, down = problem(2)
     kept, _ = split([0, 1, 2], 12)
     new = torch.randn(5, 3)
-    error, energy = output_error(down, x.T @ x, kept, new)
+    error, energy = squared_output_error(down, x.T @ x, kept, new)
     assert abs(error - float((x @ down.T - x[:, kept] @ new.T).square().sum())) < 1e-2 * error
     assert abs(energy - float((x @ down.T).square().sum())) < 1e-2 * energy

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compresskit.numerics.grid import from_codes, min_max_grid, to_codes
 from compresskit.numerics.scheme import Scheme
-from compresskit.quantization.error_feedback import inverse_factor, output_error, round_with_feedback
+from compresskit.quantization.error_feedback import inverse_factor, relative_output_error, round_with_feedback
 
 
 def problem(seed: int, rows: int = 6, columns: int = 16, tokens: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +67,7 @@ def test_at_many_bits_feedback_beats_rounding_to_nearest(seed: int) -> None:
     grid = min_max_grid(weight * 2, scheme, torch.float16)  # wide enough for what is passed on
     found = round_with_feedback(weight, hessian, grid, scheme, 1e-4, True).codes
     nearest = to_codes(weight, grid, scheme)
-    errors = [output_error(weight, codes, hessian, grid, scheme) for codes in (found, nearest)]
+    errors = [relative_output_error(weight, codes, hessian, grid, scheme) for codes in (found, nearest)]
     assert errors[0] < errors[1]
 
 
@@ -94,4 +94,4 @@ def test_the_output_error_is_the_relative_squared_distance_of_the_outputs() -> N
     grid = min_max_grid(weight, scheme, torch.float16)
     codes = to_codes(weight, grid, scheme)
     expected = (x @ (weight - from_codes(codes, grid, scheme)).T).square().sum() / (x @ weight.T).square().sum()
-    assert abs(output_error(weight, codes, x.T @ x, grid, scheme) / float(expected) - 1) < 1e-4
+    assert abs(relative_output_error(weight, codes, x.T @ x, grid, scheme) / float(expected) - 1) < 1e-4

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from compresskit.walk.backward import Step, walk_backward
+from compresskit.walk.backward import GradientStep, walk_backward
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.walk import Walk
@@ -34,7 +34,7 @@ def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBl
     """
 
     @contextmanager
-    def visit(block: Block) -> Iterator[Step]:
+    def visit(block: Block) -> Iterator[GradientStep]:
         own = [name for name in names if name.startswith(block.name + ".")]
         weights = {name.removeprefix(block.name + ".") + ".weight": block.linear(name).weight for name in own}
         leaves = {leaf: weight.detach().requires_grad_(True) for leaf, weight in weights.items()}

@@ -105,7 +105,7 @@ class ApiQ(ApiQSettings, frozen=True):
         self,
         block: Block,
         targets: list[Tensor],
-        stages: Sequence[Sequence[tuple[str, ...]]],
+        sequence: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
     ) -> StoredBlock:
@@ -113,8 +113,8 @@ class ApiQ(ApiQSettings, frozen=True):
         from compresskit.quantization.apiq.trainer import Trainer
 
         trainer = Trainer(self, block, targets, storage, saliencies)
-        trainer.start(stages)
-        before = trainer.output_error()
+        trainer.start(sequence)
+        before = trainer.block_error()
         trainer.train(before)
         after = trainer.settle()
         if after > before:

@@ -16,7 +16,7 @@ from compresskit.quantization.apiq.linear import TrainedLinear
 from compresskit.quantization.apiq.settings import ApiQSettings
 from compresskit.quantization.error_feedback import round_with_feedback
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import ATTENTION_STAGES, collected, replace_weight
+from compresskit.walk.sequence import ATTENTION_POSITIONS, collected, replace_weight
 
 SMALLEST_ENERGY = 1e-12
 """Keeps the relative error of a hidden state that is 0 finite."""
@@ -55,10 +55,10 @@ class Trainer:
         self.outputs: list[Tensor] = []
 
     @torch.no_grad()
-    def start(self, stages: Sequence[Sequence[tuple[str, ...]]]) -> None:
-        """The starting point, stage by stage on the quantised prefix, as `quantize_block` of the shared walk does."""
-        for number, groups in enumerate(stages):
-            grams = collected(list(groups), self.block, number >= ATTENTION_STAGES)
+    def start(self, sequence: Sequence[Sequence[tuple[str, ...]]]) -> None:
+        """The starting point, position by position on the quantised prefix, as `quantize_block` of the shared walk does."""
+        for number, groups in enumerate(sequence):
+            grams = collected(list(groups), self.block, number >= ATTENTION_POSITIONS)
             for group in groups:
                 gram = grams.pop(group[0])
                 # In place: of 8,192 inputs a second matrix would be a quarter of a gigabyte.
@@ -187,7 +187,7 @@ class Trainer:
                 torch.autograd.backward(roots, gradients)
 
     @torch.no_grad()
-    def output_error(self) -> float:
+    def block_error(self) -> float:
         """Error of the block as it now is, over all windows."""
         return self._mean_error(self.block.run(hidden) for hidden in self.block.hidden)
 

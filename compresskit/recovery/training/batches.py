@@ -20,9 +20,9 @@ from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.request import MICRO_BATCH_TOKENS
 from compresskit.recovery.training.distillation import TeacherPredictions, with_hard_targets
 
-Step = list[list[int]]
+MicroBatches = list[list[int]]
 """Micro-batches of one optimiser step, as positions of samples."""
-Grouping = Callable[[Sequence[int], Sequence[int]], Step]
+Grouping = Callable[[Sequence[int], Sequence[int]], MicroBatches]
 """Called with a step's samples, the longest first, and the lengths of all."""
 
 
@@ -33,7 +33,7 @@ class TrainingData:
     samples: Sequence[Sample]
     whole: Sequence[bool]
     """Whether every token of a sample counts, not only its response."""
-    steps: Sequence[Step]
+    steps: Sequence[MicroBatches]
     teacher: TeacherPredictions | None
     hard_weights: Sequence[float]
     """Of each sample: how much its own next tokens count beside the teacher's predictions, 0 to 1."""
@@ -61,14 +61,14 @@ def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int
     return found
 
 
-def steps_of(lengths: Sequence[int], order: Sequence[Sequence[int]], group: Grouping) -> list[Step]:
+def steps_of(lengths: Sequence[int], order: Sequence[Sequence[int]], group: Grouping) -> list[MicroBatches]:
     """The steps of `order_of`, the samples of each in micro-batches by `group`."""
     return [group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths) for chosen in order]
 
 
-def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> Step:
+def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> MicroBatches:
     """Micro-batches to be padded: samples of like length, as many as stay below the bound."""
-    step: Step = []
+    step: MicroBatches = []
     for index in longest_first:
         if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > most_tokens:
             step.append([])
@@ -76,9 +76,9 @@ def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens
     return step
 
 
-def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> Step:
+def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> MicroBatches:
     """Micro-batches without padding, of like numbers of tokens: as few as the bound allows, more where they do not fit."""
-    step: Step = [[] for _ in range(math.ceil(sum(lengths[i] for i in longest_first) / most_tokens))]
+    step: MicroBatches = [[] for _ in range(math.ceil(sum(lengths[i] for i in longest_first) / most_tokens))]
     for index in longest_first:
         emptiest = min(step, key=lambda row: sum(lengths[i] for i in row))
         if emptiest and sum(lengths[i] for i in emptiest) + lengths[index] > most_tokens:

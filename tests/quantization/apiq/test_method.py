@@ -28,7 +28,7 @@ from compresskit.quantization.apiq.trainer import Trainer
 from compresskit.quantization.error_feedback import round_with_feedback
 from compresskit.quantization.run import quantize
 from compresskit.stages import Options
-from compresskit.walk.sequence import chosen_stages
+from compresskit.walk.sequence import chosen_sequence
 from compresskit.walk.walk import Walk
 
 CPU = torch.device("cpu")
@@ -177,8 +177,8 @@ def test_norms_are_trained_in_float32_where_the_block_computes_in_bfloat16(tiny:
     names = {name: torch.bfloat16 for name, each in blocks[1].module.named_parameters() if each.ndim == 1}
     storage_of = storage(Scheme(2, 16, False))._replace(vectors=names)
     trainer = Trainer(ApiQ(bits=2, rank=0, epochs=2), blocks[1], targets, storage_of, {})
-    trainer.start(chosen_stages(open_model(tiny["llama"]), 0, open_model(tiny["llama"]).linears))
-    trainer.train(trainer.output_error())
+    trainer.start(chosen_sequence(open_model(tiny["llama"]), 0, open_model(tiny["llama"]).linears))
+    trainer.train(trainer.block_error())
     assert names
     for name, vector in trainer.vectors.items():
         assert vector.dtype == torch.float32
