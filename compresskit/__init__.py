@@ -8,7 +8,7 @@ __all__ = ["__version__", "compensate", "evaluate", "prune", "quantize", "recove
 
 
 def __getattr__(name: str) -> Any:
-    """The stages, `run` and `register`, imported from `compresskit.api` when first asked for."""
+    """Import stages, `run` and `register` from `compresskit.api` on first use."""
     if name in __all__:
         return getattr(importlib.import_module("compresskit.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""The stages and recipes from Python: `from compresskit import prune, quantize, compensate, recover, evaluate, run`.
+"""Stages and recipes from Python: `from compresskit import prune, quantize, compensate, recover, evaluate, run`.
 
-The settings are the flags of the command line, as keyword arguments; so are the results, as the dictionaries that `--json`
-prints, and the errors, as the classes of `compresskit.errors`. A progress bar is drawn where there is a terminal, none
-with quiet=True. Importing loads no torch.
+Settings are the command line's flags, as keyword arguments. Results are the dictionaries that `--json` prints; errors are
+the classes of `compresskit.errors`. A progress bar is drawn on a terminal unless quiet=True. The import does not load
+torch.
 
     from compresskit import prune, evaluate
     prune("demo:smollm2-135m", "small", "cfsp", sparsity=0.2)
@@ -20,62 +20,62 @@ from compresskit.methods import METHODS, method_class, options_class, runner
 
 
 def prune(source: str | Path, out: str | Path, method: str = "cfsp", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Remove FFN channels of SOURCE into the folder OUT; settings as `compresskit prune METHOD --help` lists them.
+    """Remove FFN channels of SOURCE and write to the folder OUT; for settings see `compresskit prune METHOD --help`.
 
     Returns:
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
     """
     return stage("prune", source, out, method, quiet, settings)
 
 
 def quantize(source: str | Path, out: str | Path, method: str = "apiq", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Store the weights of SOURCE in few bits in the folder OUT; settings as `compresskit quantize METHOD --help` lists them.
+    """Quantise the weights of SOURCE into the folder OUT; for settings see `compresskit quantize METHOD --help`.
 
     Returns:
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
     """
     return stage("quantize", source, out, method, quiet, settings)
 
 
 def compensate(source: str | Path, out: str | Path, method: str = "eora", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Repair the compressed SOURCE towards `original` by a low-rank adapter in OUT, or with merge=True into a checkpoint.
+    """Repair the compressed SOURCE towards `original` by a low-rank adapter in OUT, or by a checkpoint with merge=True.
 
     Returns:
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
     """
     return stage("compensate", source, out, method, quiet, settings)
 
 
 def recover(source: str | Path, out: str | Path, method: str = "paser", quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Fine-tune the compressed SOURCE towards `original` on selected `data`; settings as `compresskit recover METHOD --help`.
+    """Fine-tune the compressed SOURCE towards `original` on selected `data`; see `compresskit recover METHOD --help`.
 
     Returns:
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; OUT is then as it was.
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
     """
     return stage("recover", source, out, method, quiet, settings)
 
 
 def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Measure SOURCE, with against=... beside the original; settings as `compresskit evaluate --help` lists them.
+    """Measure SOURCE, with against=... compared with the original; for settings see `compresskit evaluate --help`.
 
     Returns:
-        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats a token. Gates that are not met are in
-        it, not raised.
+        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats per token. It includes failed gates, which
+        are not raised.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong.
+        CompresskitError: see errors.py for the kinds.
     """
     _check_settings("evaluate", settings, [options_class("evaluate", "")])
     options = _built(options_class("evaluate", ""), settings)
@@ -83,7 +83,7 @@ def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[s
 
 
 def register() -> None:
-    """Let transformers load our ragged checkpoints without `trust_remote_code` (see models/ragged.py)."""
+    """Let transformers load ragged checkpoints without `trust_remote_code` (see models/ragged.py)."""
     from compresskit.models.ragged import register as register_classes
 
     register_classes()
@@ -96,16 +96,16 @@ def run(
     first: str | None = None,
     say: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
-    """Run a recipe (a YAML file, or the name of a shipped one) into the folder OUT, and write report.html there.
+    """Run a recipe (a YAML file or the name of a shipped one) in the folder OUT, and write report.html there.
 
-    `variables`: what `--set` and `--source` replace. `first`: redo this step and all after it. `say`: takes one line a
-    step.
+    `variables` are the values of `--set` and `--source`. `first` redoes this step and all after it. `say` receives one line
+    per step.
 
     Returns:
-        The dictionary that `--json` prints. Gates that are not met are in it ("passed", "gates"), not raised.
+        The dictionary that `--json` prints. It includes failed gates ("passed", "gates"), which are not raised.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; the same call goes on after the last finished step.
+        CompresskitError: see errors.py for the kinds; the same call resumes after the last finished step.
     """
     from compresskit.recipe.reading import load
     from compresskit.recipe.run import Wanted
@@ -127,8 +127,8 @@ def stage(
         The dictionary that `--json` prints.
 
     Raises:
-        RequestError: there is no such stage, method or setting, before any work.
-        CompresskitError: what the stage itself refuses or meets, of the kinds in errors.py.
+        RequestError: the stage, method or a setting does not exist; raised before any work.
+        CompresskitError: the stage's own errors, see errors.py for the kinds.
     """
     if name not in METHODS:
         raise RequestError(f"{name}: this installation has no such stage; there are {', '.join(METHODS)}")

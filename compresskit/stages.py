@@ -1,4 +1,4 @@
-"""What every stage takes: a method, which is its settings, and the options that all stages share. Loads no torch."""
+"""Settings shared by all stages: the base class of methods and the common options. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 def parse_bytes(text: str) -> int:
-    """The bytes of a size as users write it, such as "5GB" for 5,000,000,000; RequestError for anything else."""
+    """Parse a size such as "5GB" into bytes (5,000,000,000). Raises RequestError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
         raise RequestError(f"--max-shard-size {text!r}: not a size; write for example 5GB or 500MB")
@@ -21,42 +21,42 @@ def parse_bytes(text: str) -> int:
 
 
 class Method(BaseModel):
-    """A method is its settings: a frozen model whose fields are the hyperparameters.
+    """Base class of methods: a frozen model whose fields are the hyperparameters.
 
-    Flags of the command line, keys of a recipe and the manifest's settings are three spellings of the same fields; the
-    line under a field is its help text.
+    Each field is a flag of the command line, a key in a recipe and a setting in the manifest. The docstring under a field
+    is its help text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Options(BaseModel):
-    """What every stage takes besides its method: where from, where to, on which text, how."""
+    """Options of every stage: source, output, calibration text and device."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     calibration: str = "self"
-    """Text: FILE.txt, .jsonl or .parquet, hub:DATASET, self (sampled from the model), builtin; A+B mixes."""
+    """Calibration text: FILE.txt, .jsonl or .parquet, hub:DATASET, self (sampled from the model), builtin; A+B mixes."""
     samples: Annotated[int, Field(ge=1)] = 128
-    """Calibration windows."""
+    """Number of calibration windows."""
     sequence_length: Annotated[int, Field(ge=2)] = 512
-    """Tokens in a calibration window."""
+    """Tokens per calibration window."""
     seed: int = 0
-    """Seed of every random choice."""
+    """Seed of all random choices."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes the accelerator where there is one."""
+    """Device: cpu, cuda, cuda:1 or mps; auto uses the accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward passes; auto is float32 on the CPU, the checkpoint's own elsewhere."""
+    """Precision of the forward passes; auto is float32 on the CPU and the checkpoint's own dtype elsewhere."""
     max_shard_size: str = "5GB"
-    """Largest weight file."""
+    """Maximum size of a weight file."""
     overwrite: bool = False
-    """Replace an existing OUT, at the end."""
+    """Replace an existing OUT once the work is complete."""
     resume: bool = False
-    """Go on with what an interrupted run of the same command left."""
+    """Resume an interrupted run of the same command."""
     trust_remote_code: bool = False
-    """Run the code that a checkpoint brings."""
+    """Run code that the checkpoint ships."""
 
     @property
     def shard_bytes(self) -> int:
-        """Largest weight file, in bytes; RequestError where `max_shard_size` is no size."""
+        """`max_shard_size` in bytes. Raises RequestError if it is not a size."""
         return parse_bytes(self.max_shard_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tiny_models import make_model
 from compresskit.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
+SMALL = ("--samples", "8", "--sequence-length", "64")
+"""Flags for calibration with little text."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Test processes run side by side: spinning threads of the one would slow the other, and its children.
@@ -49,6 +52,12 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picks = torch.randint(len(words), (8000,), generator=generator).tolist()
     path.write_text(" ".join(words[i] for i in picks)[:40000])
     return path
+
+
+@pytest.fixture
+def model(tiny: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the tiny llama that a test may damage."""
+    return Path(shutil.copytree(tiny["llama"], tmp_path / "model"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The stages from Python are those of the command line. End to end on tiny models."""
+"""api.py: the stages from Python are those of the command line. End to end on tiny models."""
 
 from __future__ import annotations
 

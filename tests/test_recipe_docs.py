@@ -10,7 +10,8 @@ from typing import Any
 import typer
 import yaml
 
-from compresskit.cli.main import main
+from compresskit.cli.recipes import add_recipe_commands
+from compresskit.cli.stages import evaluate_command
 from compresskit.recipe import shipped
 from compresskit.recipe.reading import load
 
@@ -26,8 +27,8 @@ def check_command(line: str) -> None:
     program, *arguments = shlex.split(line)
     assert program == "compresskit"
     app = typer.Typer()
-    main.add_recipe_commands(app)
-    app.command("evaluate")(main.evaluate_command())
+    add_recipe_commands(app)
+    app.command("evaluate")(evaluate_command())
     group: Any = typer.main.get_command(app)
     command = group.commands[arguments[0]]
     command.make_context(arguments[0], arguments[1:])

@@ -34,10 +34,9 @@ SIZES = {
 }  # fmt: skip
 """Widths that groups of 64 divide, and a context for windows of 1,024 tokens."""
 SHELLS = ("console", "sh")
-SHOWN = {"yaml": "test_recipe_docs.py", "text": "output", "": "the README's map", "{toctree}": "made into links by the site"}
+SHOWN = {"yaml": "test_recipe_docs.py", "py": "test_contributing.py", "text": "output", "": "the README's map", "{toctree}": "made into links by the site"}
 """Languages of blocks that no shell can run, with who checks them."""
 GIVEN: dict[str, str] = {
-    "README.md": "cp -r expert-1 my-adapter; for x in a b c; do cp -r expert-1 adapter-$x; done",
     "compeft.md": (
         "cp -r expert-1 my-adapter; for n in 1 2 3; do cp -r expert-$n $(echo $n | tr 123 abc); done; "
         "for x in a b c; do compresskit quantize compeft $x $x.c; done; cp -r meta-llama/Llama-3.2-1B base-model"
@@ -132,6 +131,7 @@ def without_installs(script: str) -> str:
     return " && ".join(command for command in commands if not command.startswith(INSTALLS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run(page: Path, folder: Path, environment: dict[str, str]) -> None:
     given = shell(GIVEN.get(page.name, ""), folder, environment)

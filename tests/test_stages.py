@@ -1,4 +1,4 @@
-"""Sizes as users write them."""
+"""stages.py: sizes as users write them. Against hand-written expectations."""
 
 from __future__ import annotations
 

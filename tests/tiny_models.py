@@ -41,6 +41,8 @@ TINY_CONFIGS: dict[str, dict[str, object]] = {
     "qwen3_moe": {**_BASE, **_MOE},
 }  # fmt: skip
 FAMILIES = tuple(ARCHITECTURES)
+PACKED = tuple(family for family in FAMILIES if not ARCHITECTURES[family].transposed)
+"""Families whose linears can be stored packed."""
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Calibration: text source + seed -> token windows, cached, with a digest.
+"""Calibration: token windows from a text source and a seed, cached, with a digest.
 
 Text sources (`--calibration SPEC`):
 
@@ -8,7 +8,7 @@ Text sources (`--calibration SPEC`):
     builtin                                                    prose of the running Python's documentation
     A+B                                                        equal shares of several, for example self+FILE.txt
 
-Importing this package, and `check`, load no torch; `calibrate` does.
+Neither importing this package nor `check` imports torch; `calibrate` does.
 """
 
 from __future__ import annotations

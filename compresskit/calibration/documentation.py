@@ -1,4 +1,4 @@
-"""The prose that every Python brings along: `pydoc_data.topics`, the text behind `help('for')` and the like."""
+"""Text that ships with every Python: `pydoc_data.topics`, the source of `help('for')` and similar."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import platform
 from typing import Literal
 
 EVALUATION_QUARTER = 0
-"""Topics whose hash modulo 4 is this number are the evaluation part."""
+"""Topics whose hash modulo 4 equals this number are for evaluation."""
 
 
 Part = Literal["calibration", "evaluation"]
-"""What the text is for: no topic serves both."""
+"""Purpose of the text; no topic serves both."""
 
 
 def builtin_text(part: Part) -> str:
-    """About three quarters of the topics for calibration, the rest for evaluation; no topic is in both."""
+    """About three quarters of the topics are for calibration, the rest for evaluation; none is in both."""
     from pydoc_data.topics import topics
 
     wanted = part == "evaluation"
-    # Some topics are there under two names; by content they fall into the same part, and are taken once.
+    # Some topics have two names; hashing the content puts both into the same part, once.
     texts = dict.fromkeys(topics[name] for name in sorted(topics))
     return "\n\n".join(text for text in texts if _is_for_evaluation(text) == wanted)
 
 
 def builtin_description(part: Part) -> str:
-    """What text that is, for reports."""
+    """Describe the text, for reports."""
     return f"documentation of Python {platform.python_version()} (pydoc topics, {part} part)"
 
 

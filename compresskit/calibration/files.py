@@ -1,7 +1,7 @@
-"""Text out of .txt, .jsonl and .parquet files, UTF-8, with every fault named. Loads no torch.
+"""Read text from UTF-8 .txt, .jsonl and .parquet files, reporting every fault. Does not import torch.
 
-Of a file above `PART_BYTES` a contiguous part of that size is read, at a place that the seed picks. Rows are joined by
-a blank line; a row that is null has no text and is left out.
+From a file above `PART_BYTES`, only a contiguous part of that size is read; the seed picks its position. Rows are joined
+by a blank line; null rows are skipped.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from compresskit.errors import CalibrationError, near_miss
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 DEFAULT_COLUMN = "text"
 PART_BYTES = 1 << 26
-"""The most text that is read of one file (64 MiB)."""
+"""Maximum text read from one file (64 MiB)."""
 CHECKED_BYTES = 1 << 22
-"""How much of a file `check_file` looks into (4 MiB, so that it answers at once); reading looks into all of it."""
+"""Part of a file that `check_file` inspects (4 MiB, so that it is instant); reading inspects all of it."""
 ROW_SEPARATOR = "\n\n"
 PARQUET_BATCH_ROWS = 1024
 
 
 class FileText(NamedTuple):
-    """Text of one file, and where it is only a part, which part."""
+    """Text of one file and, if it is only a part, which part."""
 
     text: str
     part: str
 
 
 def check_file(path: Path, column: str, needed_bytes: int) -> None:
-    """Refuse a file that cannot serve; `column` is "" where none was named.
+    """Refuse an unusable file; `column` is "" if none was named.
 
     Raises:
-        CalibrationError: it is missing, empty, not text, without the column, or has fewer bytes than `needed_bytes`.
+        CalibrationError: the file is missing, empty, not text, lacks the column, or has fewer bytes than `needed_bytes`.
     """
     suffix = path.suffix.lower()
     if not path.exists():
@@ -72,13 +72,13 @@ def check_file(path: Path, column: str, needed_bytes: int) -> None:
 
 
 def read_file(path: Path, column: str, seed: int) -> FileText:
-    """Read a file, or a part of it where it is above `PART_BYTES`; `column` is "" where none was named.
+    """Read a file, or a part of it if it is above `PART_BYTES`; `column` is "" if none was named.
 
     Returns:
-        The text, and which part of the file it is, "" for the whole.
+        The text, and which part of the file it is, "" for the whole file.
 
     Raises:
-        CalibrationError: as `check_file`, for all that is read.
+        CalibrationError: as in `check_file`, for everything that is read.
     """
     check_file(path, column, 0)
     if path.suffix.lower() == ".parquet":
@@ -91,7 +91,7 @@ def read_file(path: Path, column: str, seed: int) -> FileText:
     part = "" if size <= PART_BYTES else f"{_mib(len(data))} of its {_mib(size)} from byte {offset:,} on"
     if path.suffix.lower() == ".txt":
         if offset:
-            # A part may begin inside a character: its continuation bytes are 10xxxxxx.
+            # A part may start inside a character, whose continuation bytes are 10xxxxxx.
             while data and data[0] & 0xC0 == 0x80:
                 data = data[1:]
         return FileText(_decode(path, data, whole=not part), part)
@@ -115,7 +115,7 @@ def _joined(path: Path, rows: list[str]) -> str:
 
 
 def _decode(path: Path, data: bytes, whole: bool) -> str:
-    """UTF-8 to text, without a byte order mark; an unfinished last character is cut off unless `whole`."""
+    """Decode UTF-8 without a byte order mark; an incomplete last character is dropped unless `whole`."""
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
     except UnicodeDecodeError as error:
@@ -124,8 +124,8 @@ def _decode(path: Path, data: bytes, whole: bool) -> str:
 
 
 def _jsonl_rows(path: Path, data: bytes, column: str, first_line: int) -> Iterator[str]:
-    """The text of every row; `first_line` is the number of the first line, 0 where it is not known."""
-    # Split at newlines alone: text may hold the other line ends of Unicode.
+    """Yield the text of every row; `first_line` is the number of the first line, 0 if unknown."""
+    # Split only at newlines: text may contain Unicode's other line ends.
     for index, line in enumerate(data.split(b"\n")):
         if not line.strip():
             continue
@@ -151,13 +151,13 @@ def _text_of_row(place: str, row: Any, column: str) -> Iterator[str]:
 
 
 def missing_column(place: str, column: str, found: list[str]) -> CalibrationError:
-    """The error that a column is not among those found."""
+    """Error for a column that is not among those found."""
     names = ", ".join(found) or "none"
     return CalibrationError(f"{place}: no column {column!r}, found are {names}; name one with #COLUMN.{near_miss(column, found)}")
 
 
 def _open_parquet(path: Path, column: str) -> Any:
-    """A pyarrow ParquetFile that has this text column."""
+    """Open a pyarrow ParquetFile that has this text column."""
     if importlib.util.find_spec("pyarrow") is None:
         raise CalibrationError(f"{path}: reading parquet needs the package pyarrow; pip install 'compresskit[data]'")
     import pyarrow
@@ -178,7 +178,7 @@ def _open_parquet(path: Path, column: str) -> Any:
 
 
 def _parquet_bytes(path: Path, column: str, enough: int) -> int:
-    """Bytes of text in the first rows, as many as make up `enough`: stored sizes are of coded, compressed pages."""
+    """Count text bytes of the first rows, up to `enough`; stored sizes are of encoded, compressed pages."""
     file = _open_parquet(path, column)
     if file.metadata.num_rows == 0:
         raise CalibrationError(f"{path}: holds no rows; give a file with text in it")
@@ -190,7 +190,7 @@ def _parquet_bytes(path: Path, column: str, enough: int) -> int:
 
 
 def _read_parquet(path: Path, column: str, seed: int) -> FileText:
-    """All rows, or from a row that the seed picks on as many as make up `PART_BYTES`."""
+    """Read all rows, or `PART_BYTES` of rows from a position that the seed picks."""
     import pyarrow
 
     file = _open_parquet(path, column)
@@ -206,7 +206,7 @@ def _read_parquet(path: Path, column: str, seed: int) -> FileText:
 
 
 def _rows_from(batches: Iterable[Any], offset: int) -> Iterator[str]:
-    """Rows from the one that holds byte `offset` of the text on, until they make up `PART_BYTES`."""
+    """Yield rows from the one at byte `offset` of the text, up to `PART_BYTES`."""
     position = 0
     for batch in batches:
         size = _utf8_bytes(batch)

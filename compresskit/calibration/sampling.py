@@ -1,9 +1,9 @@
-r"""Calibration text from the model itself: sampled at temperature 1, nothing cut from the distribution, kept in the cache.
+r"""Calibration text sampled from the model itself, at temperature 1, without truncating the distribution, cached.
 
-Every window is one draw from the model's own distribution over texts: it begins with the start token and goes on, past
-end-of-text tokens too, with whatever the model says next. Feeding the start token anew after an end was tried: the
-demo model, whose start token opens a chat turn, then repeats `<|im_start|>system\n<|im_end|>` to the window's end,
-whereas left alone it opens the next turn or document by itself.
+Every window is one draw from the model's own distribution over texts: it begins with the start token and continues past
+end-of-text tokens. Feeding the start token again after an end token worked worse: the demo model, whose start token opens a
+chat turn, then repeats `<|im_start|>system\n<|im_end|>` to the end of the window. Left alone, it opens the next turn or
+document by itself.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from compresskit.models.model import Model
 from compresskit.models.ragged import load_stock
 
 ALGORITHM_VERSION = 1
-"""Raised when the same request would give other tokens."""
+"""Increased when the same request would give other tokens."""
 TEMPERATURE = 1.0
 KEY_VALUE_CACHE_BYTES = 1 << 31
-"""Bound on the keys and values of one batch (2 GiB); fixed, because the tokens depend on the batches."""
+"""Bound on the KV cache of one batch (2 GiB); fixed, because the tokens depend on the batches."""
 LOGITS_BYTES = 1 << 28
 """Bound on the logits and probabilities of one batch (256 MiB)."""
 BYTES_PER_LOGIT = 16
 """Float32 logits, float64 probabilities and a temporary."""
 MEMORY_SHARE = 0.7
-"""Share of the free memory that the weights may take; the rest is for keys, values and activations."""
+"""Share of free memory for the weights; the rest is for the KV cache and activations."""
 
 Progress = Callable[[int, int], None]
 
 
 class Sampling(NamedTuple):
-    """How a model samples its own text."""
+    """Settings for sampling text from a model."""
 
     seed: int
     where: Where
@@ -53,13 +53,13 @@ class Sampling(NamedTuple):
 
 
 def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Tensor, str]:
-    """Tokens that the model samples, from the cache where they are. `shape`: (samples, sequence_length).
+    """Sample tokens from the model, or read them from the cache. `shape`: (samples, sequence_length).
 
     Returns:
-        (the tokens of this shape, int64 on the CPU; what text that is, for reports).
+        (the tokens of this shape, int64 on the CPU; a description of the text, for reports).
 
     Raises:
-        RequestError: the model does not fit into memory, or the cache cannot be written to.
+        RequestError: the model does not fit into memory, or the cache is not writable.
         NumericalError: the model computes NaN or infinity.
     """
     start = start_token(model)
@@ -77,7 +77,7 @@ def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Te
 
 
 def start_token(model: Model) -> int:
-    """The token that begins a text: bos_token_id, else eos_token_id, else 0; generation_config.json comes first."""
+    """Start token of a text: bos_token_id, else eos_token_id, else 0; generation_config.json takes precedence."""
     configs = [model.checkpoint.config]
     generation = model.checkpoint.folder / "generation_config.json"
     if generation.is_file():
@@ -92,7 +92,7 @@ def start_token(model: Model) -> int:
 
 
 def batch_size(config: Any, length: int, dtype: torch.dtype) -> int:
-    """How many windows are sampled together: as many as the bounds on keys, values and logits allow."""
+    """Number of windows sampled together, limited by the bounds on KV cache and logits."""
     heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     key_value_bytes: int = 2 * config.num_hidden_layers * heads * head_size * length * dtype.itemsize
@@ -104,9 +104,9 @@ def batch_size(config: Any, length: int, dtype: torch.dtype) -> int:
 def sample(
     network: nn.Module, tokens: Tensor, batch: int, generator: torch.Generator, progress: Progress | None = None
 ) -> Tensor:
-    """Ancestral sampling, in place: tokens (samples, length) int64 on the CPU, whose first column is given.
+    """Ancestral sampling in place: tokens (samples, length) int64 on the CPU, with the first column given.
 
-    `batch`: samples computed at once. `generator`: on the CPU, so that every device draws the same numbers.
+    `batch` is the number of samples computed at once. `generator` is on the CPU, so every device draws the same numbers.
 
     Returns:
         The same tokens, all columns filled.
@@ -128,7 +128,7 @@ def sample(
 
 
 def pick(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by the inverse of the cumulative distribution.
+    """Sample one token per row by inverting the cumulative distribution.
 
     logits (rows, vocabulary) in any float dtype, uniform (rows, 1) float64 in [0, 1).
 
@@ -140,7 +140,7 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     if not bool(logits.isfinite().all()):
         raise NumericalError("sampling calibration text: the model's logits hold NaN or infinity; use --dtype float32")
-    # In float64: in float32 the sum over a large vocabulary loses the rare tokens.
+    # float64, because a float32 sum over a large vocabulary loses the rare tokens.
     cumulative = (logits.double() / TEMPERATURE).softmax(dim=-1).cumsum(dim=-1)
     threshold = uniform.to(cumulative.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1).cpu()
@@ -157,7 +157,7 @@ def _check_memory(model: Model, how: Sampling) -> None:
 
 
 def free_memory_bytes() -> int:
-    """Memory that can be used without swapping; all of it where the system does not say."""
+    """Memory available without swapping; total memory if the system does not report it."""
     table = Path("/proc/meminfo")
     if table.is_file():
         for line in table.read_text(encoding="ascii").splitlines():
@@ -167,14 +167,14 @@ def free_memory_bytes() -> int:
 
 
 def _key(model: Model, shape: tuple[int, int], how: Sampling) -> str:
-    # The configuration belongs to the model's function as much as its weights do; the folder's place does not.
+    # The configuration defines the model's function as much as the weights do; the folder's location does not.
     facts: list[Any] = [model.checkpoint.hashes, model.checkpoint.config, start_token(model), shape, how.seed]
     facts += [TEMPERATURE, str(how.where.dtype), ALGORITHM_VERSION, KEY_VALUE_CACHE_BYTES, LOGITS_BYTES]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
-    """The tokens of an earlier call; None where there are none, or the file is damaged (it is then made again)."""
+    """Read the tokens of an earlier call; None if there are none or the file is damaged, so that they are sampled again."""
     if not file.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a calibration SPEC means, and the check that refuses unusable ones before any work. Loads no torch."""
+"""Parse a calibration SPEC and refuse unusable ones before any work. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = "FILE.txt, FILE.jsonl, FILE.parquet, hub:DATASET, self, builtin, or seve
 FILE = re.compile(r"(?P<path>.*(?:" + "|".join(re.escape(suffix) for suffix in SUFFIXES) + r"))(?:#(?P<column>.+))?", re.I | re.S)
 HUB = re.compile(r"hub:(?P<path>[^:#]+)(?::(?P<split>[^#]+))?(?:#(?P<column>.+))?")
 HUB_BYTES = 1 << 24
-"""Text taken from the start of a Hub data set (16 MiB), which is streamed."""
+"""Text read from the start of a streamed Hub data set (16 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BuiltinSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """A text file; `column` is "" where none was named."""
+    """A text file; `column` is "" if none was named."""
 
     path: Path
     column: str = ""
@@ -39,7 +39,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """One text column of a data set of the Hugging Face Hub."""
+    """One text column of a data set on the Hugging Face Hub."""
 
     dataset: str
     config: str | None = None
@@ -52,29 +52,29 @@ Source = SelfSource | TextSource
 
 
 class TextRequest(NamedTuple):
-    """Which text, how much of it, drawn by which seed."""
+    """Request for text: source, amount and seed."""
 
     spec: str
-    """As `parse` reads it."""
+    """SPEC, as understood by `parse`."""
     samples: int
-    """Windows."""
+    """Number of windows."""
     sequence_length: int
-    """Tokens in a window."""
+    """Tokens per window."""
     seed: int = 0
 
 
 class Text(NamedTuple):
-    """Text and a sentence about what it is."""
+    """Text and its one-sentence description."""
 
     text: str
     description: str
 
 
 def parse(spec: str) -> list[Source]:
-    """The sources that a SPEC joins with `+`; CalibrationError where a part is of no known kind."""
+    """Parse a SPEC into the sources joined by `+`; raises CalibrationError if a part is of no known kind."""
     parts: list[str] = []
     unfinished = ""
-    # File names may hold a plus themselves: pieces are joined again until they make a known kind.
+    # File names may contain a plus: pieces are rejoined until they form a known kind.
     for piece in spec.split("+"):
         unfinished = f"{unfinished}+{piece}" if unfinished else piece
         if unfinished in ("self", "builtin") or unfinished.startswith("hub:") or FILE.fullmatch(unfinished):
@@ -116,16 +116,16 @@ def _unknown(part: str) -> CalibrationError:
 
 
 def shares(samples: int, sources: int) -> list[int]:
-    """How many samples each source gives: equal shares, the remainder to the first."""
+    """Number of samples per source: equal shares, the remainder goes to the first."""
     share, rest = divmod(samples, sources)
     return [share + rest] + [share] * (sources - 1)
 
 
 def check(spec: str, samples: int, sequence_length: int) -> None:
-    """Refuse a request that certainly cannot be served; loads no torch and reads little.
+    """Refuse a request that cannot be served; does not import torch and reads little.
 
     Raises:
-        CalibrationError: unknown kind, unusable file, a missing package, sizes below 1, certainly too little text.
+        CalibrationError: unknown kind, unusable file, missing package, sizes below 1, or certainly too little text.
     """
     for name, value in (("--samples", samples), ("--sequence-length", sequence_length)):
         if value < 1:
@@ -152,14 +152,14 @@ def _need_datasets(source: HubSource) -> None:
 
 
 def read_text(source: TextSource, seed: int = 0, purpose: Part = "calibration") -> Text:
-    """Read the text of a source, of large ones a part that the seed picks; `purpose` picks the part of `builtin`.
+    """Read the text of a source; the seed picks a part of large ones, `purpose` picks the part of `builtin`.
 
     Returns:
-        The text, and a sentence that says what it is and which part.
+        The text, and a sentence that describes it and its part.
 
     Raises:
         CalibrationError: the text is unusable.
-        NetworkError: the Hub could not be reached.
+        NetworkError: the Hub is unreachable.
     """
     if isinstance(source, BuiltinSource):
         return Text(builtin_text(purpose), builtin_description(purpose))
@@ -171,7 +171,7 @@ def read_text(source: TextSource, seed: int = 0, purpose: Part = "calibration") 
 
 
 def _read_hub(source: HubSource) -> Text:
-    """The first `HUB_BYTES` of a streamed data set."""
+    """Read the first `HUB_BYTES` of a streamed data set."""
     _need_datasets(source)
     import datasets
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

@@ -1,4 +1,4 @@
-"""Text -> token ids with a checkpoint's own tokenizer, never truncated. Loads no torch for calibration text."""
+"""Encode text with a checkpoint's own tokenizer, without truncation. Does not import torch for calibration text."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tokenizers import Tokenizer
 from compresskit.errors import CheckpointError
 
 PIECE_CHARACTERS = 1 << 22
-"""Longer texts are encoded in pieces of this size: an encoding of 64 MiB at once takes 10 GB of memory."""
+"""Longer texts are encoded in pieces of this size: encoding 64 MiB at once takes 10 GB of memory."""
 
 
 def encode(folder: Path, text: str, special_tokens: bool, trust_remote_code: bool = False) -> list[int]:
     """Encode a text of any length with the folder's own tokenizer.
 
-    With `special_tokens` as `AutoTokenizer.from_pretrained(folder)(text).input_ids`. Without, the folder's tokenizer.json
-    is applied as it stands; texts above `PIECE_CHARACTERS` are cut before a space into pieces that are encoded apart,
-    which may change the tokens beside a cut.
+    With `special_tokens`, the result is `AutoTokenizer.from_pretrained(folder)(text).input_ids`. Without, the folder's
+    tokenizer.json is applied directly. Texts above `PIECE_CHARACTERS` are then cut before spaces and encoded piece by piece,
+    which may change the tokens next to a cut.
 
     Returns:
         Token ids of the whole text.
@@ -41,7 +41,7 @@ def encode(folder: Path, text: str, special_tokens: bool, trust_remote_code: boo
 
 
 def pieces(text: str) -> list[str]:
-    """Parts of at most `PIECE_CHARACTERS` that make up the text, cut before a space where there is one."""
+    """Split the text into parts of at most `PIECE_CHARACTERS`, before a space if there is one."""
     parts = []
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
@@ -58,11 +58,11 @@ def _encode_with_transformers(folder: Path, text: str, special_tokens: bool, tru
     from compresskit.checkpoint.stock import quiet
 
     try:
-        with quiet():  # it would warn of our ragged model type, which says nothing about the tokenizer
+        with quiet():  # it would warn about the ragged model type, which does not affect the tokenizer
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(folder, error) from error
-    # verbose: no warning that the text is longer than the model's context, which windows take care of.
+    # verbose=False: windows handle texts longer than the model's context, so no warning is needed.
     ids: list[int] = tokenizer(text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"]
     return ids
 

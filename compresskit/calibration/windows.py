@@ -1,4 +1,4 @@
-"""Tokens for calibration: windows of equal length, drawn from a text by the seed or sampled from the model."""
+"""Calibration windows: equal-length token sequences, drawn from a text by the seed or sampled from the model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from compresskit.machine.device import Where
 from compresskit.models.model import Model
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
-"""Keys of config.json that bound the length of a sequence."""
+"""Keys of config.json that limit the sequence length."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Token windows and where they come from."""
+    """Token windows and their origin."""
 
     tokens: Tensor
     """(samples, sequence_length) int64, without padding."""
     description: str
-    """What text it is."""
+    """Description of the text."""
     digest: str
     """SHA-256 of the tokens, in hexadecimal."""
 
@@ -35,17 +35,17 @@ class Calibration:
 def calibrate(
     request: TextRequest, model: Model, where: Where, progress: Callable[[int, int], None] | None = None
 ) -> Calibration:
-    """Token windows of a text; the same request gives the same tokens.
+    """Build the token windows of a text; the same request gives the same tokens.
 
-    where: in which the model samples its own text. progress: called with (tokens done, tokens in all) while it does.
+    `where` is the device on which the model samples its own text. `progress` is called with (tokens done, total tokens).
 
     Returns:
-        The tokens (samples, sequence_length) int64 on the CPU, what text they are, and their SHA-256.
+        The tokens (samples, sequence_length) int64 on the CPU, a description of the text, and their SHA-256.
 
     Raises:
         CalibrationError: the text is unusable or too short.
-        RequestError: `self` was asked of a model that cannot be sampled here.
-        NetworkError: a Hub data set could not be reached.
+        RequestError: `self` is requested for a model that cannot be sampled here.
+        NetworkError: a Hub data set is unreachable.
     """
     spec, samples, sequence_length, seed = request
     check(spec, samples, sequence_length)
@@ -54,7 +54,7 @@ def calibrate(
     sized = list(zip(sources, shares(samples, len(sources)), strict=True))
     how = Sampling(seed, where, progress)
     found: dict[int, tuple[Tensor, str]] = {}
-    # Texts first: they may turn out too short, sampling takes minutes.
+    # Texts first: they may be too short, and sampling takes minutes.
     for index, (source, share) in sorted(enumerate(sized), key=lambda item: isinstance(item[1][0], SelfSource)):
         if isinstance(source, SelfSource):
             found[index] = self_tokens(model, (share, sequence_length), how)
@@ -68,7 +68,7 @@ def calibrate(
 
 
 def digest(tokens: Tensor) -> str:
-    """SHA-256, in hexadecimal, of the shape and the tokens as little-endian 64-bit integers; tokens on the CPU."""
+    """Hexadecimal SHA-256 of the shape and the tokens as little-endian 64-bit integers; tokens on the CPU."""
     header = repr(tuple(tokens.shape)).encode()
     return hashlib.sha256(header + tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
@@ -99,12 +99,12 @@ def _text_tokens(
 
 
 def draw(ids: Tensor, samples: int, sequence_length: int, seed: int, description: str) -> Tensor:
-    """Cut ids (tokens,) into consecutive windows and draw of them without replacement.
+    """Cut ids (tokens,) into consecutive windows and draw from them without replacement.
 
-    `description`: how the error names the text.
+    `description` names the text in errors.
 
     Returns:
-        (samples, sequence_length), like ids, in the order of the draw.
+        (samples, sequence_length), like ids, in drawing order.
 
     Raises:
         CalibrationError: there are fewer windows than samples.

@@ -1,1 +1,1 @@
-"""Checkpoint folders: the lazy reader, the streaming atomic writer, the demo model."""
+"""Checkpoint folders: lazy reader, streaming atomic writer, demo model."""

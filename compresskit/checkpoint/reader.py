@@ -1,6 +1,6 @@
-"""Read a Hugging Face checkpoint folder lazily: configuration and tensor index at once, weights one by one.
+"""Read a Hugging Face checkpoint folder lazily: configuration and tensor index first, weights one by one.
 
-Opening a checkpoint loads no torch, so that unusable input is refused in well under a second.
+Opening a checkpoint does not import torch, so unusable input is refused in well under a second.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ BYTES_PER_ELEMENT = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-"""Bytes per element by safetensors' dtype names."""
+"""Bytes per element of each safetensors dtype."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "model*.ckpt")
 HASH_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype (safetensors' spelling) and shape of one stored tensor."""
+    """Name, dtype (as safetensors names it) and shape of one stored tensor."""
 
     name: str
     dtype: str
@@ -51,7 +51,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint folder; `tensors` keeps the order in which the files store them."""
+    """An opened checkpoint folder; `tensors` is in file order."""
 
     folder: Path
     config: dict[str, Any]
@@ -66,12 +66,12 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Stored elements of all tensors; a tied head counts once."""
+        """Stored elements of all tensors; tied heads count once."""
         return sum(spec.elements for spec in self.tensors.values())
 
     @property
     def dtypes(self) -> set[str]:
-        """Stored dtypes, in safetensors' spelling."""
+        """Stored dtypes, as safetensors names them."""
         return {spec.dtype for spec in self.tensors.values()}
 
     @property
@@ -80,7 +80,7 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.files)
 
     def spec(self, name: str) -> TensorSpec:
-        """Dtype and shape of a stored tensor; CheckpointError where there is none."""
+        """Return dtype and shape of a stored tensor; raises CheckpointError if there is none."""
         if name not in self.tensors:
             raise CheckpointError(
                 f"{self.folder}: tensor {name} is missing; download the checkpoint again.{near_miss(name, self.tensors)}"
@@ -94,8 +94,8 @@ class Checkpoint:
             The tensor in its stored shape and dtype, on the CPU.
 
         Raises:
-            CheckpointError: there is no such tensor, or the file broke since it was opened.
-            NumericalError: it holds NaN or infinity.
+            CheckpointError: there is no such tensor, or the file was damaged after it was opened.
+            NumericalError: the tensor holds NaN or infinity.
         """
         self.spec(name)
         path = self.file_of[name]
@@ -109,7 +109,7 @@ class Checkpoint:
         return tensor
 
     def read_numbers(self, name: str) -> list[int]:
-        """A small tensor of whole numbers, without loading torch: shapes and states that describe other tensors."""
+        """Read a small integer tensor without importing torch, such as shapes and states that describe other tensors."""
         self.spec(name)
         with safe_open(self.file_of[name], framework="np") as file:
             numbers: list[int] = file.get_tensor(name).reshape(-1).tolist()
@@ -122,16 +122,16 @@ class Checkpoint:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether every element is finite; the extremes are NaN where any element is, and need no copy of the tensor."""
+    """Whether all elements are finite. The extremes are NaN if any element is, and need no copy of the tensor."""
     if tensor.numel() == 0:
         return True
-    if tensor.dtype.itemsize == 1:  # 8-bit floats have no comparisons; tensors of them are small
+    if tensor.dtype.itemsize == 1:  # 8-bit floats have no comparisons, but their tensors are small
         return bool(tensor.float().isfinite().all())
     return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(HASH_CHUNK_BYTES):
@@ -140,7 +140,7 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError names the file and the place of the fault."""
+    """Read a JSON object from a file; CheckpointError names the file and the position of the fault."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -153,13 +153,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensors_in(path: Path) -> list[TensorSpec]:
-    """The header of one safetensors file; the library checks the offsets against the file's size.
+    """Read the header of a safetensors file; the library checks the offsets against the file size.
 
     Returns:
-        Name, dtype and shape of every tensor, in the order in which the file stores them.
+        Name, dtype and shape of every tensor, in file order.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or a dtype is none of `BYTES_PER_ELEMENT`.
+        CheckpointError: the file is missing or damaged, or a dtype is not in `BYTES_PER_ELEMENT`.
     """
     try:
         with safe_open(path, framework="np") as file:
@@ -177,7 +177,7 @@ def tensors_in(path: Path) -> list[TensorSpec]:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The safetensors files in order, and the index's tensor -> file map where there is an index."""
+    """Return the safetensors files in order, and the index's tensor -> file map if there is an index."""
     index = folder / INDEX
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -200,7 +200,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint folder; no weights are read.
 
     Returns:
-        Configuration, tensor index, and the manifest where the folder has one.
+        Configuration, tensor index, and the manifest if the folder has one.
 
     Raises:
         CheckpointError: the folder, its configuration, its index or a shard is missing or inconsistent.

@@ -1,4 +1,4 @@
-"""SOURCE as users write it -> a checkpoint folder: a folder, a Hub id, `demo:NAME`, or `-` for standard input."""
+"""Resolve SOURCE to a checkpoint folder: a folder, a Hub id, `demo:NAME`, or `-` for standard input."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*
 
 
 def resolve(source: str) -> Path:
-    """Find the checkpoint folder that a SOURCE argument means, downloaded if need be.
+    """Resolve a SOURCE argument to a checkpoint folder, downloading it if needed.
 
     Returns:
-        The folder; whether one that was given as a path exists is seen when it is opened.
+        The folder. Whether a given path exists is checked when it is opened.
 
     Raises:
-        RequestError: there is no such demo model, it cannot be made here, or standard input gave no path.
-        CheckpointError: the Hub has no such model, or cannot be reached.
+        RequestError: the demo model is unknown or cannot be built here, or standard input gave no path.
+        CheckpointError: the Hub has no such model, or is unreachable.
         NetworkError: the demo model could not be downloaded.
     """
     if source == "-":
@@ -38,7 +38,7 @@ def resolve(source: str) -> Path:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a SOURCE argument names a model on the Hub: no folder of that name is here, and it looks like one."""
+    """Whether SOURCE names a model on the Hub: it looks like a Hub id, and no such folder exists."""
     return not Path(source).expanduser().exists() and HUB_ID.fullmatch(source) is not None
 
 
@@ -52,7 +52,7 @@ def _first_line_of_stdin() -> str:
 
 
 def _from_hub(name: str) -> Path:
-    """A snapshot in the Hub's own cache; pickles are not downloaded."""
+    """Download a snapshot into the Hub's own cache, without pickles."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 

@@ -1,4 +1,4 @@
-"""A whole model at once, by transformers itself; for work that needs all blocks in memory."""
+"""Load a whole model with transformers, for work that needs all blocks in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compresskit.errors import RequestError
 def load_whole(
     folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, gguf_file: str | None = None
 ) -> PreTrainedModel:
-    """The stock causal language model of a folder, on the CPU, ready to evaluate; standard output stays untouched."""
+    """Load a folder's causal language model on the CPU in evaluation mode; prints nothing on standard output."""
     special: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     with quiet():
         network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -31,7 +31,7 @@ def load_whole(
 
 
 def add_adapter(network: PreTrainedModel, folder: Path) -> None:
-    """Attach a PEFT adapter, in place; RequestError where peft is not installed."""
+    """Attach a PEFT adapter in place; raises RequestError if peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise RequestError(f"{folder}: running an adapter takes peft; pip install 'compresskit[peft]'")
     with quiet():
@@ -39,12 +39,12 @@ def add_adapter(network: PreTrainedModel, folder: Path) -> None:
 
 
 def next_logits(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:
-    """Run more tokens (batch, length) after those that the cache holds, None for the first ones.
+    """Run more tokens (batch, length) after those in the cache (None at the start).
 
     transformers 5.24 renamed the argument and the output `past_key_values` to `cache`.
 
     Returns:
-        (logits (batch, length, vocabulary), or of as many positions as the options ask for; the cache, these tokens in it).
+        (logits (batch, length, vocabulary), or fewer positions if the options say so; the cache including these tokens).
     """
     name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
     output = network(input_ids=tokens, use_cache=True, **{name: cache}, **options)
@@ -53,7 +53,7 @@ def next_logits(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and only errors from transformers; what it prints goes to standard error."""
+    """Hide transformers' progress bars and warnings; its prints go to standard error."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

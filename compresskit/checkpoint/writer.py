@@ -1,9 +1,9 @@
-"""Write a checkpoint folder tensor by tensor, in any order, with a bounded memory; it appears whole or not at all.
+"""Write a checkpoint folder atomically, tensor by tensor, in any order, with bounded memory.
 
-Everything goes to `OUT.partial/`. The shapes of all tensors are known before the first one is written, so the
+All output goes to `OUT.partial/`. The shapes of all tensors are known before the first one is written, so the
 safetensors headers are final from the start and each tensor goes straight to its offset. `commit` syncs the files
-and renames the folder. What a killed run leaves in `OUT.partial/` can be continued: `progress.json` says which steps
-are complete, and their tensors can be read back.
+and renames the folder. A killed run can be resumed from `OUT.partial/`: `progress.json` lists the complete steps, and
+their tensors can be read back.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ SIDE_FILES = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "LICENSE", "LICENSE.txt",
     "NOTICE", "USE_POLICY.md",
 )  # fmt: skip
-"""Files that stock tools read besides the weights; copied byte for byte."""
+"""Files that stock tools read in addition to the weights; copied byte for byte."""
 PROGRESS = "progress.json"
 SPARE_BYTES = 1 << 24
-"""Room on the disk for the small files, beyond the weights (16 MiB)."""
+"""Disk space reserved for the small files (16 MiB)."""
 
 
 def check_out(out: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
-    """Refuse an output folder before anything is written.
+    """Check an output folder before anything is written.
 
     Raises:
-        RequestError: it exists (unless `overwrite`), lies inside the source or around it, cannot be written to, or its disk
-            has less room than `needed_bytes`.
+        RequestError: it exists (unless `overwrite`), lies inside the source or contains it, is not writable, or its disk has
+            less than `needed_bytes` free.
     """
     if out.exists() and not overwrite:
         raise RequestError(f"{out}: exists already; choose another folder, or pass --overwrite")
@@ -62,9 +62,9 @@ def check_out(out: Path, source: Path, needed_bytes: int, overwrite: bool) -> No
 
 
 class Writer:
-    """A checkpoint folder in the making. Use as a context manager; without `commit` nothing appears.
+    """Writer of a checkpoint folder. Use as a context manager; without `commit` nothing appears.
 
-    `fingerprint`: identifies the request; a partial folder is only continued by the same request.
+    `fingerprint` identifies the request; a partial folder is only resumed by the same request.
     """
 
     def __init__(self, out: Path, outputs: Outputs, max_shard_bytes: int, fingerprint: str):
@@ -77,7 +77,7 @@ class Writer:
         self.shard_of = {name: shard for shard in self.shards for name in shard.offsets}
         self.missing = set(self.specs)
         self.done: list[int] = []
-        """Blocks that are on the disk."""
+        """Blocks on disk."""
         self.fingerprint = fingerprint
         self.facts: dict[str, Any] = {}
 
@@ -85,14 +85,14 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """After a failure that a second try would meet again the partial folder goes; after an interruption it stays."""
+        """Remove the partial folder after an error that would recur; keep it after an interruption."""
         if kind is not None and issubclass(kind, CompresskitError):
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def start(self, source: Path) -> None:
-        """Make the partial folder: configuration, side files of the source, generated files, empty shards.
+        """Create the partial folder: configuration, the source's side files, generated files, empty shards.
 
-        Without a configuration (an adapter's folder) the source's side files stay where they are.
+        Without a configuration (adapter folders) the source's side files are not copied.
         """
         start_folder(self.out)
         if self.outputs.config is not None:
@@ -117,7 +117,7 @@ class Writer:
             self.write_text(INDEX, json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n")
 
     def resume(self, progress: dict[str, Any]) -> None:
-        """Go on in the partial folder of an interrupted run of the same request (see `read_progress`)."""
+        """Continue in the partial folder of an interrupted run of the same request (see `read_progress`)."""
         self.done = list(progress["blocks"])
         self.missing -= set(progress["written"])
         self.facts = progress["facts"]
@@ -126,15 +126,15 @@ class Writer:
         """Write one tensor, already in its stored dtype and shape.
 
         Raises:
-            CheckpointError: shape or size are not those that the plan announced.
-            CompresskitError: the file cannot be written to, as on a full disk.
+            CheckpointError: the shape or size differs from the plan.
+            CompresskitError: the file cannot be written, for example on a full disk.
         """
-        import torch  # the writer is imported where torch is not wanted yet
+        import torch  # this module is imported before torch is wanted
 
         spec = self.specs[name]
         if tuple(tensor.shape) != spec.shape:
             raise CheckpointError(f"{name}: shape {list(tensor.shape)} was announced as {list(spec.shape)}")
-        # A tensor of one element counts as contiguous whatever its stride, and cannot be viewed as bytes then.
+        # A one-element tensor counts as contiguous with any stride, but then cannot be viewed as bytes.
         data = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
         if data.nbytes != spec.bytes:
             raise CheckpointError(f"{name}: {data.nbytes} bytes were announced as {spec.bytes} of {spec.dtype}")
@@ -150,7 +150,7 @@ class Writer:
         self.missing.discard(name)
 
     def copy(self, names: list[str], source: Checkpoint) -> None:
-        """Write tensors as the source has them, bit for bit; in another dtype where that was announced."""
+        """Copy tensors from the source bit for bit, or converted if another dtype was planned."""
         from compresskit.machine.precision import torch_dtype
 
         for name in names:
@@ -159,11 +159,11 @@ class Writer:
             self.put(name, tensor if source.spec(name).dtype == wanted else tensor.to(torch_dtype(wanted)))
 
     def copy_missing(self, source: Checkpoint, prefix: str = "") -> None:
-        """Write what has not been written yet, of the tensors whose names begin so, as the source has it."""
+        """Copy all unwritten tensors with this name prefix from the source."""
         self.copy([name for name in self.specs if name in self.missing and name.startswith(prefix)], source)
 
     def finish_block(self, index: int, facts: dict[str, Any]) -> None:
-        """Note that everything of this block is on the disk, and what the method says of it."""
+        """Record that this block is on disk, with the method's facts about it."""
         self.facts.setdefault("blocks", []).append(facts)
         self.done.append(index)
         written = sorted(set(self.specs) - self.missing)
@@ -177,7 +177,7 @@ class Writer:
 
     @property
     def written(self) -> tuple[int, int]:
-        """(numbers in all tensors, bytes of all weight files)."""
+        """Return (elements of all tensors, bytes of all weight files)."""
         return sum(spec.elements for spec in self.specs.values()), sum(shard.size for shard in self.shards)
 
     def hashes(self) -> dict[str, str]:
@@ -185,10 +185,10 @@ class Writer:
         return {shard.name: sha256(self.partial / shard.name) for shard in self.shards}
 
     def commit(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest, sync, and give the folder its final name, replacing an older one.
+        """Write the manifest, sync, and rename the folder to its final name, replacing an older one.
 
         Raises:
-            CheckpointError: a tensor of the plan was never written.
+            CheckpointError: a planned tensor was never written.
         """
         if self.missing:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
@@ -197,17 +197,17 @@ class Writer:
         commit_folder(self.out)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small file of the folder."""
+        """Write a small text file into the folder."""
         (self.partial / name).parent.mkdir(exist_ok=True)
         (self.partial / name).write_text(text, encoding="utf-8")
         (self.partial / name).chmod(FILE_MODE)
 
 
 def read_progress(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What an interrupted run of the same request left.
+    """Read the progress of an interrupted run of the same request.
 
     Returns:
-        The progress that `Writer.resume` takes, None where there is nothing to continue.
+        The progress for `Writer.resume`, or None if there is nothing to resume.
 
     Raises:
         RequestError: the partial folder belongs to another request.

@@ -1,4 +1,4 @@
-"""Flags: the spelling of settings on the command line, and typed settings built from parsed flags. Loads no torch."""
+"""Map settings to command-line flags, and parsed flags back to typed settings. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the output's path.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only on standard error.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Details and tracebacks on standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors on standard error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print details and tracebacks on standard error.")]
 OUTPUT_PARAMETERS = (
     inspect.Parameter("json_output", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json),
     inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
@@ -28,18 +28,18 @@ SOURCE_HELP = "A folder, a Hub id, demo:smollm2-135m, or - to read the path from
 
 
 def log(message: str, quiet: bool = False) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     if not quiet:
         typer.echo(message, err=True)
 
 
 def flag(name: str) -> str:
-    """The spelling of a field on the command line."""
+    """Spell a field as a command-line flag."""
     return "--" + name.replace("_", "-")
 
 
 def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
-    """A command-line option for a field: its name, its type, its default, its documentation."""
+    """Build the command-line option of a field: name, type, default and help."""
     if get_origin(annotation) is tuple:
         several: Any = Annotated[list[str], typer.Option(flag(name), help=info.description)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=[], annotation=several)
@@ -53,20 +53,20 @@ def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Choices and bounds are checked by the typed configuration, which says more than the parser can."""
+    """Drop choices and bounds: the typed settings check them and explain more than the parser can."""
     if get_origin(annotation) is UnionType:
         return str | None
     return annotation if annotation in (int, float, bool) else str
 
 
 def options_of(model: type[BaseModel]) -> list[inspect.Parameter]:
-    """An option for every field."""
+    """Build an option for every field."""
     hints = get_type_hints(model)
     return [option(name, info, hints[name]) for name, info in model.model_fields.items()]
 
 
 def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
-    """The typed configuration from parsed flags; its first complaint becomes one line, a RequestError."""
+    """Build typed settings from parsed flags. Raises RequestError with the first complaint as one line."""
     from pydantic import ValidationError
 
     try:
@@ -78,10 +78,10 @@ def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def places(several: bool = False) -> list[inspect.Parameter]:
-    """SOURCE, or SOURCES, and OUT."""
+    """Build the arguments SOURCE (or SOURCES) and OUT."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source_help = typer.Argument(help=SOURCE_HELP)
-    out_help = typer.Argument(help="A folder that does not exist yet.")
+    out_help = typer.Argument(help="Output folder; must not exist unless --overwrite is given.")
     name, kind = ("sources", list[str]) if several else ("source", str)
     return [
         inspect.Parameter(name, positional, annotation=Annotated[kind, source_help]),

@@ -1,6 +1,6 @@
-"""The command line: parse flags into a typed method and options, call the stage, print the result.
+"""The command line: parse flags into a method and options, call the stage, print the result.
 
-Standard output carries the result alone; everything else goes to standard error. Loads no torch.
+Standard output carries only the result; everything else goes to standard error. Does not import torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compresskit.errors import CompresskitError, Interrupted
 
 app = typer.Typer(
     name="compresskit",
-    help="Make Hugging Face language models smaller: prune, quantize, then see what it cost.",
+    help="Make Hugging Face language models smaller: prune, quantize, and measure the cost.",
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 
 def version(value: bool) -> None:
-    """Print the version and stop, where asked for."""
+    """Print the version and exit, if asked."""
     if value:
         typer.echo(compresskit.__version__)
         raise typer.Exit
@@ -42,7 +42,7 @@ def root(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Make Hugging Face language models smaller: prune, quantize, then see what it cost."""
+    """Make Hugging Face language models smaller: prune, quantize, and measure the cost."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _failed("interrupted", Interrupted.exit_code, arguments)
     except Exception as error:
         message, code = _described(error)
-        if stopped_by and code != Interrupted.exit_code:  # a library made an error of its own of the interrupt
+        if stopped_by and code != Interrupted.exit_code:  # a library turned the interrupt into its own error
             message, code = f"interrupted ({message})", Interrupted.exit_code
         code = _failed(message, code, arguments)
     sys.stdout.flush()
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _listen() -> list[int]:
-    """Raise KeyboardInterrupt at SIGTERM and, unless it is ignored, at SIGINT; the list fills with what came."""
+    """Raise KeyboardInterrupt on SIGTERM and, unless ignored, on SIGINT. Returns a list that collects the received signals."""
     received: list[int] = []
 
     def stop(signum: int, frame: Any) -> None:
@@ -81,7 +81,7 @@ def _listen() -> list[int]:
 
 
 def _described(error: Exception) -> tuple[str, int]:
-    """One line and the exit code: ours know theirs, the parser's own are wrong usage, anything else is a failure."""
+    """Return the one-line message and the exit code of an error. Parser errors exit with 2, unknown errors with 1."""
     if isinstance(error, CompresskitError):
         return str(error), error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":

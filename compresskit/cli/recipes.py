@@ -1,4 +1,4 @@
-"""The commands around recipes: run, plan, report, schema. Loads no torch."""
+"""The recipe commands: run, plan, report and schema. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from compresskit.errors import GateError, RequestError
 
 RECIPE_HELP = "A YAML file, or the name of a shipped recipe (compresskit run --list)."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
-Source = Annotated[str | None, typer.Option(help="Replaces the recipe's source.")]
-Set = Annotated[list[str], typer.Option("--set", help="NAME=VALUE replaces a variable of the recipe; may be repeated.")]
+Source = Annotated[str | None, typer.Option(help="Override the recipe's source.")]
+Set = Annotated[list[str], typer.Option("--set", help="Set a variable of the recipe, NAME=VALUE; may be repeated.")]
 
 
 def add_recipe_commands(app: typer.Typer) -> None:
-    """Give the command line run, plan, report and schema."""
+    """Add run, plan, report and schema to the command line."""
     app.command("run")(run)
     app.command("plan")(plan)
     app.command("report")(report)
@@ -47,21 +47,21 @@ def _load(recipe: str | None, source: str | None, given: list[str]) -> Any:
 
 def run(  # noqa: PLR0913, PLR0917 - each parameter is a flag
     recipe: Annotated[str | None, typer.Argument(help=RECIPE_HELP)] = None,
-    out: Annotated[Path | None, typer.Argument(help="The run's folder; one that holds a run is gone on with.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="Folder of the run; an existing run is resumed.")] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
     source: Source = None,
     given: Set = [],  # noqa: B006
-    first: Annotated[str | None, typer.Option("--from", help="Redo this step and all after it.")] = None,
-    only: Annotated[str | None, typer.Option(help="Redo this step alone.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that holds a run.")] = False,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Add a Markdown summary here; also to $GITHUB_STEP_SUMMARY.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="Redo this step and all steps after it.")] = None,
+    only: Annotated[str | None, typer.Option(help="Redo only this step.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done without doing it.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start over if the folder already holds a run.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Append a Markdown summary here and to $GITHUB_STEP_SUMMARY.")] = None,
     json_output: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run a recipe: every step, resumable, then the gates (exit code 3 where one is not met)."""
+    """Run all steps of a recipe, resuming an existing run, then check the gates (exit code 3 if one fails)."""
     from compresskit.recipe import run, verdict
 
     if list_recipes:
@@ -117,11 +117,11 @@ def plan(
     recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
     source: Source = None,
     given: Set = [],  # noqa: B006
-    probe: Annotated[bool, typer.Option(help="Time this machine for a moment, to estimate how long the steps take.")] = True,
+    probe: Annotated[bool, typer.Option(help="Run a short benchmark on this machine to estimate the time of each step.")] = True,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a recipe would do: parameters, bytes, memory and time of every step; nothing is computed."""
+    """Show the parameters, bytes, memory and time of every step of a recipe without running it."""
     from compresskit.recipe.plan import plan as make_plan
     from compresskit.recipe.plan import table
 
@@ -130,11 +130,11 @@ def plan(
 
 
 def report(
-    out: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of a run.")],
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write report.html and the model card of a run anew."""
+    """Rewrite report.html and the model card of a run."""
     from compresskit.report.collecting import read_result
     from compresskit.report.writing import write_reports
 
@@ -143,7 +143,7 @@ def report(
 
 
 def schema() -> None:
-    """Print the JSON Schema of the recipe."""
+    """Print the JSON Schema of recipes."""
     from compresskit.recipe.schema import schema as made
 
     typer.echo(json.dumps(made()))

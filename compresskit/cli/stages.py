@@ -1,4 +1,4 @@
-"""The commands of the stages, built from their methods and options, and inspect. Loads no torch."""
+"""The stage commands, built from methods and options, and inspect. Does not import torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or che
 
 
 def add_stages(app: typer.Typer, wanted: str) -> None:
-    """Give every stage its group; only the wanted one ("" for all) gets its methods, which takes a moment each."""
+    """Add a command group for every stage. Only the `wanted` group ("" for all) gets its methods, since imports take time."""
     for stage, entries in METHODS.items():
         group = typer.Typer(help=STAGES[stage].summary, no_args_is_help=True, rich_markup_mode=None)
         group.callback()(lambda: None)
@@ -46,7 +46,7 @@ def add_stages(app: typer.Typer, wanted: str) -> None:
 
 
 def stage_command(stage: str, name: str) -> Callable[..., None]:
-    """A command function whose signature is SOURCE, OUT, the method's fields and the stage's options."""
+    """Build the command SOURCE OUT with flags for the method's fields and the stage's options."""
     method_type, options_type = method_class(stage, name), options_class(stage, name)
     several = stage_of(stage, name).several
 
@@ -68,7 +68,7 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """One line for people: what became of the checkpoint."""
+    """Summarize a result in one line."""
     before, after = result["bytes_before"], result["bytes_after"]
     parameters = f"{result['parameters_before'] / 1e6:.1f} M -> {result['parameters_after'] / 1e6:.1f} M parameters"
     line = (
@@ -91,7 +91,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def evaluate_command() -> Callable[..., None]:
-    """`evaluate SOURCE` with the flags of its options."""
+    """Build `evaluate SOURCE` with flags for its options."""
     from compresskit.evaluation.request import EvaluateOptions
     from compresskit.evaluation.run import evaluate
     from compresskit.evaluation.table import table
@@ -117,10 +117,10 @@ def evaluate_command() -> Callable[..., None]:
 def inspect_source(
     source: Annotated[str, typer.Argument(help="A checkpoint or adapter folder, a Hub id, or - for standard input.")],
     json_output: Json = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Accept a checkpoint that brings code.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Accept a checkpoint that ships code.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what a checkpoint or adapter holds: family, widths, bits, bytes, and how it was made."""
+    """Show the contents of a checkpoint or adapter: family, widths, bits, bytes and provenance."""
     from compresskit.report.inspect import inspect as look
     from compresskit.report.inspect import listing
 
@@ -129,7 +129,7 @@ def inspect_source(
 
 
 def methods(json_output: Json = False) -> None:
-    """List every stage's methods, with paper and one line each."""
+    """List the methods of every stage with their papers."""
     if json_output:
         table = {stage: {n: {"paper": e.paper, "summary": e.summary} for n, e in m.items()} for stage, m in METHODS.items()}
         typer.echo(json.dumps(table))
@@ -140,7 +140,7 @@ def methods(json_output: Json = False) -> None:
 
 
 def expand_command() -> Callable[..., None]:
-    """`expand SOURCE OUT` with the flags of its options."""
+    """Build `expand SOURCE OUT` with flags for its options."""
     from compresskit.task_vectors.expand import expand
     from compresskit.task_vectors.request import ExpandOptions
 
@@ -153,12 +153,12 @@ def expand_command() -> Callable[..., None]:
 
 
 def similarity(
-    sources: Annotated[list[str], typer.Argument(help="Adapters, ternary or not, or checkpoints with --base.")],
-    base: Annotated[str | None, typer.Option(help="The checkpoint that the sources were fine-tuned from.")] = None,
+    sources: Annotated[list[str], typer.Argument(help="Adapters (ternary or not), or checkpoints with --base.")],
+    base: Annotated[str | None, typer.Option(help="Checkpoint from which the sources were fine-tuned.")] = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the cosine similarity between task vectors; merges nothing."""
+    """Show the cosine similarity between task vectors without merging them."""
     from compresskit.task_vectors.similarity import listing
     from compresskit.task_vectors.similarity import similarity as measure
 

@@ -1,1 +1,1 @@
-"""The compensate stage: low-rank repair of a compressed model, one file a method."""
+"""The compensate stage: low-rank repair of a compressed model, one file per method."""

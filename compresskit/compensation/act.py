@@ -1,12 +1,12 @@
-"""act: the low-rank pair of the error weighted by the mean size of each input, the comparator of EoRA.
+"""act: the low-rank pair of the error weighted by the mean magnitude of each input, the baseline of EoRA.
 
-EoRA, arXiv 2410.21271, section 4.1 ("Act-S"); the scaling is that of AWQ-like methods.
+EoRA, arXiv 2410.21271, section 4.1 ("Act-S"); the scaling follows AWQ-like methods.
 
     minimise ||(D - B A) diag(mean |X|)||_F
 
 symbol  meaning                        shape         name here
 D       error to repair                (out, in)
-X       inputs of the linear           (tokens, in)  seen only through the sum of their sizes
+X       inputs of the linear           (tokens, in)  only through the sum of their magnitudes
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Act(CompensateMethod, frozen=True):
-    """Weight error, by the mean size of each input."""
+    """Weight error weighted by the mean magnitude of each input."""
 
     def statistic(self, features: int, device: torch.device) -> Statistic:
-        """Sum of the sizes of every input."""
+        """Sum of the magnitudes of every input."""
         from compresskit.walk.statistics import Magnitudes
 
         return Magnitudes(features, device)

@@ -1,4 +1,4 @@
-"""EoRA: the low-rank pair that leaves the least output error, for the calibration inputs.
+"""EoRA: the low-rank pair with the least output error on the calibration inputs.
 
 EoRA, arXiv 2410.21271, section 3.2.
 
@@ -7,14 +7,14 @@ EoRA, arXiv 2410.21271, section 3.2.
 
 symbol  meaning                                   shape         name here
 W, W_c  original and compressed weight            (out, in)
-X       inputs of the linear, from the prefix     (tokens, in)  seen only through the Gram matrix
+X       inputs of the linear, from the prefix     (tokens, in)  only through the Gram matrix
         that is compressed and already repaired
 
 Differs from the paper: the second moments are shrunk towards their diagonal (`--shrinkage`), C <- (1 - s) C + s diag(C),
-as estimates of a covariance are (Schaefer and Strimmer 2005, target D), and damped (`--damping`): GPTQ has moved its
-errors to where the text of its calibration hardly shows them, so that the same text alone would find little left to
-repair. KL of SmolLM2-135M at rank 8, s = 0, 0.23 and 0.5: GPTQ 3 0.419, 0.371, 0.370; RTN 3 0.556, 0.541, 0.542; GPTQ 2
-3.49, 3.38, not run. The pair needs no inverse (lowrank.py).
+as in covariance estimation (Schaefer and Strimmer 2005, target D), and damped (`--damping`). GPTQ moves its errors to
+directions that its calibration text hardly contains, so the same text alone would leave little to repair. KL of
+SmolLM2-135M at rank 8, s = 0, 0.23 and 0.5: GPTQ 3 0.419, 0.371, 0.370; RTN 3 0.556, 0.541, 0.542; GPTQ 2 3.49, 3.38, not
+run. The pair needs no inverse (lowrank.py).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class EoRA(SecondMomentsMethod, frozen=True):
-    """Output error, by all second moments of the inputs."""
+    """Output error, by the full second moments of the inputs."""
 
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share that the second moments of different inputs lose; 1 leaves the diagonal alone."""
+    """Share by which second moments between different inputs shrink; 1 keeps only the diagonal."""
 
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
         """C, (features, features), shrunk and damped."""

@@ -1,4 +1,4 @@
-"""What a compensation is given and what its methods must provide. Loads no torch."""
+"""Interface of compensation methods. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
     from compresskit.walk.block import Statistic
 
 Aim = Literal["weight", "block", "output"]
-"""What is repaired: weights, or outputs within a block or of the whole original (residuals.py)."""
+"""Target of the repair: weights, or outputs of a block or of the whole original (residuals.py)."""
 HIDDEN_PER_RANK = 64
 SMALLEST_RANK = 4
 OUTPUT_WEIGHT_WINDOWS = 32
-"""Windows of the calibration text that the weights of outputs are taken from."""
+"""Calibration windows used to compute the output weights."""
 
 
 class CompensateMethod(Method):
-    """Add a low-rank pair to every linear that repairs what the compression took.
+    """Add a low-rank pair to every linear to repair the compression error.
 
-    A method says how errors of a weight are measured; the shared walk (walk.py) finds the best pair for that
-    measure, on the inputs that the already repaired prefix gives.
+    A method defines the measure of weight errors. The shared walk (walk.py) finds the best pair for that measure, on the inputs
+    given by the repaired prefix.
     """
 
     rank: Annotated[int, Field(ge=1)] | None = None
-    """Rank of every pair; left out, a sixty-fourth of the hidden size, at least 4."""
+    """Rank of every pair; default: 1/64 of the hidden size, at least 4."""
     rank_budget: Annotated[float, Field(gt=0)] | None = None
-    """Instead of one rank: parameters of all pairs as a share of the repaired weights, dealt to where they help most."""
+    """Parameters of all pairs as a share of the repaired weights, distributed where they help most; replaces a fixed rank."""
     round_rank: Annotated[int, Field(ge=1)] = 1
-    """Under a budget, ranks are multiples of this."""
+    """Round ranks to multiples of this, under a budget."""
     adapter_bits: Annotated[int, Field(ge=8, le=16, multiple_of=8)] = 16
-    """16, or 8: factors in float8 e4m3, half the size."""
+    """Bits of the factors: 16, or 8 for float8 e4m3, half the size."""
     aim: Literal["auto", "weight", "block", "output"] = "auto"
-    """Repair weights, or outputs: as the original's block gives on the same inputs, or as the whole original gives; auto: block
-    where channels are missing or apiq trained it, else weight."""
+    """Target of the repair: weight, block (outputs of the original's block on the same inputs), output (outputs of the whole
+    original), or auto: block where channels are missing or apiq trained it, else weight."""
     output_weights: Literal["auto", "none", "fisher"] = "auto"
-    """Weigh each output's error by how much the original's predictions mind it (a backward pass); auto: under a budget."""
+    """Output error weights: none, fisher (effect on the original's predictions; a backward pass), auto (fisher if budgeted)."""
     ignore: tuple[str, ...] = ()
-    """Leave linears whose name contains this alone, such as down or layers.0; may be repeated."""
+    """Skip linears whose names contain this text, such as down or layers.0; may be repeated."""
 
     needs_activations: ClassVar[bool] = True
     """Whether the measure needs calibration text."""
     splits: ClassVar[bool] = False
-    """Whether the pair is taken out of the weight, as a start for fine-tuning, instead of added to it."""
+    """Whether the pair is split off the weight, as a starting point for fine-tuning, instead of added to it."""
 
     @model_validator(mode="after")
     def _one_size(self) -> CompensateMethod:
@@ -61,16 +61,16 @@ class CompensateMethod(Method):
         return self
 
     def uniform_rank(self, model: Model) -> int:
-        """The asked rank, or the share of the hidden size."""
+        """The requested rank, or a share of the hidden size."""
         return self.rank or max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
 
     def budget(self, model: Model, names: Sequence[str]) -> int:
-        """Parameters of all pairs together under a budget."""
+        """Total parameters of all pairs under a budget."""
         assert self.rank_budget is not None
         return int(self.rank_budget * sum(math.prod(model.linear_shape(name)) for name in names))
 
     def check_ranks(self, model: Model, names: Sequence[str]) -> None:
-        """RequestError where the rank exceeds a linear, or the budget is less than one pair."""
+        """Raise RequestError if the rank exceeds a linear, or the budget is less than one pair."""
         smallest = min(names, key=lambda name: min(model.linear_shape(name)))
         limit, rank = min(model.linear_shape(smallest)), self.uniform_rank(model)
         if self.rank_budget is None and rank > limit:
@@ -84,12 +84,12 @@ class CompensateMethod(Method):
 
     @property
     def weighs_outputs(self) -> bool:
-        """Whether outputs count by how much the original's predictions mind an error in them."""
+        """Whether outputs are weighted by the effect of their errors on the original's predictions."""
         asked = self.output_weights == "fisher" or (self.output_weights == "auto" and self.rank_budget is not None)
         return asked and not self.splits
 
     def chosen_aim(self, by_block: bool) -> Aim:
-        """What is repaired; `by_block`: whether the source's blocks were fitted as wholes, to outputs and not to weights."""
+        """The resolved aim; `by_block`: whether the source's blocks were fitted to outputs as a whole, not to weights."""
         if self.splits:
             return "weight"
         if self.aim == "auto":
@@ -98,26 +98,26 @@ class CompensateMethod(Method):
 
     @property
     def smallest(self) -> bool:
-        """Whether the pair takes the directions that matter least."""
+        """Whether the pair takes the least important directions."""
         return False
 
     def statistic(self, features: int, device: torch.device) -> Statistic:
-        """An empty statistic of the inputs of a linear."""
+        """Create an empty statistic of the inputs of a linear."""
         raise TypeError(f"{type(self).__name__} defines no statistic")
 
     def metric(self, statistic: Statistic | None, features: int, device: torch.device) -> Metric:
-        """The measure for linears with these inputs, (features, features); `statistic` None without calibration text."""
+        """The measure for linears with these inputs, (features, features); `statistic` is None without calibration text."""
         raise TypeError(f"{type(self).__name__} defines no metric")
 
 
 class SecondMomentsMethod(CompensateMethod):
-    """A method that measures by all second moments of the inputs."""
+    """A method whose measure is the full second moments of the inputs."""
 
     damping: Annotated[float, Field(gt=0)] = 0.01
-    """Share of the mean second moment that is added to all of them."""
+    """Damping of the second moments, as a share of their mean."""
 
     def statistic(self, features: int, device: torch.device) -> Statistic:
-        """All second moments."""
+        """Full second moments."""
         from compresskit.walk.statistics import Gram
 
         return Gram(features, device)

@@ -1,17 +1,17 @@
-"""How much the original's predictions mind an error in each output of its linears.
+"""Measure how an error in each output of the original's linears affects its predictions.
 
     KL(p || p after an error e in z)  ~  1/2 e^T F e,    F = E[(d log p(y) / d z)(d log p(y) / d z)^T],  y drawn from p     (1)
     g_i = mean over tokens of (d log p(y) / d z_i)^2                                 the diagonal of F, a number an output
 
 symbol  meaning                                             shape
 z       a linear's output at a token                        (out,)
-p       what the original predicts from there on
+p       the original's predictions from there on
 y       tokens drawn from p, one for every position
 g       diag(F): squares of the gradient, averaged          (out,)
 
-Equation 1 is the second-order expansion around the original, whose first order is 0 there (Amari, Natural Gradient Works
-Efficiently in Learning, 1998, section 3). It is not part of EoRA, whose error counts every output alike. What the
-expansion leaves out grows with the error: docs/evidence/compensate.md says what that measured at 3 and at 2 bits.
+Equation 1 is the second-order expansion around the original, where the first order is 0 (Amari, Natural Gradient Works
+Efficiently in Learning, 1998, section 3). It is not part of EoRA, which weights all outputs equally. The terms left out of
+the expansion grow with the error; docs/evidence/compensate.md has measurements at 3 and 2 bits.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from compresskit.walk.statistics import Moments
 from compresskit.walk.walk import Walk
 
 DAMPING = 0.1
-"""Share of the mean that is added to every number: outputs that the text hardly used are not left to chance."""
+"""Share of the mean that is added to every value, so that outputs that the text hardly uses keep some weight."""
 ROWS_AT_ONCE = 64
-"""Positions whose distributions, in float64, exist at a time."""
+"""Positions whose float64 distributions exist at the same time."""
 LEAST = 1e-30
-"""Of an expert that no token reached, and of outputs that only pad the linear: above 0, as the solver divides by it."""
+"""Value for experts that no token reached and for padded outputs; above 0, because the solver divides by it."""
 
 
 def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: OnBlock, seed: int) -> dict[str, Tensor]:
-    """The numbers g of the named linears of the original, damped. `walk`: of the original, one window a micro-batch.
+    """Compute the damped values g of the original's named linears. `walk` is of the original, with one window per micro-batch.
 
     Returns:
         By plain name (out,) float64 on the CPU, in nats over squared units of the output.
@@ -49,7 +49,7 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
         NumericalError: activations are not finite.
     """
     found: dict[str, Tensor] = {}
-    device = torch.device("cpu") if walk.device.type == "mps" else walk.device  # which has no float64
+    device = torch.device("cpu") if walk.device.type == "mps" else walk.device  # mps has no float64
 
     @contextmanager
     def visit(block: Block) -> Iterator[GradientStep]:
@@ -75,7 +75,7 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
 
 
 def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
-    """A forward hook that adds the gradients which will reach a linear's output."""
+    """Forward hook that adds the gradients that later reach a linear's output."""
     add: Callable[[Tensor], None] = lambda gradient: moment.add(gradient.flatten(0, -2).to(moment.sum.device))  # noqa: E731
 
     def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -85,7 +85,7 @@ def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
 
 
 def _surprise(seed: int) -> Loss:
-    """-log p(y) summed over a window, of tokens y that the model itself draws at every position."""
+    """-log p(y) summed over a window, for tokens y drawn from the model itself at every position."""
     generator = torch.Generator().manual_seed(seed)
 
     def loss(tokens: Tensor, logits: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""One parameter budget for the whole model, dealt to linears one rank step at a time.
+"""Distribute one parameter budget over all linears, one rank step at a time.
 
     maximise sum_l sum_{i <= r_l} g_l[i]    subject to    sum_l r_l (out_l + in_l) <= budget
 
 symbol  meaning                                                     name here
-g_l[i]  what rank i takes off the error of linear l, falling in i    gains[l][i]
+g_l[i]  error reduction of linear l by rank i, falling in i          gains[l][i]
 r_l     rank of linear l
 
-The gains fall, so the greedy choice (the step with the largest gain a parameter goes first, as long as it fits) is the
+The gains fall, so the greedy choice (the step with the largest gain per parameter first, as long as it fits) is the
 optimum of the problem without its last, unfilled step.
 """
 
@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 
 
 def allocate_ranks(gains: Mapping[str, Sequence[float]], costs: Mapping[str, int], budget: int, step: int) -> dict[str, int]:
-    """Deal a budget of parameters to linears, `step` ranks at a time.
+    """Distribute a budget of parameters over linears, `step` ranks at a time.
 
-    `gains`: by linear, one number a rank, falling. `costs`: parameters of one rank.
+    `gains`: by linear, one number per rank, falling. `costs`: parameters of one rank.
 
     Returns:
-        Rank of every linear, a multiple of `step`, 0 included, with sum(rank * cost) <= budget.
+        Rank of every linear, a multiple of `step` (possibly 0), with sum(rank * cost) <= budget.
     """
     ranks = dict.fromkeys(gains, 0)
     waiting: list[tuple[float, str]] = []

@@ -17,6 +17,7 @@ from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.compensation.method import OUTPUT_WEIGHT_WINDOWS, Aim, CompensateMethod
+from compresskit.compensation.ranks import allocate_ranks
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.evaluation.request import scoring_bytes
 from compresskit.formats import peft
@@ -154,11 +155,13 @@ class CompensateRequest(Request):
 
     def even_ranks(self) -> dict[str, int]:
         """The rank of every linear that is repaired: the asked one, or an even share of the budget before gains are known."""
-        rank = self.method.uniform_rank(self.model)
-        if self.method.rank_budget is not None:
-            costs = sum(sum(self.model.linear_shape(name)) for name in self.names)
-            rank = self.method.budget(self.model, self.names) // costs
-        return dict.fromkeys(self.names, rank)
+        if self.method.rank_budget is None:
+            return dict.fromkeys(self.names, self.method.uniform_rank(self.model))
+        shapes = {name: self.model.linear_shape(name) for name in self.names}
+        costs = {name: sum(shape) for name, shape in shapes.items()}
+        # Gains that fall alike a parameter: every linear gets a rank in turn, as long as the budget lasts.
+        gains = {name: [costs[name] / (1 + rank) for rank in range(min(shape))] for name, shape in shapes.items()}
+        return allocate_ranks(gains, costs, self.method.budget(self.model, self.names), self.method.round_rank)
 
     def adapter_ranks(self, ranks: Mapping[str, int]) -> dict[str, int]:
         """Ranks of the adapter that comes out, those of one that the source brings included; linears without any are left out."""

@@ -1,4 +1,4 @@
-"""What is to be repaired in a linear: the error of its weight, or what its output lacks to the original's.
+"""The residual to repair in a linear: its weight error, or the difference of its output from the original's.
 
     aim "weight":  D = W - W_c                                                                                         (1)
     aim "output" or "block":
@@ -6,14 +6,14 @@
                      = D_1 + (W X^T X_c - (W_c + D_1) X_c^T X_c) (X_c^T X_c + damping)^-1                              (2)
 
 symbol  meaning                                                    shape             name here
-X       inputs of the linear in the original model; for "block":   (tokens, in)      seen only through W X^T
+X       inputs of the linear in the original model; for "block":   (tokens, in)      only through W X^T
         in the original's block on the compressed model's hidden
         states
 X_c     its inputs in the compressed model, repaired so far        (tokens, in_c)
-D_1     D of equation 1, or 0 where the linear lost inputs         (out, in_c)       weight_error
+D_1     D of equation 1, or 0 if the linear lost inputs            (out, in_c)       weight_error
 
-Equation 1 is EoRA's. Equation 2 also answers for what the blocks before have changed in the inputs, and is the only one
-that has anything to say where channels are missing: the dense weight projected onto the inputs that are left.
+Equation 1 is EoRA's. Equation 2 also corrects changes of the inputs by earlier blocks, and is the only one that works if
+channels are missing: it projects the dense weight onto the remaining inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from compresskit.walk.statistics import Gram
 
 
 class Outputs:
-    """The outputs W x of some linears for all tokens, kept in the order of the micro-batches."""
+    """Outputs W x of some linears for all tokens, in the order of the micro-batches."""
 
     def __init__(self, weights: Sequence[Tensor]):
         """`weights`: (out, in) each, of linears that share their input."""
@@ -38,17 +38,17 @@ class Outputs:
         self.kept: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        """Add one micro-batch, x (tokens, in). The smaller of inputs and outputs is kept."""
+        """Add one micro-batch, x (tokens, in). Inputs or outputs are kept, whichever is smaller."""
         self.kept.append(x if self.keep_inputs else x @ self.weights.T.to(x))
 
     def outputs(self, micro_batch: int) -> Tensor:
-        """The outputs of all weights side by side, (tokens, sum of out), of one micro-batch."""
+        """Outputs of all weights side by side, (tokens, sum of out), for one micro-batch."""
         kept = self.kept[micro_batch]
         return kept @ self.weights.T.to(kept) if self.keep_inputs else kept
 
 
 class Paired:
-    """A statistic of the compressed model's inputs and, where outputs are aimed at, their products with those."""
+    """Statistic of the compressed model's inputs and, if outputs are the aim, their products with those."""
 
     def __init__(self, statistic: Statistic | None, outputs: Outputs | None, features: int, device: torch.device):
         self.statistic, self.outputs = statistic, outputs

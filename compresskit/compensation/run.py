@@ -76,8 +76,10 @@ def _compensate(request: CompensateRequest, job: Job) -> dict[str, Any]:
         facts = _scores(request, job, _written(request, repair.ranks, writer)) | {"rank_total": sum(repair.ranks.values())}
         job.commit(writer, facts)
     written = writer.written[1]
-    added = 0 if request.options.merge else sum(rank * sum(model.linear_shape(name)) for name, rank in repair.ranks.items())
-    after = model.parameters + added, written if request.dense else model.checkpoint.bytes + written
+    added = sum(rank * sum(model.linear_shape(name)) for name, rank in repair.ranks.items())
+    # A merge takes the source's own adapter into the weights too.
+    parameters = replace(model, adapter=None).parameters if request.options.merge else model.parameters + added
+    after = parameters, written if request.dense else model.checkpoint.bytes + written
     seconds = {what: round(value, 2) for what, value in repair.seconds.items()}
     return job.result((model.parameters, model.bytes), after) | facts | {"ranks": repair.ranks, "time_shares": seconds}
 

@@ -1,7 +1,7 @@
-"""svd: the low-rank pair closest to the weight's error, whatever the inputs; needs no text.
+"""svd: the low-rank pair closest to the weight error, independent of the inputs; needs no text.
 
-Eckart-Young: minimise ||D - B A||_F by the truncated singular value decomposition of D = W - W_c (out, in); the
-comparator "ZeroQuant-V2" of EoRA, arXiv 2410.21271, section 4.1, after arXiv 2303.08302.
+Eckart-Young: minimise ||D - B A||_F by the truncated singular value decomposition of D = W - W_c (out, in). It is the
+baseline "ZeroQuant-V2" of EoRA, arXiv 2410.21271, section 4.1, after arXiv 2303.08302.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SVD(CompensateMethod, frozen=True):
-    """Weight error as it is."""
+    """Unweighted weight error."""
 
     needs_activations: ClassVar[bool] = False
 

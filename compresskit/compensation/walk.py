@@ -1,7 +1,7 @@
-"""The walk that the compensations share: block by block, linear by linear, on the already repaired prefix.
+"""The walk shared by compensation methods: block by block, linear by linear, on the repaired prefix.
 
-The compressed model is walked; with aim "output" or "block" the original beside it, each of its blocks before the repaired
-one, on its own inputs or on those of the repaired block.
+The compressed model is walked. With aim "output" or "block", the original is walked beside it: each original block runs
+before the repaired one, on its own inputs or on those of the repaired block.
 Linears that share their input share its statistic and the eigendecomposition of its measure.
 """
 
@@ -27,26 +27,26 @@ from compresskit.walk.sequence import ATTENTION_POSITIONS, OnBlock, chosen_seque
 from compresskit.walk.walk import Walk
 
 OUTPUT_DAMPING = 0.01
-"""Of equation 2 in residuals.py, as a share of the mean second moment."""
+"""Damping of equation 2 in residuals.py, as a share of the mean second moment."""
 
 
 class Task(NamedTuple):
-    """One linear and what is to be repaired in it."""
+    """One linear and its residual to repair."""
 
     name: str
     residual: Tensor
     metric: Metric
     weights: Tensor | None
-    """How much each output counts, (out,); all alike for None."""
+    """Weight of each output, (out,); None for equal weights."""
 
     def error(self, update: Tensor) -> float:
-        """What an update (out, in) leaves of the error, in the task's own measure."""
+        """Remaining error after an update (out, in), in the task's own measure."""
         return remaining_error(weighted(self.residual, self.weights), self.metric, weighted(update, self.weights))
 
 
 @dataclass
 class Repair:
-    """A request that the walk serves, and the time that it took."""
+    """A request for the walk, and the time spent on it."""
 
     method: CompensateMethod
     pair: Pair
@@ -55,23 +55,23 @@ class Repair:
     aim: Aim
     ranks: dict[str, int] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """By linear, how much the predictions mind an error in each output, (out,) float64; empty where all count alike."""
+    """By linear, the weight of each output's error, (out,) float64; empty for equal weights."""
     dtype: torch.dtype = torch.float16
-    """Of the factors; float8 e4m3 for 8 bits."""
+    """Dtype of the factors; float8 e4m3 for 8 bits."""
     merged: torch.dtype | None = None
-    """Of the weights where a dense checkpoint is written; None for an adapter alone."""
+    """Dtype of the weights if a dense checkpoint is written; None for an adapter alone."""
     seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "decompositions": 0.0})
 
     def sequence(self, index: int) -> list[list[tuple[str, ...]]]:
-        """The linears of a block that are repaired, as `Model.linear_sequence` gives them."""
+        """The linears of a block to repair, as in `Model.linear_sequence`."""
         return chosen_sequence(self.pair.compressed, index, set(self.names))
 
 
 def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writer, on_block: OnBlock) -> None:
-    """The repairing pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+    """Repair all blocks. Each block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
 
-    `walks`: of the compressed model, and of the original where the aim is its outputs. Blocks that an interrupted run has
-    finished are only run, from what that run wrote.
+    `walks`: of the compressed model, and of the original if its outputs are the aim. Blocks finished by an interrupted run are
+    read from its output and only run.
     """
     count = request.pair.compressed.block_count
     for compressed, original in _side_by_side(request, walks):
@@ -86,13 +86,13 @@ def repair_blocks(request: Repair, walks: tuple[Walk, Walk | None], writer: Writ
 
 
 def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: OnBlock) -> dict[str, list[float]]:
-    """What each further rank takes off the output error of every linear.
+    """Measure the reduction of every linear's output error by each further rank.
 
-    One pass over the compressed model as it is: all linears of a block are measured at once.
+    One pass over the unrepaired compressed model measures all linears of a block at once.
 
     Returns:
-        By linear min(out, in) numbers, falling: weighed where outputs are weighed, else as shares of the energy of the
-        original's output, none where that has no energy.
+        By linear, min(out, in) falling numbers: weighted if outputs are weighted, else shares of the energy of the original's
+        output; empty if that energy is zero.
     """
     count = request.pair.compressed.block_count
     found: dict[str, list[float]] = {}
@@ -138,7 +138,7 @@ def _repair_block(request: Repair, block: Block, original: Block | None, writer:
 
 
 def _original_outputs(request: Repair, original: Block | None, groups: list[tuple[str, ...]]) -> dict[str, Outputs]:
-    """Run the original block for good; its linears' outputs by the name of each group's first linear."""
+    """Run the original block and advance it; its linears' outputs, by the name of each group's first linear."""
     if original is None:
         return {}
     with timed(request.seconds, "forward"):
@@ -148,7 +148,7 @@ def _original_outputs(request: Repair, original: Block | None, groups: list[tupl
 
 
 def _aimed_weight(request: Repair, original: Block, name: str) -> Tensor:
-    """The original's weight whose outputs the linear shall give: all inputs, the rows that are left."""
+    """The original's weight whose outputs the linear should match: all inputs, the remaining rows."""
     weight = original.linear(name).weight
     return weight if request.pair.lost_inputs(name) else request.pair.original_weight(name).to(weight)
 
@@ -182,7 +182,7 @@ def _tasks(
 
 
 def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
-    """Equation 1 of residuals.py, the weight itself for a split; 0 where the linear lost inputs."""
+    """Equation 1 of residuals.py, or the weight itself for a split; 0 if the linear lost inputs."""
     if request.method.splits:
         return weight.float()
     if request.pair.lost_inputs(name):
@@ -191,7 +191,7 @@ def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
 
 
 def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) -> tuple[Tensor, float]:
-    """Solve, write, and put the repair into the block; returns (the update as stored, its scale)."""
+    """Solve, write and apply the repair to the block; returns (the update as stored, its scale)."""
     rank, linear = request.ranks.get(task.name, 0), block.linear(task.name)
     scale, dtype = 1.0, request.dtype
     rows, columns = task.residual.shape
@@ -217,7 +217,7 @@ def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) ->
 
 
 def _write_factors(request: Repair, name: str, factors: tuple[Tensor, Tensor], writer: Writer) -> None:
-    """The pair of one linear, after the one that the compressed model brings, if any."""
+    """Write the pair of one linear, appended to the compressed model's existing pair, if any."""
     adapter = request.pair.compressed.adapter
     first, second = factors
     if adapter is not None and adapter.holds(name) and request.merged is None:

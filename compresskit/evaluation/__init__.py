@@ -1,1 +1,1 @@
-"""The evaluate stage: perplexity, KL divergence, tasks, speed, gates."""
+"""The evaluate stage: perplexity, KL divergence, tasks, speed and gates."""

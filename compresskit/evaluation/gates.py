@@ -1,4 +1,4 @@
-"""Gates: limits that a report must keep, written `perplexity_ratio<=1.2` or `speed.prefill_speedup >= 1.1`. No torch."""
+"""Gates: limits on a report's metrics, such as `perplexity_ratio<=1.2` or `speed.prefill_speedup >= 1.1`. No torch."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ METRICS: dict[str, str] = {
     "speed.reference_decode_tokens_per_second": "--speed and --against",
     "speed.reference_peak_memory_bytes": "--speed and --against",
 }
-"""Every metric of a report and the flags that produce it; besides these, `tasks.NAME` for any task."""
+"""Metrics of a report and the flags that produce them; in addition, `tasks.NAME` for any task."""
 TASKS = "tasks."
 FORM = "write METRIC OPERATOR NUMBER, as in perplexity_ratio<=1.2"
 _PARTS = re.compile(r"\s*(?P<metric>[^\s<>=!~]*)\s*(?P<operator>[<>=!~]*)\s*(?P<limit>.*?)\s*", re.DOTALL)
 
 
 class Gate(BaseModel, frozen=True):
-    """One limit."""
+    """One limit on a metric."""
 
     metric: str
-    """Key of the report; a dot goes one level down."""
+    """Key of the report; dots separate levels."""
     operator: str
     limit: float
 
@@ -64,18 +64,18 @@ class Gate(BaseModel, frozen=True):
 
 
 class GateResult(BaseModel, frozen=True):
-    """What one gate found; a metric that the report lacks, or that is no finite number, does not pass."""
+    """Result of one gate; a missing or non-finite metric fails."""
 
     metric: str
     operator: str
     limit: float
     value: float | None
-    """The report's number, or None."""
+    """The report's value, or None."""
     passed: bool
     missed_by: float | None
-    """How far the value is on the wrong side of the limit; 0 when passed, None without a value."""
+    """Distance to the limit if the gate fails; 0 if it passes, None without a value."""
     needs: str | None = None
-    """The flags that would produce the value, where it is missing and they are known."""
+    """Flags that would produce a missing value, if known."""
 
     def __str__(self) -> str:
         gate = f"{self.metric}{self.operator}{self.limit:g}"
@@ -85,13 +85,13 @@ class GateResult(BaseModel, frozen=True):
 
 
 def parse_gate(text: str) -> Gate:
-    """Read a gate from its text.
+    """Parse a gate.
 
     Returns:
-        The gate, its limit in the unit of the metric.
+        The gate, with its limit in the metric's unit.
 
     Raises:
-        RequestError: the metric or the operator is missing or unknown, or the limit is no finite number.
+        RequestError: the metric or operator is missing or unknown, or the limit is not a finite number.
     """
     parts = _PARTS.fullmatch(text)
     assert parts is not None  # every part may be empty
@@ -124,7 +124,7 @@ def _number(gate: str, text: str) -> float:
 
 
 def check_gates(gates: Iterable[Gate], report: Mapping[str, Any]) -> list[GateResult]:
-    """Hold every gate against the report, in order."""
+    """Check every gate against the report, in order."""
     return [_check(gate, _value(report, gate.metric)) for gate in gates]
 
 
@@ -138,7 +138,7 @@ def _check(gate: Gate, value: float | None) -> GateResult:
 
 
 def _value(report: Mapping[str, Any], metric: str) -> float | None:
-    """The finite number under a dotted name; a level's own key may hold the dots itself."""
+    """Return the finite number under a dotted name; keys of the report may contain dots."""
     if metric in report:
         found = report[metric]
         is_number = isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)

@@ -4,13 +4,13 @@
     KL         = mean over all positions of sum_v P_reference(v) * (log P_reference(v) - log P(v))     in nats
     top-1      = share of all positions with the same most probable token
 
-The windows are consecutive, do not overlap, and are read without a start token that the tokenizer did not write.
-The model is walked, then the reference; of both only the last hidden states stay, from which the logits of a few
-positions at a time are made side by side. Memory: a block, two embeddings and heads, the hidden states of all windows
-twice, and half a dozen times `CHUNK_BYTES`.
+The windows are consecutive and do not overlap. No start token is added beyond those that the tokenizer writes.
+The model is walked first, then the reference. Only the last hidden states of both are kept; their logits are computed
+side by side, a few positions at a time. Memory: one block, two embeddings and heads, the hidden states of all windows
+twice, and about six times `CHUNK_BYTES`.
 
-Differs from arXiv 2410.10672: its code takes the Matrix Nuclear-Norm after the final norm, here it is taken before,
-where the hidden states are those that the blocks made.
+Differs from arXiv 2410.10672: its code takes the Matrix Nuclear-Norm after the final norm; this code takes it before,
+on the output of the blocks.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from compresskit.walk.walk import Walk
 
 FLOAT32_BYTES = 4
 LARGEST_LOSS = 700.0
-"""exp of more overflows a float64."""
+"""exp of a larger loss overflows float64."""
 
 OnBlock = Callable[[int, int], None]
-"""Called with (blocks done, blocks in all) before each block and at the end."""
+"""Called with (blocks done, total blocks) before each block and at the end."""
 
 
 def cut_windows(ids: Tensor, length: int, count: int) -> Tensor:
-    """The first `count` consecutive windows of ids (tokens,), fewer where the text is shorter.
+    """Cut ids (tokens,) into the first `count` consecutive windows, or fewer if the text is shorter.
 
     Returns:
         (windows, length), a view of ids.
@@ -77,18 +77,18 @@ def score(
     reference: Model | None = None,
     on_block: OnBlock | None = None,
 ) -> Scores:
-    """Score the model on windows (windows, length) int64, against the reference where there is one.
+    """Score the model on windows (windows, length) int64, against the reference if given.
 
     Returns:
-        Perplexity and nuclear norm; with a reference also KL in nats a token, top-1 agreement as a share, and ratios.
+        Perplexity and nuclear norm; with a reference also KL in nats per token, top-1 agreement as a share, and ratios.
 
     Raises:
-        RequestError: the vocabularies differ, the windows hold other tokens or exceed the context; before any work.
+        RequestError: the vocabularies differ, or the windows hold unknown tokens or exceed the context. Raised before any work.
         NumericalError: NaN or infinity in weights, activations or the loss.
     """
     models = [model] if reference is None else [model, reference]
     _check(models, windows)
-    size = min(micro_batch_size(each, windows.shape[1]) for each in models)  # equal, so that they can be compared side by side
+    size = min(micro_batch_size(each, windows.shape[1]) for each in models)  # equal, for the side-by-side comparison
     walks = [Walk(each, windows, where, size) for each in models]
     _walk_all(walks, on_block or (lambda done, total: None))
     norms = [statistics.fmean(matrix_nuclear_norm(window) for batch in walk.hidden for window in batch) for walk in walks]
@@ -125,7 +125,7 @@ def _check(models: list[Model], windows: Tensor) -> None:
 
 
 def _walk_all(walks: list[Walk], on_block: OnBlock) -> None:
-    """Walk one model after the other; afterwards each walk's `hidden` holds what leaves its last block."""
+    """Walk the models one after the other; each walk's `hidden` then holds the output of its last block."""
     total = sum(walk.model.block_count for walk in walks)
     done = 0
     for walk in walks:
@@ -140,7 +140,7 @@ class _Sums:
     """Sums over the positions of all windows, in float64."""
 
     losses: list[float]
-    """One sum a model."""
+    """One sum per model."""
     divergence: float = 0.0
     same: float = 0.0
 
@@ -158,7 +158,7 @@ def _sums(walks: list[Walk]) -> _Sums:
 
 
 def _add_rows(sums: _Sums, targets: Tensor, logits: list[Tensor]) -> None:
-    """Add some positions of a window: logits (rows, vocabulary) of each model; the window's last position has no target."""
+    """Add some positions of a window, logits (rows, vocabulary) per model; the window's last position has no target."""
     for index, each in enumerate(logits):
         sums.losses[index] += float(token_losses(each[: len(targets)], targets).double().sum())
     if len(logits) > 1:

@@ -1,4 +1,4 @@
-"""How much memory a forward pass needs, and how much there is."""
+"""Measure the memory that a forward pass needs and the memory that is available."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux states the memory limit of a container (version 2 of control groups)."""
+"""Where Linux states a container's memory limit (cgroups version 2)."""
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, follows the bytes of tensors that operations make; `peak` is their largest sum at any time.
+    """While active, tracks the bytes of tensors that operations create; `peak` is their largest sum at any time.
 
-    What was alive before is not counted, nor is scratch memory inside a kernel. The same on every machine, unlike the
-    resident size of the process, which depends on what the allocator kept from earlier work.
+    Tensors that existed before and scratch memory inside kernels are not counted. The result is the same on every machine,
+    unlike the process's resident size, which depends on what the allocator kept from earlier work.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Runs the operation; a result that views or changes an argument has that argument's storage."""
+        """Run the operation; a result that views or changes an argument shares that argument's storage."""
         old = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -50,7 +50,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _follow(self, storage: torch.UntypedStorage, old: set[int]) -> None:
-        key = id(storage)  # torch keeps one object a storage, for as long as the storage lives
+        key = id(storage)  # torch keeps one object per storage, for the storage's lifetime
         if key in old or key in self._known:
             return
         self._known.add(key)
@@ -64,13 +64,13 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Bytes of parameters and buffers; tied ones count once."""
+    """Bytes of parameters and buffers; tied tensors count once."""
     storages = {id(s): s.nbytes() for s in (t.untyped_storage() for t in (*network.parameters(), *network.buffers()))}
     return sum(storages.values())
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; None where the system does not say."""
+    """Free memory of the device; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":

@@ -8,11 +8,11 @@ Large Language Model Evaluation via Matrix Nuclear-Norm, arXiv 2410.10672, secti
 symbol  meaning                         shape             name here
 X       hidden states of one window     (tokens, hidden)  hidden
 
-The sum of column norms stands for the nuclear norm of Z. Matrix Entropy, which it replaces, is kept as the comparator
-of the benchmark.
+The sum of column norms approximates the nuclear norm of Z. The benchmark keeps Matrix Entropy, the metric that it
+replaces, for comparison.
 
-Differs from the paper: the sums are float64, since subtracting a large mean in float32 costs digits; a token that
-equals the mean has no direction and counts as a row of zeros, where the released code makes the whole value NaN.
+Differs from the paper: the sums are float64, because subtracting a large mean in float32 loses digits. A token equal to
+the mean has no direction and counts as a row of zeros; the released code returns NaN for the whole matrix.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 64
-"""Tokens centred at once: 2 MiB of float64 at 4,096 features, which caches hold; five times faster than all at once."""
+"""Tokens centred at once: 2 MiB of float64 at 4,096 features, which fits into caches; five times faster than all at once."""
 
 
 def matrix_nuclear_norm(hidden: Tensor) -> float:
-    """Matrix Nuclear-Norm of the hidden states of one window, hidden (tokens, hidden), in any float dtype."""
+    """Matrix Nuclear-Norm of the hidden states of one window, (tokens, hidden), in any float dtype."""
     tokens, features = hidden.shape
     mean, squared_norms = (torch.zeros(features, dtype=torch.float64, device=hidden.device) for _ in range(2))
     for rows in torch.split(hidden, CHUNK_ROWS):
@@ -41,7 +41,7 @@ def matrix_nuclear_norm(hidden: Tensor) -> float:
 def matrix_entropy(hidden: Tensor) -> float:
     """Matrix Entropy (arXiv 2401.17139): -sum p log p over the eigenvalues p of Z^T Z / trace; hidden (tokens, hidden).
 
-    Of Z^T Z and Z Z^T, which share their eigenvalues, the smaller is decomposed, in float32: the fast way to have it.
+    Z^T Z and Z Z^T share their eigenvalues; for speed, the smaller one is decomposed, in float32.
 
     Returns:
         Nats, from 0 to log(min(tokens, hidden)).
@@ -55,5 +55,5 @@ def matrix_entropy(hidden: Tensor) -> float:
 
 
 def _inverse_or_zero(x: Tensor) -> Tensor:
-    """1 / x where x is positive, 0 elsewhere."""
+    """1 / x for positive x, otherwise 0."""
     return torch.where(x > 0, x.reciprocal(), torch.zeros_like(x))

@@ -1,4 +1,4 @@
-"""The evaluate stage: what a model is worth, alone and against the one it was made from."""
+"""The evaluate stage: measure a model alone and against the one it was made from."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
     """Measure scores, sizes and speed of a checkpoint.
 
     Returns:
-        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats a token. Gates that are not met are in
-        it, not raised.
+        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats per token. It includes failed gates, which
+        are not raised.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong, before any work where the request cannot be served.
+        CompresskitError: see errors.py for the kinds; invalid requests are refused before any work.
     """
     started = time.monotonic()
     gates = [parse_gate(text) for text in options.gate]
@@ -73,7 +73,7 @@ def _task_names(options: EvaluateOptions) -> list[str]:
 
 
 def _local_tasks(options: EvaluateOptions) -> list[Task]:
-    """The task files, read before any work; nothing where lm-eval brings the tasks."""
+    """Read the task files before any work; empty if lm-eval provides the tasks."""
     if not options.tasks_folder:
         if _task_names(options) and importlib.util.find_spec("lm_eval") is None:
             raise RequestError(
@@ -104,7 +104,7 @@ def _task_scores(
 
 
 def _task_report(details: dict[str, dict[str, float]] | None) -> dict[str, Any]:
-    """What the report says of tasks: in "tasks" one figure each, for gates and tables, in "task_details" all of them."""
+    """Task entries of the report: "tasks" has one score each, for gates and tables; "task_details" has all scores."""
     if details is None:
         return {"tasks": None, "task_details": None}
     from compresskit.evaluation.tasks import main_score

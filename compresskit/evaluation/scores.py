@@ -1,4 +1,4 @@
-"""What a language modelling evaluation reports, what may be compared, and when a model counts as collapsed. No torch."""
+"""Language modelling scores, checks that two models are comparable, and collapse detection. No torch."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from compresskit.errors import RequestError
 from compresskit.models.model import Model
 
 COLLAPSED_RATIO = 10.0
-"""A perplexity this many times the original's: usable models measure below 3, broken 2-bit ones in the hundreds."""
+"""A collapsed model's perplexity ratio: usable models measure below 3, broken 2-bit ones in the hundreds."""
 COLLAPSED_KL = 3.0
-"""Nats a token: usable 2-bit models measure near 1, those of GPTQ and RTN 4 to 10."""
+"""Nats per token: usable 2-bit models measure near 1, those of GPTQ and RTN 4 to 10."""
 COLLAPSED_AGREEMENT = 0.1
-"""Share of equal top-1 tokens below which little more than the commonest tokens are still predicted."""
+"""Top-1 agreement below which the model predicts little more than the most common tokens."""
 
 
 class Scores(BaseModel, frozen=True):
-    """Language modelling scores of one model; those that compare are None without a reference."""
+    """Language modelling scores of one model; comparisons are None without a reference."""
 
     perplexity: float
-    """exp of the mean cross-entropy over length - 1 predictions a window."""
+    """exp of the mean cross-entropy over length - 1 predictions per window."""
     tokens: int
-    """Tokens read: windows times length."""
+    """Number of tokens: windows times length."""
     nuclear_norm: float
     """Matrix Nuclear-Norm of the hidden states after the last block, before the final norm; mean over windows."""
     vocabulary_size: int
     kl: float | None = None
-    """KL(reference || model) in nats a token, mean over all positions."""
+    """KL(reference || model) in nats per token, mean over all positions."""
     top1_agreement: float | None = None
-    """Share of positions at which both models give the same token the highest probability."""
+    """Share of positions at which both models have the same most probable token."""
     perplexity_ratio: float | None = None
-    """Perplexity over the reference's."""
+    """Perplexity divided by the reference's."""
     reference_perplexity: float | None = None
     reference_nuclear_norm: float | None = None
 
 
 def context_length(model: Model) -> int | None:
-    """The most tokens that the model is made for, or None where its configuration does not say."""
+    """Maximum number of tokens that the model supports, or None if its configuration does not say."""
     config = model.checkpoint.config
     stated = config.get("max_position_embeddings") or config.get("n_positions")
     return int(stated) if stated else None
 
 
 def check_context(model: Model, length: int) -> None:
-    """RequestError where windows of `length` tokens exceed the model's context."""
+    """Raise RequestError if windows of `length` tokens exceed the model's context."""
     context = context_length(model)
     if context is not None and length > context:
         raise RequestError(
@@ -53,7 +53,7 @@ def check_context(model: Model, length: int) -> None:
 
 
 def check_comparable(model: Model, reference: Model) -> None:
-    """RequestError where the two models do not predict over the same vocabulary."""
+    """Raise RequestError if the vocabularies of the two models differ."""
     sizes = [int(each.checkpoint.config["vocab_size"]) for each in (model, reference)]
     if sizes[0] != sizes[1]:
         raise RequestError(
@@ -63,14 +63,14 @@ def check_comparable(model: Model, reference: Model) -> None:
 
 
 def collapse_warning(scores: Scores) -> str | None:
-    """Say so where the model has collapsed.
+    """Warn if the model has collapsed.
 
-    Collapsed: worse than a uniform guess over the vocabulary (where the reference is better than that), or perplexity more
-    than `COLLAPSED_RATIO` times the reference's, or the reference's top-1 token met at less than `COLLAPSED_AGREEMENT` of
-    the positions, or KL above `COLLAPSED_KL`.
+    A collapsed model is worse than a uniform guess over the vocabulary (while the reference is better), or its perplexity is
+    more than `COLLAPSED_RATIO` times the reference's, or its top-1 agreement is below `COLLAPSED_AGREEMENT`, or its KL is
+    above `COLLAPSED_KL`.
 
     Returns:
-        One sentence, which names the figure and its bound; None where it has not.
+        One sentence with the figure and its bound; None if the model has not collapsed.
     """
     found = None
     reference_is_worse = scores.reference_perplexity is not None and scores.reference_perplexity >= scores.vocabulary_size

@@ -1,11 +1,11 @@
-"""Tokens per second and peak memory of the stock model: transformers' own classes, nothing of ours in the way.
+"""Tokens per second and peak memory of the stock model, run by transformers' own classes.
 
-Prefill reads a prompt in one pass, as `generate` does: with a KV cache, logits of the last position only. Decode then
-adds one token at a time, batch 1, greedily, with that cache. A model and its reference take turns, A B A B, so that
-a busy machine slows both; speeds are medians over the rounds, ratios medians of the ratios of each round.
+Prefill reads a prompt in one pass, like `generate`: with a KV cache and logits of the last position only. Decode then
+adds one token at a time with that cache, batch 1, greedily. A model and its reference alternate, A B A B, so that
+a busy machine slows both. Speeds are medians over the rounds; ratios are medians of the per-round ratios.
 
-Peak memory: parameters, buffers and the largest sum of the tensors alive at one time in a prefill (activations and
-KV cache). On CUDA the allocator says that sum, elsewhere an extra untimed pass counts it (see memory.py).
+Peak memory is parameters, buffers and the largest sum of live tensors during a prefill (activations and KV cache). On
+CUDA the allocator reports that sum; elsewhere an extra untimed pass measures it (see memory.py).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PROMPT_TOKENS = 512
 DECODED_TOKENS = 64
 ROUNDS = 5
 MEMORY_MARGIN = 1.25
-"""Memory asked for over that of the weights: activations, KV cache, one tensor while it is converted."""
+"""Required memory relative to the weights: activations, KV cache, one tensor during conversion."""
 
 
 class Speed(BaseModel, frozen=True):
-    """Speed of one model, and against the reference where there was one; ratios above 1 mean the model is faster."""
+    """Speed of one model, compared with the reference if given; ratios above 1 mean the model is faster."""
 
     prompt_tokens: int
     decoded_tokens: int
@@ -52,7 +52,7 @@ class Speed(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class Round:
-    """Tokens per second of one prefill and the decoding after it."""
+    """Tokens per second of one prefill and its decoding."""
 
     prefill: float
     decode: float
@@ -66,26 +66,26 @@ def speed(
 ) -> Speed:
     """Load the model (and the reference) whole and time them.
 
-    The prompt and the decoded tokens are fewer than `PROMPT_TOKENS` and `DECODED_TOKENS` where a context is shorter.
+    Prompt and decoded tokens are fewer than `PROMPT_TOKENS` and `DECODED_TOKENS` if a context is shorter.
 
     Returns:
-        Medians in tokens a second, peak memory in bytes, and how many tokens were read and decoded.
+        Medians in tokens per second, peak memory in bytes, and the numbers of prompt and decoded tokens.
 
     Raises:
-        RequestError: memory does not suffice, or the vocabularies differ.
+        RequestError: there is too little memory, or the vocabularies differ.
     """
     models = [model] if reference is None else [model, reference]
     check_comparable(models[0], models[-1])
     _check_memory(models, where.device, where.dtype)
     networks = [load_stock(model, where) for model in models]
     prompt, decoded = _prompt(models, where.device)
-    peaks = [_peak_memory(network, prompt) for network in networks]  # also warms them up
+    peaks = [_peak_memory(network, prompt) for network in networks]  # also warms up the models
     timed = [[_round(network, prompt, decoded) for network in networks] for _ in range(rounds + 1)][1:]
     return _result(timed, peaks, prompt.shape[1], decoded)
 
 
 def _check_memory(models: list[Model], device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse before loading; packed weights count as what transformers unpacks them to."""
+    """Check the memory before loading; packed weights count at the size to which transformers unpacks them."""
     needed = MEMORY_MARGIN * sum(model.parameters * dtype.itemsize for model in models)
     available = available_bytes(device)
     if available is not None and needed > available:
@@ -96,7 +96,7 @@ def _check_memory(models: list[Model], device: torch.device, dtype: torch.dtype)
 
 
 def _prompt(models: list[Model], device: torch.device) -> tuple[Tensor, int]:
-    """((1, tokens) random tokens, how many to decode), within the shortest context; an eighth of it is decoded at most."""
+    """Return (1, tokens) random tokens and the number to decode (at most an eighth), within the shortest context."""
     context = min(context_length(model) or PROMPT_TOKENS + DECODED_TOKENS for model in models)
     decoded = max(1, min(DECODED_TOKENS, context // 8))
     length = max(1, min(PROMPT_TOKENS, context - decoded))
@@ -106,7 +106,7 @@ def _prompt(models: list[Model], device: torch.device) -> tuple[Tensor, int]:
 
 @torch.inference_mode()
 def _peak_memory(network: Any, prompt: Tensor) -> int:
-    """Bytes of this model's weights, and on top the most that a prefill holds at one time."""
+    """Bytes of this model's weights plus the peak of a prefill."""
     if prompt.device.type == "cuda":
         before = torch.cuda.memory_allocated(prompt.device)
         torch.cuda.reset_peak_memory_stats(prompt.device)
@@ -128,14 +128,14 @@ def _round(network: Any, prompt: Tensor, decoded: int) -> Round:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has finished its work."""
+    """Time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _result(timed: list[list[Round]], peaks: list[int], prompt: int, decoded: int) -> Speed:
-    """timed: by round, then the model and perhaps the reference."""
+    """`timed`: per round, the model and optionally the reference."""
     median = statistics.median
     ours = [each[0] for each in timed]
     compared: dict[str, Any] = {}

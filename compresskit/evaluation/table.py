@@ -1,4 +1,4 @@
-"""The evaluate report as a small table for people."""
+"""Print the evaluate report as a small table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = tuple[str, str, str, str]
-"""What, before, after, change."""
+"""Metric, before, after, change."""
 
 
 def table(report: dict[str, Any]) -> str:
-    """Size, parameters, perplexity and speed, before and after where there was a reference."""
+    """Size, parameters, perplexity and speed; with a reference also the values before."""
     speed = report["speed"] or {}
     quantities = [
         ("size on disk", "bytes", report, 1e6, 1, " MB", None),
@@ -36,7 +36,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
+    """Align the first column left and the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [[row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in lines)

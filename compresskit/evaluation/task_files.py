@@ -1,6 +1,6 @@
-"""Tasks as local files: FOLDER/NAME.jsonl, one row a line. Loads no torch.
+"""Tasks in local files: FOLDER/NAME.jsonl, one row per line. Does not import torch.
 
-{"question": "...", "choices": ["...", "..."], "answer": 1}    which continuation of the question is likeliest
+{"question": "...", "choices": ["...", "..."], "answer": 1}    choose the likeliest continuation of the question
 {"text": "... word"}                                            predict the last word (LAMBADA)
 """
 
@@ -17,14 +17,14 @@ SHOT_SEPARATOR = "\n\n"
 
 
 class Row(NamedTuple):
-    """One question: a prompt, its possible continuations, the right one's index."""
+    """One question: a prompt, its possible continuations, and the index of the right one."""
 
     prompt: str
     continuations: tuple[str, ...]
-    """With the space that parts them from the prompt."""
+    """Including the space that separates them from the prompt."""
     answer: int
     lengths: tuple[int, ...]
-    """Characters of each continuation, without that space."""
+    """Characters of each continuation, without the leading space."""
 
 
 class Task(NamedTuple):
@@ -33,17 +33,17 @@ class Task(NamedTuple):
     name: str
     rows: list[Row]
     choices: bool
-    """Multiple choice; else the last word is to be predicted."""
+    """Whether the task is multiple choice; otherwise the last word is predicted."""
 
 
 def read_tasks(folder: Path, names: list[str], limit: int | None, shots: int, seed: int) -> list[Task]:
     """Read the named tasks from FOLDER/NAME.jsonl, with `shots` solved rows of the same file before every question.
 
     Returns:
-        The tasks in the order of the names, the first `limit` rows of each, all for None.
+        The tasks in the order of the names, with the first `limit` rows of each (None for all).
 
     Raises:
-        RequestError: a task is missing or malformed (file and line are named), or has too few rows for the shots.
+        RequestError: a task is missing or malformed (the message names file and line), or has too few rows for the shots.
     """
     if not folder.is_dir():
         raise RequestError(f"--tasks-folder {folder}: no such folder; give the one that holds NAME.jsonl files")

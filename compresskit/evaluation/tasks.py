@@ -1,4 +1,4 @@
-"""Accuracy on tasks: which continuation is likeliest, block by block as all else here, or through lm-eval.
+"""Accuracy on tasks: find the likeliest continuation, block by block or through lm-eval.
 
 For a prompt x and continuations y_c of t_c tokens and l_c characters:
 
@@ -7,8 +7,8 @@ For a prompt x and continuations y_c of t_c tokens and l_c characters:
     normalised accuracy  the same with s_c / l_c, as lm-eval's acc_norm                              (3)
     last word            share of rows whose every target token is the likeliest one (LAMBADA)       (4)
 
-The tokens of y_c are those that x y_c has beyond the tokens of x, as in lm-eval. Windows are padded on the right, which
-tokens to the left of it do not see.
+As in lm-eval, the tokens of y_c are the tokens of x y_c beyond those of x. Windows are padded on the right, where earlier
+tokens cannot see the padding.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ LOGITS_BYTES = 1 << 28
 """Bound on the float32 logits of one micro-batch (256 MiB)."""
 FLOAT32_BYTES = 4
 TOKENS_OF_A_WALK = 1 << 16
-"""Hidden states of so many tokens are held at once."""
+"""Number of tokens whose hidden states are held at once."""
 BATCH_ON_CPU = 8
-"""Windows that lm-eval computes at once on a CPU."""
+"""Batch size of lm-eval on a CPU."""
 LENGTH_STEP = 32
-"""Windows are padded to a multiple of this, so that few lengths remain."""
+"""Windows are padded to a multiple of this, which limits the number of different lengths."""
 
 
 class Continuation(NamedTuple):
@@ -49,16 +49,16 @@ class Continuation(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """What the model says of one continuation."""
+    """The model's prediction for one continuation."""
 
     log_probability: float
     """Equation 1, in nats."""
     likeliest: bool
-    """Whether every token is the one that the model would have chosen."""
+    """Whether every token is the model's most probable one."""
 
 
 def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Continuation]:
-    """function(prompt, continuation) -> Continuation, with the start token where the tokenizer sets one."""
+    """Build function(prompt, continuation) -> Continuation; it adds the start token if the tokenizer sets one."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -68,7 +68,7 @@ def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Conti
     def encode(prompt: str, continuation: str) -> Continuation:
         whole = tokenizer(prompt + continuation, add_special_tokens=False).input_ids
         start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
-        start = min(start, len(whole) - 1)  # where the last character merges with the continuation
+        start = min(start, len(whole) - 1)  # if the last character merges with the continuation
         return Continuation(first + whole, max(1, len(first) + start))
 
     return encode
@@ -77,7 +77,7 @@ def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Conti
 def likelihoods(
     model: Model, continuations: Sequence[Continuation], where: Where, on_done: Callable[[int, int], None]
 ) -> list[Likelihood]:
-    """What the model says of every continuation, in order; RequestError where one exceeds the model's context."""
+    """Score every continuation, in order; raises RequestError if one exceeds the model's context."""
     context = context_length(model)
     continuations = [_fitted(continuation, context) for continuation in continuations]
     order = sorted(range(len(continuations)), key=lambda index: len(continuations[index].ids))
@@ -96,7 +96,7 @@ def _padded(length: int) -> int:
 
 
 def _fitted(continuation: Continuation, context: int | None) -> Continuation:
-    """The last tokens that fit into the model's context, the start token kept."""
+    """Keep the last tokens that fit into the model's context, and the start token."""
     surplus = len(continuation.ids) - (context or len(continuation.ids))
     if surplus <= 0:
         return continuation
@@ -123,7 +123,7 @@ def _walked(model: Model, part: list[Continuation], length: int, where: Where) -
 
 
 def _likelihood(logits: Tensor, continuation: Continuation) -> Likelihood:
-    """What the logits (length, vocabulary) say of a continuation: those at position t are about what follows token t."""
+    """Score a continuation from logits (length, vocabulary); the logits at position t predict the token after t."""
     targets = torch.tensor(continuation.ids[continuation.start :], device=logits.device)
     predicting = logits[continuation.start - 1 : len(continuation.ids) - 1].log_softmax(dim=-1)
     chosen = predicting.gather(1, targets[:, None])
@@ -133,7 +133,7 @@ def _likelihood(logits: Tensor, continuation: Continuation) -> Likelihood:
 def score_tasks(
     model: Model, tasks: Sequence[Task], where: Where, on_done: Callable[[int, int], None]
 ) -> dict[str, dict[str, float]]:
-    """By task: "accuracy", "accuracy_normalised" (multiple choice alone), "standard_error", "rows"."""
+    """Scores by task: "accuracy", "accuracy_normalised" (multiple choice only), "standard_error" and "rows"."""
     encode = encoder(model.checkpoint.folder, where.trust_remote_code)
     continuations = [encode(row.prompt, text) for task in tasks for row in task.rows for text in row.continuations]
     answers = iter(likelihoods(model, continuations, where, on_done))
@@ -155,18 +155,18 @@ def _scores(task: Task, found: list[list[Likelihood]]) -> dict[str, float]:
 
 
 def _spread(hits: list[float]) -> dict[str, float]:
-    """Standard error of a share over so many rows."""
+    """Standard error of a share over these rows."""
     error = statistics.stdev(hits) / math.sqrt(len(hits)) if len(hits) > 1 else 0.0
     return {"standard_error": error, "rows": len(hits)}
 
 
 def main_score(scores: dict[str, float]) -> float:
-    """The figure that gates and tables show: normalised accuracy where there is one."""
+    """The score for gates and tables: normalised accuracy if there is one."""
     return scores.get("accuracy_normalised", scores["accuracy"])
 
 
 def lm_eval_scores(network: Any, tokenizer: Any, names: list[str], limit: int | None, shots: int) -> dict[str, dict[str, float]]:
-    """The same through the lm-eval library, which downloads its tasks; RequestError where it is missing or knows no such task."""
+    """Like `score_tasks`, through lm-eval, which downloads its tasks; raises RequestError if it or a task is missing."""
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -179,7 +179,7 @@ def lm_eval_scores(network: Any, tokenizer: Any, names: list[str], limit: int | 
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise RequestError(f"--tasks {unknown[0]}: lm-eval has no such task; see lm-eval ls tasks")
-    # Its search for the largest batch runs whole contexts: minutes on a CPU, for nothing that is faster there.
+    # lm-eval's batch size search runs whole contexts: minutes on a CPU, where larger batches are not faster.
     batch = BATCH_ON_CPU if network.device.type == "cpu" else "auto"
     wrapped = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch)
     report = simple_evaluate(

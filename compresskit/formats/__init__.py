@@ -1,7 +1,7 @@
-"""How weights are stored: dense, by compressed-tensors, bitsandbytes, GPTQ or AWQ; and PEFT adapters beside them.
+"""Storage formats: dense, compressed-tensors, bitsandbytes, GPTQ and AWQ weights, and PEFT adapters.
 
-A `Format` answers for the linears of one checkpoint: is this one stored in low-bit form, in which shape, with which
-weight. Opening one loads no torch; only `read` does.
+A `Format` describes the low-bit linears of one checkpoint: which ones they are, their shapes and their weights. Only
+`read` imports torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Format(Protocol):
-    """The low-bit linears of one checkpoint. `name` is the stored name of a linear, without `.weight`."""
+    """The low-bit linears of one checkpoint. `name` is a linear's stored name, without `.weight`."""
 
     def holds(self, name: str) -> bool:
         """Whether this linear is stored in this format."""
@@ -25,17 +25,17 @@ class Format(Protocol):
         """(out, in) of the linear."""
 
     def bits(self, name: str) -> int:
-        """Bits of a code."""
+        """Bits per code."""
 
     def stored_tensors(self, name: str) -> list[str]:
-        """The stored tensors that make up its weight."""
+        """Stored tensors that make up the weight."""
 
     def read(self, name: str) -> Tensor:
-        """Its weight as stock tools unpack it, (out, in), on the CPU."""
+        """Read the weight as stock tools unpack it, (out, in), on the CPU."""
 
 
 def open_format(checkpoint: Checkpoint) -> Format | None:
-    """The low-bit format of a checkpoint, None for a dense one; CheckpointError where it is one we cannot read."""
+    """Return the low-bit format of a checkpoint, None if dense; raises CheckpointError for unsupported formats."""
     found = checkpoint.config.get("quantization_config")
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""bitsandbytes NF4: 4-bit linears on the quantiles of a normal distribution, as transformers and vLLM load them.
+"""bitsandbytes NF4: 4-bit linears on the quantiles of a normal distribution, readable by transformers and vLLM.
 
     NAME.weight                                 U8 (ceil(out * in / 2), 1)   two codes a byte, over the flattened (out, in)
     NAME.weight.absmax                          F32, or U8 where nested      largest magnitude of every block
@@ -6,7 +6,7 @@
     NAME.weight.nested_absmax, .nested_quant_map                             of the block maxima, where nested
     NAME.weight.quant_state.bitsandbytes__nf4   U8                           JSON: block size, dtype, shape
 
-The codes are the library's own. The JSON is padded with spaces to one length, so that files can be laid out beforehand.
+The library computes the codes. The JSON is padded with spaces to a fixed length, so the file layout is known beforehand.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ STATE_BYTES = 256
 CODEBOOK = 16
 INT8_STEPS = 127
 NESTED_BLOCK = 256
-"""Block maxima that share a second-level maximum; fixed by the library."""
+"""Block maxima per second-level maximum; fixed by the library."""
 LEAVES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 
 
 def tensor_specs(name: str, shape: tuple[int, int], block_size: int, nested: bool) -> list[TensorSpec]:
-    """The stored tensors of one linear (out, in); `name` without `.weight`, `block_size` in weights."""
+    """Stored tensors of one linear (out, in); `name` without `.weight`, `block_size` in weights."""
     elements = shape[0] * shape[1]
     blocks = -(-elements // block_size)
     weight = f"{name}.weight"
@@ -48,7 +48,7 @@ def tensor_specs(name: str, shape: tuple[int, int], block_size: int, nested: boo
 
 
 def quantize(weight: Tensor, block_size: int, nested: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """(stored tensors by leaf name, the weight that readers unpack, (out, in) float32). weight (out, in)."""
+    """Return (stored tensors by leaf name, the weight that readers unpack, (out, in) float32) of a weight (out, in)."""
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
@@ -63,7 +63,7 @@ def quantize(weight: Tensor, block_size: int, nested: bool) -> tuple[dict[str, T
 
 
 def configuration(dtype: str, nested: bool, ignored: list[str]) -> dict[str, Any]:
-    """`quantization_config` of config.json. `dtype`: in which the matrix products run."""
+    """`quantization_config` of config.json. `dtype` is the dtype of the matrix products."""
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
@@ -94,21 +94,21 @@ class Nf4:
         return found
 
     def shape(self, name: str) -> tuple[int, int]:
-        """(out, in), from the JSON beside the codes."""
+        """(out, in), read from the JSON beside the codes."""
         rows, columns = self._state(name)["shape"]
         return rows, columns
 
     def bits(self, name: str) -> int:
-        """Bits of a code."""
+        """Bits per code."""
         return 4
 
     def stored_tensors(self, name: str) -> list[str]:
-        """The stored tensors that make up its weight."""
+        """Stored tensors that make up the weight."""
         names = (f"{name}.weight", *(f"{name}.weight.{leaf}" for leaf in LEAVES))
         return [each for each in names if each in self.checkpoint.tensors]
 
     def read(self, name: str) -> Tensor:
-        """Its weight, (out, in), in the dtype it was quantised from."""
+        """Read the weight, (out, in), in the dtype before quantisation."""
         import torch
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
@@ -120,9 +120,9 @@ class Nf4:
 
 @dataclass(frozen=True)
 class Int8:
-    """The 8-bit linears of a checkpoint: NAME.weight I8 (out, in), with NAME.SCB F32 (out,), the largest magnitude of a row.
+    """The 8-bit linears of a checkpoint: NAME.weight I8 (out, in), with NAME.SCB F32 (out,), the largest magnitude per row.
 
-    Readers also round the inputs to 8 bits when they compute; here the weights alone are.
+    Other readers also round the inputs to 8 bits when they compute; here only the weights are in 8 bits.
     """
 
     checkpoint: Checkpoint
@@ -137,23 +137,23 @@ class Int8:
         return rows, columns
 
     def bits(self, name: str) -> int:
-        """Bits of a code."""
+        """Bits per code."""
         return 8
 
     def stored_tensors(self, name: str) -> list[str]:
-        """The stored tensors that make up its weight."""
+        """Stored tensors that make up the weight."""
         names = (f"{name}.weight", f"{name}.SCB", f"{name}.weight_format")
         return [each for each in names if each in self.checkpoint.tensors]
 
     def read(self, name: str) -> Tensor:
-        """Its weight, (out, in) float32."""
+        """Read the weight, (out, in) float32."""
         codes, largest = self.checkpoint.read(f"{name}.weight"), self.checkpoint.read(f"{name}.SCB")
         weight: Tensor = codes.float() * (largest.float()[:, None] / INT8_STEPS)
         return weight
 
 
 def opened(checkpoint: Checkpoint) -> Nf4 | Int8:
-    """The reader of a checkpoint's low-bit linears; CheckpointError for other codebooks."""
+    """Return the reader of a checkpoint's low-bit linears; raises CheckpointError for other codebooks."""
     config = checkpoint.config["quantization_config"]
     if config.get("load_in_4bit") and config.get("bnb_4bit_quant_type") == "nf4":
         return Nf4(checkpoint)

@@ -5,9 +5,9 @@
     NAME.weight_zero_point  I32 (ceil(out * bits / 32), groups)    packed along the outputs; none where symmetric
     NAME.weight_shape       I64 (2,)
 
-Readers compute (code - zero point) * scale in the scale's dtype. The packing itself is the library's.
-Files of one scheme carry `"dequantize": true`, without which transformers cannot load zero points; files of several
-schemes load only without it, and therefore only symmetric.
+Readers compute (code - zero point) * scale in the scale's dtype. The library does the packing.
+Files with one scheme set `"dequantize": true`; without it, transformers cannot load zero points. Files with several
+schemes load only without it, and must therefore be symmetric.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", 
 
 
 def tensor_specs(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype: str) -> list[TensorSpec]:
-    """The stored tensors of one linear (out, in); `name` without `.weight`, `scale_dtype` in safetensors' spelling."""
+    """Stored tensors of one linear (out, in); `name` without `.weight`, `scale_dtype` as safetensors names it."""
     rows, columns = shape
     groups = scheme.groups(columns)
     specs = [
@@ -46,13 +46,13 @@ def tensor_specs(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype:
 
 
 def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
-    """Pack a linear. codes (out, in), signed whole numbers in any dtype.
+    """Pack a linear. codes (out, in) are signed whole numbers in any dtype.
 
     Returns:
         (the stored tensors by leaf name, the weight (out, in) float32 that readers unpack).
 
     Raises:
-        NumericalError: a code or a zero point lies outside the scheme's range.
+        NumericalError: a code or zero point is outside the scheme's range.
     """
     import torch
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
@@ -74,7 +74,7 @@ def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.
 
 
 def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:
-    """`quantization_config` of config.json. `schemes`: by module name, one for each block; `ignored`: dense linears."""
+    """`quantization_config` of config.json. `schemes`: by module name, one per block; `ignored`: dense linears."""
     distinct = list(dict.fromkeys(schemes.values()))
     groups = {}
     for index, scheme in enumerate(distinct):
@@ -104,7 +104,7 @@ def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str
 
 
 def _pattern(names: list[str]) -> str:
-    """A target that means the blocks of these linears, which have one scheme a block."""
+    """Build a target pattern for the blocks of these linears, which have one scheme per block."""
     blocks = dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", name) for name in names)
     prefix = next(iter(blocks)).rpartition(".")[0]
     return f"re:{re.escape(prefix)}\\.({'|'.join(block.rpartition('.')[2] for block in blocks)})\\..*"
@@ -116,11 +116,11 @@ class PackQuantized:
 
     checkpoint: Checkpoint
     schemes: tuple[tuple[tuple[str, ...], Scheme], ...]
-    """(targets, scheme) of every config group."""
+    """(targets, scheme) of each config group."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> PackQuantized:
-        """Read the configuration; CheckpointError for another format, or weights that are no whole numbers by group or row."""
+        """Read the configuration; raises CheckpointError for other formats, and unless codes are integers by group or row."""
         config = checkpoint.config["quantization_config"]
         place = f"{checkpoint.folder / 'config.json'}: quantization_config"
         schemes = []
@@ -140,27 +140,27 @@ class PackQuantized:
         return f"{name}.weight_packed" in self.checkpoint.tensors
 
     def shape(self, name: str) -> tuple[int, int]:
-        """(out, in), from the 16 bytes of `weight_shape`."""
+        """(out, in), read from the 16 bytes of `weight_shape`."""
         rows, columns = self.checkpoint.read_numbers(f"{name}.weight_shape")
         return rows, columns
 
     def bits(self, name: str) -> int:
-        """Bits of a code."""
+        """Bits per code."""
         return self.scheme(name).bits
 
     def stored_tensors(self, name: str) -> list[str]:
-        """The stored tensors that make up its weight."""
+        """Stored tensors that make up the weight."""
         return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]
 
     def scheme(self, name: str) -> Scheme:
-        """The scheme of a linear: that of the first group that targets it; CheckpointError where none does."""
+        """Scheme of a linear, from the first group that targets it; raises CheckpointError if none does."""
         for targets, scheme in self.schemes:
             if any(_targets(target, name) for target in targets):
                 return scheme
         raise CheckpointError(f"{self.checkpoint.folder}: {name} is packed, but no config group targets it")
 
     def read(self, name: str) -> Tensor:
-        """Its weight, (out, in), in the dtype of its scale; readers that keep it packed compute in the model's own dtype."""
+        """Read the weight, (out, in), in its scale's dtype; readers that keep it packed compute in the model's own dtype."""
         import torch
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
@@ -175,7 +175,7 @@ class PackQuantized:
         if not scheme.symmetric:
             packed = self.checkpoint.read(f"{name}.weight_zero_point")
             zero_point = unpack_from_int32(packed, scheme.bits, groups, packed_dim=0).to(scale.dtype)
-        if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # groups of columns that activation order has put together
+        if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # column groups reordered by activation order
             group_of = self.checkpoint.read(f"{name}.weight_g_idx").long()
             found: Tensor = (codes.to(scale.dtype) - zero_point[:, group_of]) * scale[:, group_of]
             return found
@@ -184,7 +184,7 @@ class PackQuantized:
 
 
 def _targets(target: str, name: str) -> bool:
-    """Whether a config group's target means this linear: by class, by pattern or by name."""
+    """Whether a config group's target matches this linear: by class, pattern or name."""
     if target.startswith("re:"):
         return re.match(target.removeprefix("re:"), name) is not None
     return target in ("Linear", name)

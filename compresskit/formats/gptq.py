@@ -1,10 +1,10 @@
-"""Checkpoints of the GPTQ and AWQ families, read only: what GPTQModel, AutoGPTQ and AutoAWQ write.
+"""Checkpoints in the GPTQ and AWQ formats, read only: the output of GPTQModel, AutoGPTQ and AutoAWQ.
 
-GPTQ   NAME.qweight  I32 (in * bits / 32, out)      codes of a column, low bits first, one after the other
-       NAME.qzeros   I32 (groups, out * bits / 32)  zero points the same way along out; format "gptq" stores them less 1
+GPTQ   NAME.qweight  I32 (in * bits / 32, out)      consecutive codes of a column, low bits first
+       NAME.qzeros   I32 (groups, out * bits / 32)  zero points packed the same way along out; "gptq" stores them less 1
        NAME.scales   (groups, out)    NAME.g_idx  I32 (in,)  the group of every input
 AWQ    NAME.qweight  I32 (in, out / 8)              4-bit codes of 8 outputs in the order 0 2 4 6 1 3 5 7
-       NAME.qzeros   I32 (groups, out / 8)          the same way;   NAME.scales (groups, out)
+       NAME.qzeros   I32 (groups, out / 8)          packed the same way;   NAME.scales (groups, out)
 
 W[o, i] = scale[g, o] * (code[i, o] - zero_point[g, o]),  g the group of input i
 """
@@ -24,12 +24,12 @@ LEAVES = ("qweight", "qzeros", "scales", "g_idx")
 WORD_BITS = 32
 AWQ_BITS = 4
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Output of every 4-bit place of a word, low bits first."""
+"""Output index of each 4-bit place in a word, low bits first."""
 KNOWN_BITS = (2, 3, 4, 8)
 
 
 def unpacked(words: Tensor, bits: int) -> Tensor:
-    """Codes (32 / bits * words, columns) int64 of a bit stream down the rows of `words` (words, columns) int32."""
+    """Unpack a bit stream down the rows of `words` (words, columns) int32 to codes (32 / bits * words, columns) int64."""
     import torch
 
     each = torch.arange(WORD_BITS)
@@ -40,19 +40,19 @@ def unpacked(words: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class GPTQFile:
-    """The low-bit linears of a checkpoint of either family."""
+    """The low-bit linears of a GPTQ or AWQ checkpoint."""
 
     checkpoint: Checkpoint
     width: int
-    """Bits of a code."""
+    """Bits per code."""
     group_size: int
     awq: bool
     zero_shift: int
-    """What is to be added to stored zero points."""
+    """Offset to add to stored zero points."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> GPTQFile:
-        """Read the configuration; CheckpointError for layouts that are not known."""
+        """Read the configuration; raises CheckpointError for unknown layouts."""
         config: dict[str, Any] = checkpoint.config["quantization_config"]
         place = f"{checkpoint.folder / 'config.json'}: quantization_config"
         awq, bits = config.get("quant_method") == "awq", int(config.get("bits") or config.get("w_bit") or 0)
@@ -72,15 +72,15 @@ class GPTQFile:
         return (columns * WORD_BITS // AWQ_BITS, rows) if self.awq else (columns, rows * WORD_BITS // self.width)
 
     def bits(self, name: str) -> int:
-        """Bits of a code."""
+        """Bits per code."""
         return self.width
 
     def stored_tensors(self, name: str) -> list[str]:
-        """The stored tensors that make up its weight."""
+        """Stored tensors that make up the weight."""
         return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]
 
     def read(self, name: str) -> Tensor:
-        """Its weight, (out, in) float32."""
+        """Read the weight, (out, in) float32."""
         import torch
 
         words, zeros, scales = (self.checkpoint.read(f"{name}.{leaf}") for leaf in LEAVES[:3])
@@ -98,7 +98,7 @@ class GPTQFile:
 
 
 def _awq_columns(words: Tensor) -> Tensor:
-    """(rows, words) int32 -> (rows, 8 * words) int64."""
+    """Unpack (rows, words) int32 to (rows, 8 * words) int64."""
     codes = unpacked(words.T, AWQ_BITS).T
     found = codes.new_empty(codes.shape)
     for place, output in enumerate(AWQ_ORDER):

@@ -1,10 +1,10 @@
-"""PEFT LoRA adapters: an opened folder, the low-rank update of each linear, and how ours are written.
+"""PEFT LoRA adapters: open a folder, compute the low-rank update of each linear, plan and describe new adapters.
 
     base_model.model.NAME.lora_A.weight  (rank, in)        update of NAME = lora_alpha / rank * B A
     base_model.model.NAME.lora_B.weight  (out, rank)
 
-Ours have lora_alpha = rank, so the update is B A, and `rank_pattern` with `alpha_pattern` where ranks differ or the factors
-are stored in 8 bits with a scale.
+Adapters written here have lora_alpha = rank, so the update is B A. They use `rank_pattern` and `alpha_pattern` if ranks
+differ or the factors are stored in 8 bits with a scale.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "adapter"
-"""Where a checkpoint of ours keeps the adapter that belongs to it."""
+"""Folder inside a checkpoint for the adapter that belongs to it."""
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 
 
 def factor_names(name: str) -> tuple[str, str]:
-    """Stored names of A and B of the linear with this module name."""
+    """Stored names of A and B for the linear with this module name."""
     return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
 
 
 def factor_specs(name: str, shape: tuple[int, int], rank: int, dtype: str) -> list[TensorSpec]:
-    """The stored factors of one linear (out, in)."""
+    """Stored factors of one linear (out, in)."""
     first, second = factor_names(name)
     return [TensorSpec(first, dtype, (rank, shape[1])), TensorSpec(second, dtype, (shape[0], rank))]
 
 
 def adapter_specs(ranks: Mapping[str, int], shape_of: Callable[[str], tuple[int, int]], dtype: str) -> list[TensorSpec]:
-    """The factors of an adapter. `ranks`: by module name; `shape_of`: module name -> (out, in)."""
+    """Factors of an adapter. `ranks`: by module name; `shape_of`: module name -> (out, in)."""
     return [spec for name, rank in ranks.items() for spec in factor_specs(name, shape_of(name), rank, dtype)]
 
 
 def configuration(base: str, ranks: Mapping[str, int], scales: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """adapter_config.json of an adapter. `ranks` and `scales` (update = scale * B A, 1 where left out) by module name."""
+    """adapter_config.json of an adapter. `ranks` and `scales` (update = scale * B A, default 1) are keyed by module name."""
     common = max(ranks.values())
     others = {name: rank for name, rank in ranks.items() if rank != common}
     alphas = {name: ranks[name] * scale for name, scale in (scales or {}).items() if scale != 1}
@@ -71,17 +71,17 @@ def configuration(base: str, ranks: Mapping[str, int], scales: Mapping[str, floa
 
 
 def factor_dtype(bits: int, wide: str) -> str:
-    """The dtype of factors stored in 8 bits or 16, in safetensors' spelling; `wide`: the 16-bit one that goes with the model."""
+    """Safetensors dtype of factors stored in 8 or 16 bits; `wide` is the model's 16-bit dtype."""
     return "F8_E4M3" if bits == 8 else wide
 
 
 def scales_by_name(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Scales by module name; given by a block's name, then by a linear's inside it."""
+    """Scales by module name, from scales by block name and the linear's name inside the block."""
     return {f"{block}.{short}": scale for block, scales in blocks.items() for short, scale in scales.items()}
 
 
 def _covers_all(ranks: Mapping[str, int]) -> bool:
-    """Whether every kind of linear occurs in as many blocks as every other, so that short names target just these."""
+    """Whether all kinds of linear occur in equally many blocks, so that short names target exactly these."""
     kinds: dict[str, int] = {}
     for name in ranks:
         kind = name.rsplit(".", 1)[-1]
@@ -90,7 +90,7 @@ def _covers_all(ranks: Mapping[str, int]) -> bool:
 
 
 def config_text(base: str, ranks: Mapping[str, int], scales: Mapping[str, float] | None = None) -> str:
-    """The text of adapter_config.json."""
+    """Text of adapter_config.json."""
     return json.dumps(configuration(base, ranks, scales), indent=2) + "\n"
 
 
@@ -108,32 +108,32 @@ class Adapter:
 
     @property
     def names(self) -> list[str]:
-        """Module names of the linears that it updates."""
+        """Module names of the updated linears."""
         ending = ".lora_A.weight"
         return [n.removeprefix(PREFIX).removesuffix(ending) for n in self.store.tensors if n.endswith(ending)]
 
     @property
     def parameters(self) -> int:
-        """Stored numbers."""
+        """Number of stored values."""
         return self.store.parameters
 
     def rank(self, name: str) -> int:
-        """Rank of one linear's pair, 0 where there is none."""
+        """Rank of one linear's factors, 0 if there are none."""
         return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
 
     def scaling(self, name: str) -> float:
-        """lora_alpha / rank of one linear, patterns included."""
+        """lora_alpha / rank of one linear, including patterns."""
         rank = self.rank(name)
         alpha = _pattern_value(self.config.get("alpha_pattern") or {}, name, self.config.get("lora_alpha", rank))
         return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """(A (rank, in), B (out, rank) times the scaling) of one linear, float32."""
+        """Read (A (rank, in), B (out, rank) times the scaling) of one linear, float32."""
         first, second = (self.store.read(each).float() for each in factor_names(name))
         return first, self.scaling(name) * second
 
     def update(self, name: str) -> Tensor:
-        """The update of one linear, (out, in) float32."""
+        """Compute the update of one linear, (out, in) float32."""
         first, second = self.factors(name)
         return second @ first
 
@@ -150,7 +150,7 @@ def open_adapter(folder: Path) -> Adapter:
 
     Raises:
         CheckpointError: the folder holds no adapter.
-        RequestError: the adapter is of a kind whose update is not a plain low-rank product.
+        RequestError: the adapter's update is not a plain low-rank product.
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: has no {CONFIG}; point to the folder of a PEFT adapter")

@@ -1,1 +1,1 @@
-"""Where and how precisely to compute, memory, progress."""
+"""Devices, precision, memory and progress."""

@@ -1,4 +1,4 @@
-"""Where and how precisely to compute. Loads no torch until a device is chosen."""
+"""Choose the device and the precision. Imports torch only when a device is chosen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HALF_DTYPES = ("BF16", "F16")
 
 
 class Where(NamedTuple):
-    """Where and how precisely a model runs, and whether code that its folder brings may run."""
+    """Device and precision of a model, and whether code from its folder may run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -23,13 +23,13 @@ class Where(NamedTuple):
 
 
 def choose_device(name: str, dtype: str, stored: Collection[str], trust_remote_code: bool = False) -> Where:
-    """Choose where to compute. `stored`: dtypes of the checkpoint, in safetensors' spelling.
+    """Choose the device. `stored`: dtypes of the checkpoint, as safetensors names them.
 
     Returns:
-        The device and the precision of the forward passes; `auto` is float32 on the CPU, the stored one elsewhere.
+        The device and the precision of the forward passes; `auto` is float32 on the CPU and the stored dtype elsewhere.
 
     Raises:
-        RequestError: there is no such device here.
+        RequestError: this machine has no such device.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Names of dtypes, and how precisely matrices are multiplied while something is trained. Loads no torch."""
+"""Names of dtypes, and the precision of matrix products in training. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""`auto`: bfloat16 where the device multiplies it faster, float32 elsewhere."""
+"""`auto` is bfloat16 if the device multiplies it faster, otherwise float32."""
 
 
 TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-"""torch's names of dtypes by safetensors' names."""
+"""torch's dtype names by safetensors' names."""
 SAFETENSORS_NAMES = {name: key for key, name in TORCH_NAMES.items()}
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for matrix products in bfloat16, not only an emulation."""
+    """Whether the device has bfloat16 matrix instructions rather than an emulation."""
     import torch
 
     if device.type == "cuda":
@@ -33,19 +33,19 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def takes_bfloat16(device: torch.device, precision: Precision) -> bool:
-    """Whether matrix products are to be in bfloat16."""
+    """Whether to use bfloat16 for matrix products."""
     return precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
 
 
 def matrix_products(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """A context in which matrix products take this precision; sums, norms and the residual stream keep theirs."""
+    """A context that sets the precision of matrix products; sums, norms and the residual stream keep theirs."""
     import torch
 
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=takes_bfloat16(device, precision))
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Torch's dtype by safetensors' name, such as "BF16"."""
+    """Convert a safetensors dtype name such as "BF16" to torch's dtype."""
     import torch
 
     found: torch.dtype = getattr(torch, TORCH_NAMES[name])

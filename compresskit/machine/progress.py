@@ -1,4 +1,4 @@
-"""Progress bars on standard error: what is done, blocks, time left, peak memory. Silent where nobody watches. And a stopwatch."""
+"""Progress bars on standard error (activity, blocks, time left, peak memory), silent without a terminal; and a stopwatch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compresskit.machine.memory import peak_memory_bytes
 
 
 class ProgressBars:
-    """One bar for each kind of work; calling it moves a bar. Only drawn on a terminal, unless `quiet`."""
+    """One bar per activity; calling the object moves a bar. Drawn only on a terminal, unless `quiet`."""
 
     def __init__(self, quiet: bool = False):
         self.bars = None
@@ -38,7 +38,7 @@ class ProgressBars:
             self.bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Move the bar of this kind of work; the first call makes it."""
+        """Move the bar of this activity; the first call creates it."""
         if not self.bars:
             return
         peak = peak_memory_bytes() / 1e9
@@ -47,13 +47,13 @@ class ProgressBars:
         self.bars.update(self.tasks[what], completed=done, total=total, peak=peak)  # type: ignore[arg-type]
 
     def of(self, what: str) -> Callable[[int, int], None]:
-        """The bar of one kind of work, to be called with (done, total)."""
+        """Return a function(done, total) that moves one bar."""
         return partial(self, what)
 
 
 @contextmanager
 def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
-    """Add what passes within to `seconds[what]`."""
+    """Add the elapsed time of this context to `seconds[what]`."""
     started = time.perf_counter()
     try:
         yield

@@ -1,1 +1,1 @@
-"""Models: the table of families, the opened checkpoint, the network without weights, ragged widths, pairs of models."""
+"""Models: the table of families, opened checkpoints, networks without weights, ragged widths and model pairs."""

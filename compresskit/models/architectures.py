@@ -1,10 +1,10 @@
-"""THE table of model families: where each keeps its blocks, its attention and its feed-forward networks.
+"""THE table of model families: the module paths of their blocks, attention and feed-forward networks.
 
-A *sublayer* is the linears that read the residual stream (`in_projections`) plus the one that writes back
-(`out_projection`). No other file of this package names a module of a model. Loads no torch.
+A *sublayer* consists of the linears that read the residual stream (`in_projections`) and the one that writes to it
+(`out_projection`). No other file of this package names a module of a model. Does not import torch.
 
-Names are *plain* names: the module names of transformers, with experts unpacked to one set of linears each.
-`Model.stored_name` (model.py) gives the name under which a checkpoint stores a plain name.
+Names are *plain* names: the module names of transformers, with one set of linears per expert. `Model.stored_name`
+(model.py) maps a plain name to the name in the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RAGGED_PREFIX = "compresskit_"
-"""Prefix of the `model_type` of checkpoints whose blocks differ in width (see layouts.py)."""
+"""Prefix of the `model_type` of checkpoints with per-block widths (see layouts.py)."""
 HEAD = "lm_head"
 """Module path of the output embedding, in every family."""
 
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Linears by name inside a block; `{expert}` stands for the expert's number."""
+    """Names of linears inside a block; `{expert}` stands for the expert's number."""
 
     in_projections: tuple[str, ...]
     out_projection: str
     width_key: str = ""
-    """Key of config.json that holds the width of a feed-forward network."""
+    """Key of config.json with the width of the feed-forward network."""
     fused: int = 1
-    """How many equal groups of rows share an input projection (gate and up in one matrix: 2)."""
+    """Number of equal row groups in an input projection (2 if gate and up share one matrix)."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,23 @@ class Architecture:
     """Module path of the list of blocks."""
     attention: Sublayer
     ffns: tuple[Sublayer, ...]
-    """The kinds of feed-forward network a block can have; a block has those whose weights are stored."""
+    """Kinds of feed-forward network that a block can have; a block has those whose weights are stored."""
     embedding: str = "model.embed_tokens"
     """Module path of the token embedding."""
     hidden_key: str = "hidden_size"
     count_key: str = "num_hidden_layers"
     transposed: bool = False
-    """Weights are stored (in, out), as GPT-2's Conv1D does."""
+    """Whether weights are stored as (in, out), like GPT-2's Conv1D."""
     renames: tuple[tuple[str, str], ...] = ()
-    """(plain, stored) parts of names inside a block."""
+    """(plain, stored) name parts inside a block."""
     outer_renames: tuple[tuple[str, str], ...] = ()
-    """(plain, stored) parts of names outside the blocks."""
+    """(plain, stored) name parts outside the blocks."""
     experts: str = ""
     """Module path of the experts inside a block."""
     ffn_bias_key: str = ""
-    """Key of config.json that gives every linear of the feed-forward network a bias."""
+    """Key of config.json that adds a bias to every linear of the feed-forward network."""
     aliases: tuple[tuple[str, int], ...] = ()
-    """(config key, multiple of the hidden size) for widths that a config may leave out."""
+    """(config key, multiple of the hidden size) for widths that a config may omit."""
 
 
 _ATTENTION = Sublayer(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj")

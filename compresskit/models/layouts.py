@@ -1,9 +1,9 @@
-"""How per-block FFN widths are stored so that stock tools load them. Loads no torch.
+"""Store per-block FFN widths so that stock tools can load them. Does not import torch.
 
 uniform  every block has the same width: the plain architecture with that width in its configuration.
-padded   the plain architecture at the largest width; narrower blocks are padded with zeros, which compute nothing.
+padded   the plain architecture at the largest width; narrower blocks are padded with zeros, which have no effect.
 ragged   the real widths, plus two small generated files that subclass the stock classes and resize their linears;
-         `config.json` keeps every key of the source and gains `block_configs`, in the form that vLLM's own
+         `config.json` keeps every key of the source and adds `block_configs`, in the form that vLLM's own
          DeciLM code reads for llama and mistral.
 """
 
@@ -18,10 +18,10 @@ from compresskit.models.model import Model
 
 Layout = Literal["ragged", "padded"]
 Widths = list[list[int]]
-"""Widths by block, then by the groups of the block (`Model.ffn_groups`)."""
+"""Widths per block, then per group of the block (`Model.ffn_groups`)."""
 
 DECI_FAMILIES = ("llama", "mistral")
-"""Families whose ragged form vLLM runs with its own DeciLM code."""
+"""Families whose ragged checkpoints vLLM runs with its own DeciLM code."""
 CONFIGURATION_FILE = "configuration_compresskit.py"
 MODELING_FILE = "modeling_compresskit.py"
 
@@ -102,7 +102,7 @@ class {architecture}({causal_class}):
 
 
 def is_uniform(model: Model, widths: Widths) -> bool:
-    """Whether every group that shares a configuration key has the same width."""
+    """Whether all groups that share a configuration key have the same width."""
     by_key: dict[str, set[int]] = {}
     for index, block in enumerate(widths):
         for group, width in zip(model.ffn_groups(index), block, strict=True):
@@ -111,13 +111,13 @@ def is_uniform(model: Model, widths: Widths) -> bool:
 
 
 def check_ragged(model: Model) -> None:
-    """Refuse families that cannot be stored raggedly, before any work.
+    """Refuse families that have no ragged layout.
 
-    transformers converts the names and shapes of some families' tensors on loading (experts, GPT-NeoX's head), by
-    model type; under our own model type it would not, and would fill them with random numbers without an error.
+    On loading, transformers converts tensor names and shapes of some families (experts, GPT-NeoX's head) based on the model
+    type. It does not do so for our own model type and would silently fill these tensors with random numbers.
 
     Raises:
-        UnsupportedArchitecture: the model's family is one of these.
+        UnsupportedArchitecture: the model belongs to such a family.
     """
     if not can_be_ragged(model.architecture):
         raise UnsupportedArchitecture(
@@ -127,12 +127,12 @@ def check_ragged(model: Model) -> None:
 
 
 def can_be_ragged(architecture: Architecture) -> bool:
-    """Whether the family's tensors are stored as its modules are named."""
+    """Whether the family stores its tensors under its module names."""
     return not (architecture.experts or architecture.renames or architecture.outer_renames)
 
 
 def stored_widths(model: Model, widths: Widths, layout: Layout) -> Widths:
-    """The widths on disk: the real ones, or for `padded` the largest of those that share a configuration key."""
+    """Widths on disk: the real ones, or for `padded` the largest among groups that share a configuration key."""
     if layout == "ragged" or is_uniform(model, widths):
         return widths
     largest: dict[str, int] = {}
@@ -143,7 +143,7 @@ def stored_widths(model: Model, widths: Widths, layout: Layout) -> Widths:
 
 
 def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[str, str]]:
-    """config.json for these stored widths, and the generated files beside it by name."""
+    """Return config.json for these stored widths, and the generated files by name."""
     config = dict(model.checkpoint.config)
     if model.ragged:
         config = _plain_again(model, config)
@@ -156,7 +156,7 @@ def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[st
 
 
 def own_files(model: Model) -> dict[str, str]:
-    """The generated files of a ragged checkpoint by name, for what is made of it; none for others and for planned ones."""
+    """The generated files of a ragged checkpoint, by name; empty for other and for planned checkpoints."""
     names = (CONFIGURATION_FILE, MODELING_FILE) if model.ragged and model.checkpoint.file_of else ()
     return {name: (model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
 
@@ -167,7 +167,7 @@ def _plain_again(model: Model, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def class_names(family: str) -> dict[str, str]:
-    """The names of a family's classes in transformers: "config_class", "base_class" and "causal_class"."""
+    """Names of a family's transformers classes: "config_class", "base_class" and "causal_class"."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
@@ -179,7 +179,7 @@ def class_names(family: str) -> dict[str, str]:
 
 
 def generated_files(family: str, blocks: str, ffn: Any) -> tuple[dict[str, str], str, str]:
-    """(files by name, architecture class, configuration class) of the ragged form of a family."""
+    """Return (files by name, architecture class, configuration class) of a family's ragged layout."""
     names = class_names(family)
     architecture = "DeciLMForCausalLM" if family in DECI_FAMILIES else f"Compresskit{names['causal_class']}"
     fields = names | {

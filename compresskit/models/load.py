@@ -1,6 +1,6 @@
-"""Open a checkpoint folder as a model of a known family: find the family, check the shapes, add an adapter.
+"""Open a checkpoint folder as a model: identify the family, check the shapes, add an adapter.
 
-Loads no torch, so that a checkpoint that contradicts its configuration is refused in under a second.
+Does not import torch, so a checkpoint that contradicts its configuration is refused in under a second.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from compresskit.models.model import Model
 
 
 def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
-    """Find the family of a checkpoint and check its tensors against its configuration.
+    """Identify the family of a checkpoint and check its tensors against its configuration.
 
     Returns:
         The model, without an adapter; no weights are read.
 
     Raises:
         UnsupportedArchitecture: the family is not in the table.
-        RequestError: the checkpoint brings code of its own, which was not allowed.
-        CheckpointError: a tensor is missing or has another shape than the configuration says.
+        RequestError: the checkpoint ships code, but code is not allowed.
+        CheckpointError: a tensor is missing or its shape contradicts the configuration.
     """
     config_file = checkpoint.folder / "config.json"
     model_type = checkpoint.config.get("model_type")
@@ -53,14 +53,14 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
 
 
 def with_adapter(model: Model, folder: Path | None) -> Model:
-    """Add the adapter of a folder to a model's weights; None takes the one that lies in the model's own folder, if any.
+    """Add the adapter in a folder to a model; None uses the one in the model's own folder, if any.
 
     Returns:
-        The model with it, or the model itself where there is none.
+        The model with the adapter, or the model itself if there is none.
 
     Raises:
         CheckpointError: the folder holds no adapter.
-        RequestError: the adapter was made for another model, or is no plain LoRA.
+        RequestError: the adapter was made for another model, or is not a plain LoRA.
     """
     own = model.checkpoint.folder / ADAPTER_FOLDER
     if folder is None and not own.is_dir():
@@ -69,7 +69,7 @@ def with_adapter(model: Model, folder: Path | None) -> Model:
 
 
 def attached(model: Model, adapter: Adapter) -> Model:
-    """The model with an opened adapter; RequestError where that was made for another model."""
+    """Attach an opened adapter; raises RequestError if it was made for another model."""
     linears = set(model.linears)
     for name in adapter.names:
         if name not in linears:
@@ -84,9 +84,9 @@ def attached(model: Model, adapter: Adapter) -> Model:
 
 
 def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | None = None) -> Model:
-    """Open what a SOURCE argument means: a checkpoint, or an adapter's folder, which names its base.
+    """Open a SOURCE argument: a checkpoint, or an adapter folder that names its base model.
 
-    `adapter`: the folder of another one; "none" for none. Left out, the one that lies in the checkpoint's own folder.
+    `adapter` is the folder of another adapter, or "none"; by default the adapter in the checkpoint's own folder is used.
 
     Returns:
         The model with its adapter; no weights are read.
@@ -94,7 +94,7 @@ def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | N
     Raises:
         CheckpointError: the folder is unusable, or an adapter names no base.
         UnsupportedArchitecture: the family is not in the table.
-        RequestError: code that was not allowed, or an adapter that does not fit.
+        RequestError: the checkpoint ships code that is not allowed, or the adapter does not fit.
     """
     folder = source.resolve(source_name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
@@ -108,7 +108,7 @@ def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | N
 
 
 def open_model(folder: Path, trust_remote_code: bool = False) -> Model:
-    """`open_checkpoint`, then `bind`."""
+    """`open_checkpoint` followed by `bind`."""
     return bind(open_checkpoint(folder), trust_remote_code)
 
 
@@ -123,7 +123,7 @@ def _removed_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
 
 
 def _check_shapes(model: Model) -> None:
-    """Every block holds the same tensors, in the shapes that the configuration and the other blocks imply."""
+    """Check that every block holds the same tensors, with the shapes given by the configuration and the other blocks."""
     _check_ffn_shapes(model)
     if model.format is not None:
         return
@@ -157,7 +157,7 @@ def _check_shapes(model: Model) -> None:
 
 
 def _block_index(model: Model, name: str) -> list[str]:
-    """[".3."] for a stored name inside block 3, [] outside the blocks."""
+    """Return [".3."] for a stored name inside block 3, [] for names outside the blocks."""
     prefix = model.architecture.blocks.removeprefix(model.removed_prefix) + "."
     number = name.removeprefix(prefix).split(".")[0]
     return [f".{number}."] if name.startswith(prefix) and number.isdigit() else []

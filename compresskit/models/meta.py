@@ -1,8 +1,8 @@
-"""The model without its weights: stock modules on the meta device, in plain form, filled tensor by tensor.
+"""The model without weights: stock modules on the meta device, in plain form, filled tensor by tensor.
 
-Plain form: every compressible weight is an `nn.Linear` of shape (out, in). GPT-2's transposed Conv1D becomes a
-linear, the 3-D weights of experts become one set of linears an expert. `read_plain` and `to_stored` convert between
-a plain weight and the tensor that the checkpoint stores; both only transpose, so bits are kept.
+In plain form, every compressible weight is an `nn.Linear` of shape (out, in). GPT-2's transposed Conv1D becomes a linear,
+and 3-D expert weights become one set of linears per expert. `read_plain` and `to_stored` convert between plain weights
+and stored tensors; both only transpose, so they preserve all bits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ META = torch.device("meta")
 
 
 class PlainExperts(nn.Module):
-    """The experts of one block as plain linears, called the way transformers calls its 3-D experts."""
+    """The experts of one block as plain linears, with the interface of transformers' 3-D experts."""
 
     def __init__(self, count: int, projections: dict[str, nn.Linear], names: tuple[str, str, str], act: nn.Module):
-        """`projections`: one template linear a projection, by name; each expert gets a copy. `names`: gate, up, down."""
+        """`projections`: a template linear per projection, by name, copied for each expert. `names`: gate, up, down."""
         super().__init__()
         for expert in range(count):
             self.add_module(str(expert), nn.ModuleDict({name: copy.deepcopy(p) for name, p in projections.items()}))
@@ -52,10 +52,10 @@ def build(model: Model, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the stock causal language model in plain form, without weights.
 
     Returns:
-        The model, ready to evaluate once filled: parameters on the meta device, buffers on the CPU.
+        The model in evaluation mode: parameters on the meta device, buffers on the CPU.
 
     Raises:
-        CheckpointError: a tensor that the model needs is missing or has another shape.
+        CheckpointError: a required tensor is missing or has another shape.
     """
     config = _stock_config(model, trust_remote_code)
     with META:
@@ -79,9 +79,9 @@ def _stock_config(model: Model, trust_remote_code: bool) -> Any:
 
 
 def _restore_buffers(network: PreTrainedModel) -> None:
-    """Give buffers that no file stores (rotary frequencies, embedding scales) their values.
+    """Initialise buffers that no file stores (rotary frequencies, embedding scales).
 
-    The model's own `_init_weights` computes them; its parameters are on the meta device, where that costs nothing.
+    The model's own `_init_weights` computes them; parameters are on the meta device, where this is free.
     """
     for module in network.modules():
         buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
@@ -108,14 +108,14 @@ def _unpack_experts(model: Model, block: nn.Module) -> None:
     experts: Any = block.get_submodule(path)
     sublayer = next(s for s in ARCHITECTURES[model.family].ffns if "{expert}" in s.out_projection)
     gate, up, down = (name.rsplit(".", 1)[1] for name in (*sublayer.in_projections, sublayer.out_projection))
-    # `resize` gives every linear its shape afterwards; the width here only has to be some number.
+    # `resize` sets the shape of every linear later, so any width works here.
     templates = {name: nn.Linear(model.hidden_size, 1, bias=False, device=META) for name in (gate, up)}
     templates[down] = nn.Linear(1, model.hidden_size, bias=False, device=META)
     block.set_submodule(path, PlainExperts(int(experts.num_experts), templates, (gate, up, down), experts.act_fn))
 
 
 def resize(network: nn.Module, model: Model, group: FfnGroup) -> None:
-    """Give a group of feed-forward networks the shape that `model` stores; its parameters become meta tensors."""
+    """Resize a group of feed-forward networks to the shapes in `model`; their parameters become meta tensors."""
     for ffn in group.members:
         for name in (*ffn.in_projections, ffn.out_projection):
             rows, columns = model.linear_shape(name)
@@ -129,7 +129,7 @@ def _check_complete(model: Model, network: nn.Module) -> None:
                 continue
             raise CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; download it again")
         if model.is_low_bit(name.removesuffix(".weight")):
-            continue  # `resize` and the check of the shapes go by what such a linear unpacks to
+            continue  # `resize` and the shape check use the unpacked shape of such a linear
         stored = model.checkpoint.spec(model.stored_name(name)).shape
         found = stored[::-1] if _is_transposed(model, name) else stored
         if found != tuple(parameter.shape):
@@ -154,7 +154,7 @@ def _is_transposed(model: Model, name: str) -> bool:
 
 
 def read_plain(model: Model, name: str) -> Tensor:
-    """The weight with this plain name, (out, in), in its stored dtype; low-bit and low-rank parts unpacked and added."""
+    """Read the weight with this plain name, (out, in), in its stored dtype; low-bit weights are unpacked, adapters added."""
     linear = name.removesuffix(".weight")
     if model.adapter is not None and name.endswith(".weight") and model.adapter.holds(linear):
         return _read_base(model, name).float() + model.adapter.update(linear)
@@ -170,12 +170,12 @@ def _read_base(model: Model, name: str) -> Tensor:
 
 
 def to_stored(model: Model, name: str, weight: Tensor) -> Tensor:
-    """Inverse of `read_plain`: weight (out, in) -> the tensor as the checkpoint stores it."""
+    """Inverse of `read_plain`: convert a weight (out, in) to the tensor that the checkpoint stores."""
     return weight.T if _is_transposed(model, name) else weight
 
 
 def fill(model: Model, network: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Read every parameter below the module `prefix` ("" for those outside the blocks)."""
+    """Read every parameter below the module `prefix` ("" for parameters outside the blocks)."""
     for name, parameter in _parameters(model, network, prefix):
         if parameter.is_meta and model.has(name):
             _set(network, name, read_plain(model, name).to(device=device, dtype=dtype).contiguous())
@@ -184,7 +184,7 @@ def fill(model: Model, network: nn.Module, prefix: str, device: torch.device, dt
 
 
 def empty(model: Model, network: nn.Module, prefix: str) -> None:
-    """Free what `fill` read; the parameters are meta tensors again."""
+    """Free the parameters that `fill` read; they become meta tensors again."""
     for name, parameter in _parameters(model, network, prefix):
         _set(network, name, torch.empty_like(parameter, device=META))
 
@@ -192,7 +192,7 @@ def empty(model: Model, network: nn.Module, prefix: str) -> None:
 def _parameters(model: Model, network: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
     if prefix:
         return [(f"{prefix}.{name}", p) for name, p in network.get_submodule(prefix).named_parameters()]
-    # A tied head shares its weight with the embedding: both names must be seen, or `empty` would keep the tensor alive.
+    # A tied head shares its weight with the embedding: `empty` must see both names, or the tensor stays alive.
     named = network.named_parameters(remove_duplicate=False)
     return [(name, parameter) for name, parameter in named if not name.startswith(model.architecture.blocks + ".")]
 

@@ -1,6 +1,6 @@
-"""An opened checkpoint whose family is known: its names, its feed-forward networks, and the check of its shapes.
+"""An opened checkpoint of a known family: names, feed-forward networks and shapes.
 
-Loads no torch, so that a checkpoint that contradicts its configuration is refused in under a second.
+Does not import torch, so a checkpoint that contradicts its configuration is refused in under a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BITS_PER_BYTE = 8
 
 @dataclass(frozen=True)
 class Ffn:
-    """The linears of one feed-forward network (of one expert), by plain name; they share their channels."""
+    """Linears of one feed-forward network (or one expert), by plain name; they share their channels."""
 
     in_projections: tuple[str, ...]
     out_projection: str
@@ -28,7 +28,7 @@ class Ffn:
 
 @dataclass(frozen=True)
 class FfnGroup:
-    """Feed-forward networks of one block that must have the same width: one network, or all experts of a block."""
+    """Feed-forward networks of one block that must have equal width: one network, or all experts of a block."""
 
     block: int
     width_key: str
@@ -39,21 +39,21 @@ class FfnGroup:
 
 @dataclass(frozen=True)
 class Model:
-    """An opened checkpoint whose family is known."""
+    """An opened checkpoint of a known family."""
 
     checkpoint: Checkpoint
     family: str
     architecture: Architecture
     removed_prefix: str = ""
-    """Leading part of plain names that this checkpoint leaves out (GPT-2 and OPT files of the Hub)."""
+    """Prefix of plain names that this checkpoint omits (GPT-2 and OPT files on the Hub)."""
     format: Format | None = None
-    """How its low-bit linears are stored; None for a dense checkpoint."""
+    """Storage format of the low-bit linears; None for a dense checkpoint."""
     adapter: Adapter | None = None
-    """A low-rank update that belongs to the weights."""
+    """Low-rank adapter that belongs to the weights."""
 
     @property
     def ragged(self) -> bool:
-        """Whether the blocks' widths come from `block_configs` (our ragged layout)."""
+        """Whether the block widths come from `block_configs` (the ragged layout)."""
         return str(self.checkpoint.config.get("model_type", "")).startswith(RAGGED_PREFIX)
 
     @property
@@ -68,7 +68,7 @@ class Model:
 
     @property
     def quantized(self) -> bool:
-        """Whether the weights are stored in low-bit form."""
+        """Whether the weights are stored in low bits."""
         return "quantization_config" in self.checkpoint.config
 
     def block_name(self, index: int) -> str:
@@ -76,7 +76,7 @@ class Model:
         return f"{self.architecture.blocks}.{index}"
 
     def stored_name(self, name: str) -> str:
-        """The checkpoint's name of a plain name."""
+        """Map a plain name to the name in the checkpoint."""
         architecture = self.architecture
         inside = name.startswith(architecture.blocks + ".")
         for plain, stored in architecture.renames if inside else architecture.outer_renames:
@@ -84,11 +84,11 @@ class Model:
         return name.removeprefix(self.removed_prefix)
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint stores the tensor with this plain name, in whatever form."""
+        """Whether the checkpoint stores the tensor with this plain name, in any form."""
         return self.stored_name(name) in self.checkpoint.tensors or self.is_low_bit(name.removesuffix(".weight"))
 
     def is_low_bit(self, name: str) -> bool:
-        """Whether the linear with this plain name is stored in low-bit form."""
+        """Whether the linear with this plain name is stored in low bits."""
         return self.format is not None and self.format.holds(self.stored_name(name))
 
     def linear_shape(self, name: str) -> tuple[int, int]:
@@ -131,11 +131,11 @@ class Model:
         return int(name.removeprefix(self.architecture.blocks + ".").partition(".")[0])
 
     def linear_sequence(self, index: int) -> list[list[tuple[str, ...]]]:
-        """The linears of block `index` in the order in which they compute. A later position sees what an earlier one has become.
+        """Linears of block `index` in compute order. Later positions see the edits of earlier ones.
 
         Returns:
-            Positions of groups of plain names; the linears of a group share their input. Four positions: attention inputs,
-            attention output, the inputs and the outputs of all feed-forward networks (experts side by side).
+            Positions of groups of plain names; the linears of a group share their input. The four positions are attention inputs,
+            attention output, and the inputs and outputs of all feed-forward networks (experts together).
         """
         block, attention = self.block_name(index), self.architecture.attention
         networks = [ffn for group in self.ffn_groups(index) for ffn in group.members]
@@ -147,7 +147,7 @@ class Model:
         ]
 
     def block_linears(self, index: int) -> list[str]:
-        """Plain names of the linears of one block, in the order in which they compute."""
+        """Plain names of the linears of one block, in compute order."""
         return [name for position in self.linear_sequence(index) for group in position for name in group]
 
     @cached_property
@@ -157,7 +157,7 @@ class Model:
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers that the weights stand for: low-bit linears count as what they unpack to, an adapter with its own."""
+        """Number of weights: low-bit linears count as unpacked, an adapter adds its own."""
         if self.format is None:
             dense = self.checkpoint.parameters
         else:
@@ -169,19 +169,19 @@ class Model:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits over the weights that they stand for: 32 or 16 for dense ones; an adapter costs, but is no weight."""
+        """Stored bits per weight: 32 or 16 for dense weights. An adapter adds bits but no weights."""
         stores = [self.checkpoint, *([self.adapter.store] if self.adapter else [])]
         stored = sum(spec.bytes for store in stores for spec in store.tensors.values())
         return BITS_PER_BYTE * stored / (self.parameters - (self.adapter.parameters if self.adapter else 0))
 
     @property
     def weight_dtype(self) -> str:
-        """The dtype in which the blocks' linears are stored, in safetensors' spelling; of a dense model."""
+        """Dtype of the blocks' linears in a dense model, as safetensors names it."""
         return self.checkpoint.spec(self.stored_name(f"{self.linears[0]}.weight")).dtype
 
     @property
     def bytes(self) -> int:
-        """Size of the weight files on disk, an adapter's included."""
+        """Size of the weight files on disk, including an adapter's."""
         return self.checkpoint.bytes + (self.adapter.store.bytes if self.adapter else 0)
 
     @property
@@ -190,7 +190,7 @@ class Model:
         return int(config.get("num_local_experts") or config.get("num_experts") or 0)
 
     def config_width(self, width_key: str) -> int:
-        """The width that config.json states under this key; CheckpointError where that is no whole number."""
+        """Return the width under this key of config.json; raises CheckpointError if it is not a whole number."""
         multiples = dict(self.architecture.aliases)
         stated = self.checkpoint.config.get(width_key)
         if stated is None and width_key in multiples:

@@ -1,6 +1,6 @@
-"""A compressed model beside the one it was made from: whether they belong together, and which weight stands for which.
+"""A compressed model and its original: check that they belong together, and match their weights.
 
-Loads no torch at the door, so that a wrong pair is refused in under a second.
+Does not import torch at module level, so a wrong pair is refused in under a second.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Pair:
     compressed: Model
     original: Model
     kept: dict[str, list[int]]
-    """By plain name of a linear that lost channels: the original's channels that it kept, in order."""
+    """The original's channels that were kept, in order, by plain name of each linear that lost channels."""
 
     def lost_inputs(self, name: str) -> bool:
-        """Whether the linear reads fewer channels than the original's."""
+        """Whether the linear has fewer input channels than the original's."""
         return name in self.kept and any(name == ffn.out_projection for ffn, _ in self._networks(name))
 
     def original_weight(self, name: str) -> Tensor:
-        """The original's weight (out, in) float32 of a linear, cut to the kept channels and padded as the compressed one is."""
+        """Return the original's weight (out, in) float32, cut to the kept channels and padded like the compressed one."""
         import torch
 
         from compresskit.models.meta import read_plain
@@ -50,7 +50,7 @@ class Pair:
         return self._cut_rows(name, weight)
 
     def cut_outputs(self, name: str, values: Tensor) -> Tensor:
-        """One number for every output of the original's linear -> those of the outputs that are kept, 0 where it is padded."""
+        """Cut one value per output of the original's linear to the kept outputs; padded outputs get 0."""
         if name not in self.kept or self.lost_inputs(name):
             return values
         return self._cut_rows(name, values[:, None])[:, 0]
@@ -69,14 +69,14 @@ class Pair:
 
 
 def pair(compressed: Model, original: Model) -> Pair:
-    """Check that the two belong together.
+    """Check that the two models belong together.
 
     Returns:
-        The two, with the channels that a pruning kept.
+        The two models and the channels kept by pruning.
 
     Raises:
-        RequestError: family, vocabulary, tokenizer or shapes differ, other than by a pruning whose kept channels the
-            manifest records.
+        RequestError: family, vocabulary, tokenizer or shapes differ, except by a pruning whose kept channels the manifest
+            records.
     """
     here, there = compressed.checkpoint.folder, original.checkpoint.folder
     facts = {
@@ -102,7 +102,7 @@ def pair(compressed: Model, original: Model) -> Pair:
 
 
 def same_weights(both: Pair) -> bool:
-    """Whether every linear of the two models is the same, bit for bit; stops at the first that is not."""
+    """Whether all linears of the two models are identical, bit for bit; stops at the first difference."""
     compressed, original = both.compressed, both.original
     if both.kept or compressed.quantized or compressed.adapter or original.quantized:
         return False
@@ -115,7 +115,7 @@ def same_weights(both: Pair) -> bool:
 
 
 def different_tokenizers(first: Path, second: Path) -> bool:
-    """Whether both folders hold a tokenizer.json, with different vocabularies or merges; CheckpointError for a broken one."""
+    """Whether the folders' tokenizer.json differ in vocabulary or merges, if both exist; raises CheckpointError if broken."""
     files = [folder / TOKENIZER for folder in (first, second)]
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return False
@@ -127,11 +127,11 @@ def different_tokenizers(first: Path, second: Path) -> bool:
 
 
 def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
-    """Kept channels of the linears that lost any; nothing where all are alike."""
+    """Kept channels of the linears that lost any; empty if all shapes match."""
     prunings = [link for link in chain(compressed.checkpoint.manifest) if link.get("stage") == "prune"]
     last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
     alike = all(compressed.linear_shape(name) == original.linear_shape(name) for name in last)
-    # Alike: padded to the original's width, or the original is what came out of the pruning; the hashes tell.
+    # Same shapes mean padding to the original's width, or that the original is the pruned model; the hashes decide.
     if alike and not any(link["inputs"]["sha256"] == original.checkpoint.hashes for link in prunings):
         return {}
     if len(prunings) != 1:
@@ -142,13 +142,13 @@ def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for index, facts in enumerate(prunings[0]["facts"]["blocks"]):
         for group, masks in zip(compressed.ffn_groups(index), facts["kept_channels"], strict=True):
-            for ffn, mask in zip(group.members, masks, strict=False):  # no masks where all channels were kept
+            for ffn, mask in zip(group.members, masks, strict=False):  # no masks if all channels were kept
                 for name in (*ffn.in_projections, ffn.out_projection):
                     found[name] = kept_channels(mask)
     return found
 
 
 def kept_channels(mask: str) -> list[int]:
-    """Channels from the hexadecimal digits of a manifest, one bit a channel, channel 0 first."""
+    """Decode the channels from a manifest's hexadecimal mask, one bit per channel, channel 0 first."""
     bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
     return [channel for channel, bit in enumerate(bits) if bit == "1"]

@@ -1,10 +1,10 @@
-"""Our ragged checkpoints without `trust_remote_code`: register their classes with transformers' Auto classes.
+"""Load ragged checkpoints without `trust_remote_code` by registering their classes with transformers' Auto classes.
 
     import compresskit
     compresskit.register()
 
-vLLM calls `register` by itself through the entry point `vllm.general_plugins`. The classes are the very text that
-`prune` writes into the output folder (layouts.py), so that there is one definition of them.
+vLLM calls `register` through the entry point `vllm.general_plugins`. The classes come from the same text that `prune`
+writes into the output folder (layouts.py), so they have a single definition.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """Make AutoConfig, AutoModel and AutoModelForCausalLM know every `compresskit_*` model type. Can be called again."""
+    """Register every `compresskit_*` model type with AutoConfig, AutoModel and AutoModelForCausalLM. Can be called again."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     for family, architecture in ARCHITECTURES.items():
@@ -41,15 +41,15 @@ def register() -> None:
 
 
 def load_stock(model: Model, where: Where) -> PreTrainedModel:
-    """Load the whole model by transformers' own loading.
+    """Load the whole model with transformers.
 
-    Ragged checkpoints get the registered classes: code that lies in their folder is never run.
+    Ragged checkpoints use the registered classes; code in their folder is never run.
 
     Returns:
-        The model, with its adapter, ready to evaluate.
+        The model with its adapter, in evaluation mode.
 
     Raises:
-        RequestError: it has an adapter, and peft is not installed.
+        RequestError: the model has an adapter, but peft is not installed.
     """
     from compresskit.checkpoint.stock import add_adapter, load_whole
 
@@ -62,7 +62,7 @@ def load_stock(model: Model, where: Where) -> PreTrainedModel:
 
 
 def _module(package: str, file: str, text: str) -> types.ModuleType:
-    """The module of a generated file, as part of a package that exists in memory only."""
+    """Create the module of a generated file in an in-memory package."""
     name = f"{package}.{file.removesuffix('.py')}" if file else package
     if name not in sys.modules:
         module = types.ModuleType(name)

@@ -1,4 +1,4 @@
-"""Models that have shapes and no weights yet: what a step of a recipe will give, for the steps after it."""
+"""Models with shapes but no weights: the planned result of a recipe step, used to plan the next steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowBitShapes:
-    """The low-bit linears of a checkpoint that is not there yet, by stored name."""
+    """Low-bit linears of a checkpoint that is not written yet, by stored name."""
 
     shapes: Mapping[str, tuple[int, int]]
     tensors: Mapping[str, list[str]]
@@ -36,20 +36,20 @@ class LowBitShapes:
         return self.shapes[name]
 
     def bits(self, name: str) -> int:
-        """Bits of a code."""
+        """Bits per code."""
         return self.code_bits[name]
 
     def stored_tensors(self, name: str) -> list[str]:
-        """The stored tensors that will make up its weight."""
+        """Stored tensors that will make up the weight."""
         return self.tensors[name]
 
     def read(self, name: str) -> Tensor:
-        """CheckpointError: there is nothing to read yet."""
+        """Raise CheckpointError: there is nothing to read yet."""
         raise CheckpointError(f"{name}: is planned and not written yet; run the recipe first")
 
 
 def without_weights(folder: Path, trust_remote_code: bool = False) -> Checkpoint:
-    """The checkpoint that a configuration describes, in its stated dtype."""
+    """Build the checkpoint that a configuration describes, in its stated dtype."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -66,14 +66,14 @@ def without_weights(folder: Path, trust_remote_code: bool = False) -> Checkpoint
 
 
 def dense_shapes(model: Model, outputs: Outputs) -> Model:
-    """The dense model of these files, made of `model`."""
+    """Build the dense model with these output files from `model`."""
     tensors = {spec.name: spec for spec in outputs.tensors}
     assert outputs.config is not None
     return bind(replace(model.checkpoint, config=outputs.config, tensors=tensors, file_of={}, manifest=None), True)
 
 
 def low_bit_shapes(model: Model, outputs: Outputs, low_bit: LowBitShapes) -> Model:
-    """The low-bit model of these files, made of the dense `model`."""
+    """Build the low-bit model with these output files from the dense `model`."""
     tensors = {spec.name: spec for spec in outputs.tensors}
     assert outputs.config is not None
     checkpoint = replace(model.checkpoint, config=outputs.config, tensors=tensors, file_of={}, manifest=None)
@@ -81,6 +81,6 @@ def low_bit_shapes(model: Model, outputs: Outputs, low_bit: LowBitShapes) -> Mod
 
 
 def adapter_shapes(model: Model, specs: list[TensorSpec]) -> Model:
-    """The model with an adapter of these factors beside it, in place of one that it has."""
+    """Return the model with an adapter of these factors, replacing any existing one."""
     store = Checkpoint(model.checkpoint.folder, {}, {spec.name: spec for spec in specs}, {})
     return replace(model, adapter=Adapter(model.checkpoint.folder, {}, store) if specs else None)

@@ -1,1 +1,1 @@
-"""Pure mathematics of tensors: quantization grids, packed codes, low-rank factors."""
+"""Tensor mathematics: quantisation grids, packed codes, low-rank factors."""

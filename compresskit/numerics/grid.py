@@ -1,15 +1,15 @@
-"""The quantisation grid: from weights to codes and back, for groups of consecutive inputs.
+"""The quantisation grid: convert weights to codes and back, for groups of consecutive inputs.
 
     Q = clamp(round(W / s) + z, lowest, highest),    W' = s * (Q - z)
 
 symbol  meaning      shape           name here
 W       weight       (out, in)       weight
-s       scale        (out, groups)   grid.scale, rounded to its stored dtype before anything is divided by it
+s       scale        (out, groups)   grid.scale, rounded to its stored dtype before any division by it
 z       zero point   (out, groups)   grid.zero_point, a whole number within the codes' range; 0 where symmetric
-Q       codes        (out, in)       signed whole numbers, kept as floats while they are worked on
+Q       codes        (out, in)       signed whole numbers, held as floats during computation
 
-The range of every group contains 0, so that 0 is on the grid: pack-quantized files cannot hold another zero point, and
-models need it (a 16-bit float minimum in place of the whole-number zero point measured 194 against 79 in perplexity at
+The range of every group contains 0, so that 0 is on the grid: pack-quantized files can hold no other zero points, and
+models need it (a 16-bit float minimum instead of the whole-number zero point gave a perplexity of 194 instead of 79 at
 3 bits on SmolLM2).
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from compresskit.numerics.scheme import Scheme
 
 SEARCH_STEPS = 32
-"""Ranges tried by the error search: full, then narrower by equal steps down to `NARROWEST`."""
+"""Number of ranges in the error search: the full one, then equal steps down to `NARROWEST`."""
 NARROWEST = 0.4
 
 
@@ -35,18 +35,18 @@ class Grid(NamedTuple):
 
 
 def grouped(weight: Tensor, scheme: Scheme) -> Tensor:
-    """The inputs in their groups: (out, in) -> (out, groups, group)."""
+    """Split the inputs into groups: (out, in) -> (out, groups, group)."""
     return weight.reshape(weight.shape[0], scheme.groups(weight.shape[1]), -1)
 
 
 def range_of(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Smallest and largest weight of every group, 0 included: (out, in) -> two of (out, groups) float32."""
+    """Smallest and largest weight of every group, including 0: (out, in) -> two of (out, groups) float32."""
     groups = grouped(weight.float(), scheme)
     return groups.amin(dim=-1).clamp_max(0), groups.amax(dim=-1).clamp_min(0)
 
 
 def grid_of_range(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
-    """The grid whose ends are the ends of a range that contains 0. low <= 0 <= high, (out, groups)."""
+    """Build the grid that spans a range with low <= 0 <= high, (out, groups)."""
     if scheme.symmetric:
         high = torch.maximum(high, -low)
         low = -high
@@ -58,20 +58,20 @@ def grid_of_range(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.
 
 
 def rounded_scale(scale: Tensor, scale_dtype: torch.dtype) -> Tensor:
-    """Scales of any shape as they are stored, back in float32; never below the dtype's smallest normal number, so never 0."""
+    """Round scales of any shape to their stored dtype and return float32; the result is at least its smallest normal number."""
     limits = torch.finfo(scale_dtype)
     return scale.clamp(limits.smallest_normal, limits.max).to(scale_dtype).float()
 
 
 def min_max_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
-    """The grid that spans every group's smallest to largest weight; weight (out, in) in any float dtype."""
+    """Build the grid that spans every group's weights; weight (out, in) in any float dtype."""
     return grid_of_range(*range_of(weight, scheme), scheme, scale_dtype)
 
 
 def searched_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, importance: Tensor | None = None) -> Grid:
-    """For every group the narrowed range with the least squared rounding error.
+    """For every group, find the narrowed range with the least squared rounding error.
 
-    weight (out, in) in any float dtype; importance (in,) weighs the errors of the inputs, None weighs them alike.
+    weight (out, in) in any float dtype; importance (in,) weights the inputs' errors, None weights them equally.
 
     Returns:
         Scales and zero points, (out, groups) float32 each.
@@ -90,20 +90,20 @@ def searched_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, impo
 
 
 def rounding_error(weight: Tensor, grid: Grid, scheme: Scheme, importance: Tensor | None = None) -> Tensor:
-    """Sum over each group of importance * (W - W')^2, (out, groups) float32; weight (out, in), importance (in,)."""
+    """Sum of importance * (W - W')^2 over each group, (out, groups) float32; weight (out, in), importance (in,)."""
     difference = weight.float() - from_codes(to_codes(weight, grid, scheme), grid, scheme)
     squares = difference.square() if importance is None else difference.square() * importance
     return grouped(squares, scheme).sum(dim=-1)
 
 
 def to_codes(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """The nearest code of every weight: (out, in) -> whole numbers (out, in) float32."""
+    """Round every weight to the nearest code: (out, in) -> whole numbers (out, in) float32."""
     scaled = grouped(weight.float(), scheme) / grid.scale.unsqueeze(-1)
     return (scaled.round() + grid.zero_point.unsqueeze(-1)).clamp(scheme.lowest, scheme.highest).flatten(1)
 
 
 def from_codes(codes: Tensor, grid: Grid, scheme: Scheme, stored: torch.dtype = torch.float32) -> Tensor:
-    """The weights of codes, (out, in) float32; rounded as readers round that multiply in the scale's `stored` dtype."""
+    """Convert codes to weights, (out, in) float32, rounded like readers that multiply in the scale's `stored` dtype."""
     steps = (grouped(codes, scheme) - grid.zero_point.unsqueeze(-1)).flatten(1)
     weight = (grouped(steps, scheme) * grid.scale.unsqueeze(-1)).flatten(1)
     return weight.to(stored).float()

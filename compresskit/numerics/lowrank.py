@@ -10,8 +10,8 @@ U_r     leading left singular vectors of D P     (out, r)            directions
 S_r     singular values                          (r,)
 B, A    factors                                  (out, r), (r, in)   second, first
 
-Differs from the paper: with U_r known, S_r V_r^T P^-1 = U_r^T D, so that nothing is inverted and nothing explodes where
-fewer tokens than inputs leave C singular; U_r are the leading eigenvectors of D C D^T. All in float64.
+Differs from the paper: S_r V_r^T P^-1 is computed as U_r^T D, where U_r are the leading eigenvectors of D C D^T. This needs
+no inverse, so it is stable even if C is singular because there are fewer tokens than inputs. All in float64.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ import torch
 from torch import Tensor
 
 EXACT_SIDE = 1024
-"""Up to this side the eigenvectors are always exact."""
+"""Largest side of a matrix whose eigenvectors are always exact."""
 EXACT_SHARE = 8
-"""So are those of larger matrices where an eighth of them or more is wanted."""
+"""Larger matrices also use the exact method if at least an eighth of the eigenvectors is wanted."""
 OVERSAMPLE = 16
 ITERATIONS = 10
 SMALLEST = 1e-12
 """Singular values below this share of the largest count as 0."""
 SMALLEST_EIGENVALUE = 1e-9
-"""Directions of less than this share of the largest eigenvalue are not solved for: nothing was seen there."""
+"""Directions below this share of the largest eigenvalue are not solved for: the inputs hardly contain them."""
 EIGHT_BITS = torch.float8_e4m3fn
 EIGHT_BIT_SPREAD = 8.0
-"""The most that the root mean square of a row of A may be in 8 bits, and half of it the least, but for rows with a massive
-entry: of other entries, those down to a five-hundredth of it keep all mantissa bits."""
+"""Upper bound on the root mean square of a row of A in 8 bits; half of it is the lower bound, except for rows with a massive
+entry. Entries down to a five-hundredth of this value keep all mantissa bits."""
 EIGHT_BIT_LARGEST = 256.0
-"""The most that an entry of either factor may be in 8 bits; the format ends at 448."""
+"""Largest entry of either factor in 8 bits; the format ends at 448."""
 EIGHT_BIT_ROUNDS = 2
 
 
 class Metric:
-    """How errors of a weight are measured: C, shared by the linears that share their input."""
+    """Measure of weight errors: C, shared by the linears that share their input."""
 
     def __init__(self, moments: Tensor, damping: float = 0.0, shrinkage: float = 0.0):
-        """`moments`: (in, in), of any float dtype; `damping` times their mean diagonal is added to the diagonal.
+        """`moments`: (in, in), in any float dtype; `damping` times their mean diagonal is added to the diagonal.
 
-        `shrinkage`: share that all entries off the diagonal lose. On devices without float64 (mps) all lies on the CPU.
+        `shrinkage` is the share by which off-diagonal entries shrink. Without float64 (mps) the computation runs on the CPU.
         """
         exact = _exact(moments)
         self.matrix = exact.lerp(torch.diag(exact.diagonal()), shrinkage)
@@ -54,7 +54,7 @@ class Metric:
 
     @cached_property
     def root(self) -> Tensor:
-        """P of equation 4, (in, in): Q L^1/2 of the eigendecomposition; negative eigenvalues are rounding errors of 0."""
+        """P of equation 4, (in, in): Q L^1/2 of the eigendecomposition; negative eigenvalues are rounding errors and become 0."""
         values, vectors = torch.linalg.eigh(self.matrix)
         root: Tensor = vectors * values.clamp_min(0).sqrt()
         return root
@@ -63,9 +63,9 @@ class Metric:
 def low_rank_factors(
     residual: Tensor, metric: Metric, rank: int, smallest: bool = False, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The best pair, equation 4. residual (out, in). `smallest`: the directions that matter least.
+    """Compute the best pair, equation 4. residual (out, in). `smallest` takes the least important directions instead.
 
-    `weights`: how much the square of each output's error counts, (out,), above 0; all alike where left out.
+    `weights` (out,) are positive weights of each output's squared error; by default all are equal.
 
     Returns:
         (A (rank, in), B (out, rank)), float32 on the residual's device.
@@ -81,28 +81,28 @@ def low_rank_factors(
 
 
 def weighted(residual: Tensor, weights: Tensor | None) -> Tensor:
-    """G^1/2 D in float64, whose error counts as D's does with the outputs weighed by G = diag(weights). residual (out, in)."""
+    """G^1/2 D in float64: its plain error is D's error with outputs weighted by G = diag(weights). residual (out, in)."""
     exact = _exact(residual)
     return exact if weights is None else exact * _exact(weights).to(exact.device).sqrt()[:, None]
 
 
 def gains(residual: Tensor, metric: Metric) -> Tensor:
-    """What each further rank takes off ||(D - B A) X^T||_F^2 / tokens, (min(out, in),) float64, falling. residual (out, in)."""
+    """Reduction of ||(D - B A) X^T||_F^2 / tokens by each further rank, (min(out, in),) float64, falling. residual (out, in)."""
     found: Tensor = torch.linalg.eigvalsh(_smaller_gram(_exact(residual), metric)).flip(0).clamp_min(0)
     return found
 
 
 def remaining_error(residual: Tensor, metric: Metric, update: Tensor) -> float:
-    """||(D - update) X^T||_F^2 / tokens, of residual and update (out, in)."""
+    """||(D - update) X^T||_F^2 / tokens, for residual and update (out, in)."""
     left = _exact(residual) - _exact(update)
     return float((left @ metric.matrix * left).sum())
 
 
 def eight_bit_factors(residual: Tensor, metric: Metric, rank: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-    """A pair in 8 bits, with update = scale * B A; each factor solved again given the other rounded. residual (out, in).
+    """Compute an 8-bit pair with update = scale * B A, solving each factor again given the rounded other. residual (out, in).
 
-    Given A: B = D C A^T (A C A^T)^-1, whatever the weights. Given B: A = (B^T G B)^-1 B^T G D, G = diag(weights), whatever
-    the inputs. The best of all rounds is kept.
+    Given A: B = D C A^T (A C A^T)^-1, for any weights. Given B: A = (B^T G B)^-1 B^T G D, G = diag(weights), for any inputs.
+    The best pair of all rounds is kept.
 
     Returns:
         (A (rank, in), B (out, rank), scale), the factors in float8 e4m3 on the residual's device.
@@ -127,7 +127,7 @@ def eight_bit_factors(residual: Tensor, metric: Metric, rank: int, weights: Tens
 def in_eight_bits(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float]:
     """Round a pair, A (rank, in) and B (out, rank), to 8 bits; update = scale * B A.
 
-    All that they are multiplied by are powers of two, so that a pair that was rounded so stays as it is.
+    All multipliers are powers of two, so rounding a rounded pair again changes nothing.
 
     Returns:
         (A, B, scale), the factors in float8 e4m3.
@@ -136,20 +136,20 @@ def in_eight_bits(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float]
 
 
 def rounded_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """What `in_eight_bits` makes of A (rank, in) and B (out, rank), multiplied back: near each, with the stored product."""
+    """Round A (rank, in) and B (out, rank) by `in_eight_bits` and scale them back; their product is the stored one."""
     small_first, small_second, scale, powers = _eight_bit_pair(first, second)
     return small_first.to(first) * powers, small_second.to(second) * scale / powers.T
 
 
 def _eight_bit_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float, Tensor]:
-    """(A, B, scale) of `in_eight_bits`, and the powers (rank, 1) that A's rows were divided by and B's columns multiplied."""
+    """(A, B, scale) of `in_eight_bits`, and the powers (rank, 1) that divided A's rows and multiplied B's columns."""
     small_first, powers = _eight_bit_rows(first)
     small_second, scale = _eight_bit_columns(second * powers.T)
     return small_first, small_second, scale, powers
 
 
 def _eight_bit_rows(first: Tensor) -> tuple[Tensor, Tensor]:
-    """(A (rank, in) / powers in 8 bits, powers (rank, 1)): rows of a root mean square of up to 8, no entry over the largest."""
+    """(A (rank, in) / powers in 8 bits, powers (rank, 1)): row root mean squares up to 8, no entry above the largest."""
     spread = first.square().mean(dim=1, keepdim=True).sqrt() / EIGHT_BIT_SPREAD
     powers = _power_of_two(torch.maximum(spread, first.abs().amax(dim=1, keepdim=True) / EIGHT_BIT_LARGEST))
     return (first / powers).to(EIGHT_BITS), powers
@@ -162,14 +162,14 @@ def _eight_bit_columns(second: Tensor) -> tuple[Tensor, float]:
 
 
 def _power_of_two(least: Tensor) -> Tensor:
-    """The smallest powers of two that are not below; 1 for 0."""
+    """Round up to powers of two; 0 gives 1."""
     return torch.where(least > 0, torch.exp2(torch.ceil(torch.log2(least))), 1.0)
 
 
 def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues of a symmetric matrix (n, n) without negative ones, and their vectors.
+    """Compute the largest eigenvalues and their vectors of a positive semidefinite matrix (n, n).
 
-    Exact, or by subspace iteration (Halko et al., arXiv 0909.4061) where the matrix is large and few are wanted.
+    Exact, or by subspace iteration (Halko et al., arXiv 0909.4061) if the matrix is large and few are wanted.
 
     Returns:
         (values (count,) falling, vectors (n, count)), in the matrix's dtype and on its device.
@@ -188,14 +188,14 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def balanced_factors(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of the same product B A whose parts weigh alike: B' = U S^1/2, A' = S^1/2 V^T with B A = U S V^T.
+    """Balance the factors of a product B A = U S V^T: B' = U S^1/2, A' = S^1/2 V^T.
 
-    first A (r, in), second B (out, r), in float32 or float64. A pair and any invertible mixing of its rank are one and the
-    same update; of all, this one has the smallest sum of squares. Signs: the largest entry of each row of A' is positive,
-    so that the pair does not depend on the solver.
+    first A (r, in), second B (out, r), in float32 or float64. Any invertible mixing of a pair's ranks gives the same update;
+    this pair has the smallest sum of squares. The largest entry of each row of A' is positive, so that the signs do not
+    depend on the solver.
 
     Returns:
-        (A' (r, in), B' (out, r)) in the dtype of the given ones, the ranks by falling singular values.
+        (A' (r, in), B' (out, r)) in the dtype of the given factors, with falling singular values.
     """
     left, left_part = torch.linalg.qr(second)
     right, right_part = torch.linalg.qr(first.T)
@@ -221,12 +221,12 @@ def _directions(residual: Tensor, metric: Metric, rank: int, smallest: bool) -> 
         squares, vectors = leading_eigenvectors(gram, rank)
     if residual.shape[0] <= residual.shape[1]:
         return squares, vectors
-    # D P V = U S: orthogonal columns, which QR makes unit ones, those of singular value 0 too.
+    # D P V = U S has orthogonal columns; QR normalises them, including those with singular value 0.
     return squares, torch.linalg.qr(residual @ (metric.root @ vectors)).Q
 
 
 def _smaller_gram(residual: Tensor, metric: Metric) -> Tensor:
-    """D C D^T (out, out), or P^T D^T D P (in, in) where that is smaller: both have the squared singular values of D P."""
+    """D C D^T (out, out), or P^T D^T D P (in, in) if smaller; both have the squared singular values of D P as eigenvalues."""
     if residual.shape[0] <= residual.shape[1]:
         return residual @ metric.matrix @ residual.T
     product = residual @ metric.root
@@ -234,7 +234,7 @@ def _smaller_gram(residual: Tensor, metric: Metric) -> Tensor:
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
-    """matrix^-1 right for a symmetric matrix that may be singular."""
+    """Compute matrix^-1 right for a symmetric matrix that may be singular."""
     inverse: Tensor = torch.linalg.pinv(matrix, rtol=SMALLEST_EIGENVALUE, hermitian=True)
     return inverse @ right
 

@@ -1,4 +1,4 @@
-"""How the parts of a block are stored, and what there is to store. Loads no torch."""
+"""Storage of a block's parts: their dtypes and their tensors. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ if TYPE_CHECKING:
 
 
 class Storage(NamedTuple):
-    """How the linears of a block are stored, and its norms and biases."""
+    """Storage of a block's linears, norms and biases."""
 
     scheme: Scheme
-    """The grid of all of its linears."""
+    """Grid of all linears in the block."""
     scale_dtype: torch.dtype
-    """Of the grid's scales."""
+    """Dtype of the grid's scales."""
     rank: int
-    """Of the adapter, 0 for none."""
+    """Rank of the adapter, 0 for none."""
     factor_dtype: torch.dtype
-    """Of the adapter's factors."""
+    """Dtype of the adapter's factors."""
     vectors: Mapping[str, torch.dtype]
-    """Norms and biases that may change: their stored dtypes by their names inside the block."""
+    """Stored dtypes of norms and biases that may change, by their names inside the block."""
 
 
 class StoredLinear(NamedTuple):
-    """One quantised linear, ready to be written."""
+    """One quantised linear, ready to write."""
 
     tensors: dict[str, Tensor]
-    """What the files hold, by leaf name (`weight_packed`, `weight_scale`, ...)."""
+    """Stored tensors by leaf name (`weight_packed`, `weight_scale`, ...)."""
     weight: Tensor
-    """What readers unpack it to, (out, in) float32."""
+    """The weight that readers unpack, (out, in) float32."""
     error: float | None
-    """Squared output error on the calibration inputs over the output's energy; None without calibration text."""
+    """Squared output error on the calibration inputs relative to the output's energy; None without calibration text."""
     adapter_scale: float = 1.0
-    """What the product of an adapter's factors is multiplied by."""
+    """Scale of the product of the adapter's factors."""
 
 
 class StoredBlock(NamedTuple):
-    """What became of one block."""
+    """Result of one block."""
 
     linears: dict[str, StoredLinear]
-    """By plain name."""
+    """Quantised linears by plain name."""
     vectors: dict[str, Tensor]
-    """Norms and biases that changed, in their stored dtypes, by their names inside the block."""
+    """Changed norms and biases, in their stored dtypes, by their names inside the block."""
     facts: dict[str, Any]
-    """For the manifest."""
+    """Facts for the manifest."""

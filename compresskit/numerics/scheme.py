@@ -1,4 +1,4 @@
-"""How a linear is quantised: bits, group size, symmetry. Loads no torch."""
+"""Quantisation scheme of a linear: bits, group size, symmetry. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ BITS_PER_WORD = 32
 
 @dataclass(frozen=True)
 class Scheme:
-    """An affine grid for groups of consecutive inputs: W ~= scale * (code - zero_point), signed codes of `bits` bits."""
+    """An affine grid for groups of consecutive inputs: W ~= scale * (code - zero_point), with signed codes of `bits` bits."""
 
     bits: int
     group_size: int
-    """Inputs that share a scale; 0 for a whole row."""
+    """Inputs per scale; 0 for a whole row."""
     symmetric: bool
-    """Whether the zero point is 0 everywhere and not stored."""
+    """Whether the zero point is always 0 and not stored."""
 
     @property
     def lowest(self) -> int:
@@ -29,11 +29,11 @@ class Scheme:
 
     @property
     def steps(self) -> int:
-        """Steps between the smallest and the largest code."""
+        """Number of steps between the smallest and the largest code."""
         return (1 << self.bits) - 1
 
     def groups(self, columns: int) -> int:
-        """Groups in a row of this many inputs."""
+        """Number of groups in a row of this many inputs."""
         return columns // self.group_size if self.group_size else 1
 
     def fits(self, columns: int) -> bool:
@@ -42,5 +42,5 @@ class Scheme:
 
 
 def packed_words(count: int, bits: int) -> int:
-    """32-bit words that hold `count` codes without gaps."""
+    """Number of 32-bit words that hold `count` codes without gaps."""
     return -(-count * bits // BITS_PER_WORD)

@@ -1,1 +1,1 @@
-"""The prune stage: structured removal of feed-forward channels, one file a method."""
+"""The prune stage: structured removal of feed-forward channels, one file per method."""

@@ -1,7 +1,7 @@
-"""How many channels each block keeps: ratios from importances, then widths that are multiples and meet the target.
+"""Choose how many channels each block keeps: ratios from importances, then rounded widths that meet the target.
 
 A "group" is one width to choose (one FFN, or all experts of a block). The rules are pure functions of numbers; `allocate`
-measures what they need: `cfsp` and `global` walk the dense model once, `uniform` needs no walk.
+measures their inputs: `cfsp` and `global` walk the dense model once, `uniform` needs no walk.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from compresskit.walk.statistics import AngularDistance
 from compresskit.walk.walk import Walk
 
 CFSP_SHARPNESS = 13.1072
-"""The released code sums the angular distance over 128 x 1024 tokens and divides by 1e4: this times the mean."""
+"""The released code sums the angular distance over 128 x 1024 tokens and divides by 1e4: this factor times the mean."""
 LARGEST_RATIO = 1.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """One width to choose: the full one, and how many networks (experts) will have it."""
+    """One width to choose: its full size, and the number of networks (experts) that share it."""
 
     block: int
     width: int
@@ -38,8 +38,8 @@ class Group:
 def cfsp_ratios(importances: Sequence[float], sparsity: float, sharpness: float = 1.0) -> list[float]:
     """Share of its channels that each block keeps (CFSP, arXiv 2409.13199, section 3.2).
 
-    s_l = sigmoid(sharpness * 13.1072 * (I_l - mean(I))), r_l = s_l / mean(s) * (1 - sparsity); where some r_l would
-    exceed 1, the spread of s around its mean is shrunk until the largest is 1, so that the mean stays 1 - sparsity.
+    s_l = sigmoid(sharpness * 13.1072 * (I_l - mean(I))), r_l = s_l / mean(s) * (1 - sparsity). If some r_l would exceed 1,
+    the spread of s around its mean is shrunk until the largest is 1, so that the mean stays 1 - sparsity.
 
     `importances`: I_l by block, mean angular distances from 0 to 1.
 
@@ -52,7 +52,7 @@ def cfsp_ratios(importances: Sequence[float], sparsity: float, sharpness: float 
 
 
 def limited_ratios(weights: Sequence[float], mean_ratio: float) -> list[float]:
-    """Ratios proportional to `weights` with the given mean, their spread shrunk so that none exceeds 1."""
+    """Ratios proportional to `weights` with the given mean; their spread is shrunk so that none exceeds 1."""
     mean = sum(weights) / len(weights)
     relative = [weight / mean for weight in weights]
     largest = max(relative)
@@ -63,7 +63,7 @@ def limited_ratios(weights: Sequence[float], mean_ratio: float) -> list[float]:
 
 
 def global_ratios(scores: Sequence[Tensor], sparsity: float) -> list[float]:
-    """Share of its channels each group keeps when all channels compete: scores (width,) standardised in each group."""
+    """Share of channels that each group keeps when all channels compete: scores (width,), standardised within each group."""
     standard = [(s.double() - s.double().mean()) / s.double().std().clamp_min(1e-30) for s in scores]
     everything = torch.cat(standard)
     kept = everything.numel() - round(sparsity * everything.numel())
@@ -72,10 +72,10 @@ def global_ratios(scores: Sequence[Tensor], sparsity: float) -> list[float]:
 
 
 def round_widths(groups: Sequence[Group], ratios: Sequence[float], step: int, sparsity: float) -> list[int]:
-    """Widths in multiples of `step` (or the full width) near `ratios`, their sum as near the target as steps allow.
+    """Round `ratios` to widths in multiples of `step` (or the full width), with a sum as close to the target as possible.
 
-    Every group keeps at least one step. Widths next to a rounding boundary are moved first. The target: 1 - sparsity of
-    all channels, those of every member of a group counted.
+    Every group keeps at least one step. Widths closest to a rounding boundary are moved first. The target is 1 - sparsity of
+    all channels, counting every member of a group.
 
     Returns:
         Channels to keep, by group.
@@ -98,7 +98,7 @@ def round_widths(groups: Sequence[Group], ratios: Sequence[float], step: int, sp
 
 
 def uniform_widths(groups: Sequence[Group], sparsity: float, step: int) -> list[int]:
-    """The multiple of `step` nearest to the asked share, the same for groups of the same width."""
+    """Round the requested share to the nearest multiple of `step`, equal for groups of equal width."""
     return [_nearest((1 - sparsity) * group.width, group.width, step) for group in groups]
 
 
@@ -108,7 +108,7 @@ def _nearest(wanted: float, full: int, step: int) -> int:
 
 
 def _next(width: int, full: int, step: int, up: bool) -> int:
-    """The next allowed width, or 0 where there is none."""
+    """Return the next allowed width, or 0 if there is none."""
     if up:
         return 0 if width == full else min(full, width // step * step + step)
     lower = (width - 1) // step * step
@@ -116,12 +116,12 @@ def _next(width: int, full: int, step: int, up: bool) -> int:
 
 
 IMPORTANCE_SAMPLES = 16
-"""Calibration windows from which block importances are measured: a mean over 8,192 tokens, and a quarter of the time of 64."""
+"""Calibration windows for block importances: a mean over 8,192 tokens, a quarter of the time of 64 windows."""
 
 
 @dataclass(frozen=True)
 class Allocated:
-    """Widths by block and group, and the block importances they were found from (empty where none were needed)."""
+    """Widths by block and group, and the block importances behind them (empty if none were needed)."""
 
     widths: Widths
     importances: list[float] = field(default_factory=list)
@@ -147,7 +147,7 @@ def allocate(method: PruneMethod, walk: Walk, on_block: OnBlock) -> Allocated:
 
 
 def even_widths(method: PruneMethod, model: Model) -> Widths:
-    """Widths of the sum that `allocate` reaches, alike in all blocks as far as rounding allows: what is known without text."""
+    """Widths with the same sum as `allocate`, equal in all blocks up to rounding: the estimate before the text is read."""
     groups = [group for index in range(model.block_count) for group in model.ffn_groups(index)]
     simple = [Group(group.block, group.width, len(group.members)) for group in groups]
     step = method.widths_step(max(group.width for group in groups))
@@ -162,7 +162,7 @@ def _by_block(model: Model, groups: list[FfnGroup], widths: list[int]) -> Widths
 
 
 def _block_importances(walk: Walk, on_block: OnBlock) -> Iterator[float]:
-    """Mean angular distance between each block's input and output, in the dense model."""
+    """Mean angular distance between each block's input and output in the dense model."""
     for block in walk:
         distance = AngularDistance()
         for before, after in block.steps():
@@ -172,7 +172,7 @@ def _block_importances(walk: Walk, on_block: OnBlock) -> Iterator[float]:
 
 
 def _dense_scores(method: PruneMethod, walk: Walk, on_block: OnBlock) -> Iterator[Tensor]:
-    """Scores of every group in the dense model, (width,) each; experts of a group share their mean."""
+    """Scores of every group in the dense model, (width,) each; experts of a group are averaged."""
     for block in walk:
         groups = walk.model.ffn_groups(block.index)
         statistics = collected(groups, method.needs_covariance, block, walk.device, advance=True)

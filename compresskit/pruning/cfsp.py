@@ -1,7 +1,7 @@
 """CFSP: coarse-to-fine structured pruning by activation importance.
 
-CFSP, arXiv 2409.13199. Coarse (section 3.2, prune/allocation.py): a block keeps more channels the more it turns its
-hidden states, measured by the mean angular distance between its input and output. Fine (section 3.3): inside a block,
+CFSP, arXiv 2409.13199. Coarse (section 3.2, pruning/allocation.py): a block that rotates its hidden states more, measured
+by the mean angular distance between input and output, keeps more channels. Fine (section 3.3): inside a block,
 
     share_M[j] = sum |M_j| / sum over all channels of sum |M|                                          (1)
     score_j = (share_down[j] + share_up[j] + share_gate[j]) * n_j^c                                    (2)
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def shares(mass: Tensor) -> Tensor:
-    """Equation 1: a channel's share of a matrix. mass (width,) -> (width,), sums to 1."""
+    """Equation 1: each channel's share of a matrix. mass (width,) -> (width,), sums to 1."""
     return mass / mass.sum()
 
 
@@ -44,12 +44,12 @@ class CFSP(PruneMethod, frozen=True):
     """Coarse-to-fine activation importance."""
 
     allocation: Allocation = "cfsp"
-    """How the share is dealt to the blocks."""
+    """Distribution of the sparsity over blocks: cfsp (block importance), uniform, or global (one threshold for all channels)."""
     score: Literal["shares", "released"] = "shares"
-    """Fine score: shares across channels, or the activation norm to which the released code collapses."""
+    """Fine score: shares (across channels) or released (the activation norm, to which the released code reduces)."""
 
     def channel_scores(self, channels: Channels) -> Tensor:
-        """Equation 2, or the activation norm alone; (width,)."""
+        """Equation 2, or only the activation norm; (width,)."""
         if self.score == "released":
             return channels.input_norm
         return shares_score(channels.inputs, channels.down, channels.input_norm)

@@ -1,4 +1,4 @@
-"""One feed-forward network as its channels: what scoring, keeping and refitting work on."""
+"""A feed-forward network as a set of channels that can be scored, kept and refitted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ChannelStatistics = dict[str, Moments | Gram]
 
 @dataclass(frozen=True)
 class Channels:
-    """The weights of one feed-forward network and the statistics of its channels' activations.
+    """Weights of one feed-forward network and statistics of its channels' activations.
 
-    `inputs`: one (width, hidden) matrix for every input projection (gate and up, or one);
+    `inputs`: one (width, hidden) matrix per input projection (gate and up, or one);
     `down`: (hidden, width). `activations`: moments of the inputs of `down`; None without calibration text.
     """
 
@@ -28,7 +28,7 @@ class Channels:
     activations: Moments | Gram | None
     block: int
     member: int
-    """Number of the expert, 0 where there are none."""
+    """Number of the expert, 0 without experts."""
 
     @property
     def width(self) -> int:
@@ -37,7 +37,7 @@ class Channels:
 
     @property
     def input_norm(self) -> Tensor:
-        """||X_j||_2 of every channel, (width,); ones where no token reached this network."""
+        """||X_j||_2 of every channel, (width,); ones if no token reached this network."""
         if self.activations is None or self.activations.tokens == 0:
             return torch.ones(self.width, device=self.down.device)
         return self.activations.squares.clamp_min(0).sqrt().to(self.down)
@@ -54,7 +54,7 @@ def kept_rows(weight: Tensor, kept: Tensor, fused: int) -> Tensor:
 
 
 def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: torch.device, advance: bool) -> ChannelStatistics:
-    """Statistics of these networks' channels over all micro-batches; `advance` where the block stays as it is."""
+    """Collect statistics of these networks' channels over all micro-batches; `advance` if the block is not edited."""
     kind = Gram if covariance else Moments
     statistics = {ffn.out_projection: kind(group.width, device) for group in groups for ffn in group.members}
     if advance:

@@ -7,11 +7,11 @@ FLAP, arXiv 2312.11983, equations 4 to 6 (structure WIFV, search AL-AM of its re
 
 symbol  meaning                      shape             name here
 W       output projection            (hidden, width)   down
-X       its calibration inputs       (tokens, width)   seen through variance, mean (width,)
+X       its calibration inputs       (tokens, width)   only through variance, mean (width,)
 S, W'   kept channels, new weights                     kept, new_down
 
-Scores are standardised in each block and all channels compete (`allocation="global"`).
-Differs from the paper: attention heads are not pruned; with a refit, (2) takes the refitted weights W', which is never
+Scores are standardised within each block and all channels compete (`allocation="global"`).
+Differs from the paper: attention heads are not pruned. With a refit, (2) uses the refitted weights W', which is never
 worse than either alone.
 """
 
@@ -42,12 +42,12 @@ class FLAP(PruneMethod, frozen=True):
     """Fluctuation of activations, with an output bias."""
 
     allocation: Allocation = "global"
-    """How the share is dealt to the blocks."""
+    """Distribution of the sparsity over blocks: cfsp (block importance), uniform, or global (one threshold for all channels)."""
     bias: bool = True
-    """Add the mean of what was removed as an output bias, in families that have one (others report that they have none)."""
+    """Add the mean of the removed channels as an output bias, in families that have one (others report that they do not)."""
 
     def channel_scores(self, channels: Channels) -> Tensor:
-        """Equation 1, (width,); the weights alone where no token reached this network."""
+        """Equation 1, (width,); only the weights if no token reached this network."""
         moments = channels.activations
         if moments is None or moments.tokens == 0:
             return channels.down.float().square().sum(dim=0)

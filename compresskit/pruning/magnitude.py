@@ -1,6 +1,6 @@
-"""Magnitude: remove the channels whose weights are smallest; no calibration text is needed without a refit.
+"""Magnitude: remove the channels with the smallest weights; without a refit no calibration text is needed.
 
-Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710, section 3, carried over to feed-forward channels:
+Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710, section 3, applied to feed-forward channels:
 
     score_j = sum over the matrices M of the network of ||M_j||_2                                      (1)
 

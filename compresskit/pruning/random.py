@@ -1,4 +1,4 @@
-"""Random: remove channels by chance, from the seed. The floor that any criterion has to beat."""
+"""Random: remove randomly drawn channels; `draw` is the seed. The baseline that any criterion must beat."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ BLOCK_STRIDE = 1_000_003
 
 
 class Random(PruneMethod, frozen=True):
-    """Channels drawn by chance."""
+    """Randomly drawn channels."""
 
     needs_activations: ClassVar[bool] = False
     draw: int = 0
-    """Another draw of channels."""
+    """Seed of the drawn channels."""
 
     def channel_scores(self, channels: Channels) -> Tensor:
-        """Numbers drawn for this network alone, (width,)."""
-        import torch  # method files load without torch
+        """Random numbers drawn for this network, (width,)."""
+        import torch  # method files do not import torch at module level
 
         generator = torch.Generator().manual_seed(self.draw + BLOCK_STRIDE * (channels.block + 1) + channels.member)
         return torch.rand(channels.width, generator=generator).to(channels.down.device)

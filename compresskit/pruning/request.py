@@ -70,16 +70,19 @@ class PruneRequest(Request):
             layouts.check_ragged(model)
 
     def outputs(self, widths: Widths | None = None) -> Outputs:
-        """The checkpoint's files; `widths` None, before the text was seen: widths of the same sum, alike in all blocks."""
+        """The checkpoint's files; `widths` None: those that are known before the text is seen (`_widths_beforehand`)."""
         if widths is None:
-            widths = self._even_widths()
+            widths = self._widths_beforehand()
         stored = layouts.stored_widths(self.model, widths, self.method.layout)
         config, files = layouts.configuration(self.model, stored)
         if self.output_bias and self.model.architecture.ffn_bias_key:
             config[self.model.architecture.ffn_bias_key] = True
         return Outputs(stored_tensors(self.model, stored, self.output_bias), config, files=files)
 
-    def _even_widths(self) -> Widths:
+    def _widths_beforehand(self) -> Widths:
+        """Widths of the right sum, alike in all blocks; all channels where the layout pads to the widest block."""
+        if self.method.layout == "padded" and self.method.allocation != "uniform":  # one block may keep everything
+            return [[group.width for group in self.model.ffn_groups(index)] for index in range(self.model.block_count)]
         from compresskit.pruning.allocation import even_widths
 
         return even_widths(self.method, self.model)

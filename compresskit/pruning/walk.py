@@ -1,6 +1,6 @@
-"""The walk that every pruning method shares: block by block score, keep, refit, write.
+"""The walk shared by all pruning methods: score, keep, refit and write, block by block.
 
-Statistics are those of the already pruned prefix: each block sees what its pruned predecessors give it.
+Statistics come from the pruned prefix: each block sees the outputs of its pruned predecessors.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class Pruned:
     """One feed-forward network after pruning."""
 
     kept: Tensor
-    """Kept channels in rising order, (kept,) int64."""
+    """Kept channels in ascending order, (kept,) int64."""
     weights: tuple[Tensor, ...]
     """Input projections (fused * kept, hidden), then the output projection (hidden, kept)."""
     biases: tuple[Tensor | None, ...]
-    """In the same order."""
+    """Biases in the same order."""
     error: float | None
-    """Output error on the calibration inputs over the output's energy; None without a refit."""
+    """Output error on the calibration inputs relative to the output's energy; None without a refit."""
 
 
 def prune_blocks(request: PruneRequest, walk: Walk, widths: tuple[Widths, Widths], writer: Writer, on_block: OnBlock) -> None:
-    """The pruning pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+    """Prune all blocks. Each block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
 
-    `widths`: those to reach, and those on disk, which are larger where the layout pads. Blocks that an interrupted run has
-    finished are only run, from what that run wrote.
+    `widths`: the target widths and the widths on disk, which are larger if the layout pads. Blocks finished by an interrupted
+    run are read from its output and only run.
     """
     model = walk.model
     for block in walk:
@@ -59,7 +59,7 @@ def prune_blocks(request: PruneRequest, walk: Walk, widths: tuple[Widths, Widths
 def _prune_block(
     request: PruneRequest, walk: Walk, block: Block, widths: tuple[list[int], list[int]], writer: Writer
 ) -> dict[str, Any]:
-    """`widths`: of the block's groups, to reach and on disk."""
+    """`widths`: target and stored widths of the block's groups."""
     method, with_bias = request.method, request.output_bias
     groups = walk.model.ffn_groups(block.index)
     narrowed = [group for group, width in zip(groups, widths[0], strict=True) if width < group.width]
@@ -79,7 +79,7 @@ def _prune_block(
                 _replace(walk, block, ffn, result)
                 masks[-1].append(bitmask(result.kept, group.width))
                 errors += [] if result.error is None else [result.error]
-            # A bias that the source lacks is new in every block, also where no channel goes.
+            # A bias that the source lacks is added in every block, even if the block loses no channel.
             if width < group.width or stored > group.width or with_bias:
                 _write(walk.model, block, group, ffn, stored, writer)
     mean_error = sum(errors) / len(errors) if errors else None
@@ -89,7 +89,7 @@ def _prune_block(
 def prune_channels(
     method: PruneMethod, channels: Channels, place: tuple[Block, FfnGroup, Ffn], width: int, with_bias: bool
 ) -> Pruned:
-    """Keep the `width` best channels of the network at `place`; refit and correct the bias as the method asks."""
+    """Keep the `width` best channels of the network at `place`; refit and correct the bias if the method says so."""
     block, group, ffn = place
     kept = method.channel_scores(channels).topk(width).indices.sort().values
     down = channels.down.float()
@@ -114,7 +114,7 @@ def prune_channels(
 
 
 def _replace(walk: Walk, block: Block, ffn: Ffn, result: Pruned) -> None:
-    """Put the pruned weights into the block, rounded to the dtype in which they are stored."""
+    """Put the pruned weights into the block, rounded to their stored dtype."""
     names = (*ffn.in_projections, ffn.out_projection)
     for name, weight, bias in zip(names, result.weights, result.biases, strict=True):
         linear = block.linear(name)
@@ -129,7 +129,7 @@ def _parameter(value: Tensor, stored: torch.dtype, dtype: torch.dtype) -> nn.Par
 
 
 def _write(model: Model, block: Block, group: FfnGroup, ffn: Ffn, width: int, writer: Writer) -> None:
-    """Write one network as it now is, padded with zeros to `width`."""
+    """Write one network in its current state, padded with zeros to `width`."""
     for name in (*ffn.in_projections, ffn.out_projection):
         linear = block.linear(name)
         is_output = name == ffn.out_projection
@@ -154,7 +154,7 @@ def padded(value: Tensor, dim: int, size: int) -> Tensor:
 
 
 def bitmask(kept: Tensor, width: int) -> str:
-    """Kept channels (kept,) as hexadecimal digits, one bit a channel, channel 0 first; pairing.py reads it back."""
+    """Kept channels (kept,) as hexadecimal digits, one bit per channel, channel 0 first; models/pair.py reads it."""
     bits = torch.zeros(-(-width // 4) * 4, dtype=torch.int64)
     bits[kept.cpu()] = 1
     digits = (bits.view(-1, 4) * torch.tensor([8, 4, 2, 1])).sum(dim=1)

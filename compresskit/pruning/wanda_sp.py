@@ -1,12 +1,12 @@
-"""Wanda-sp: remove the channels whose output weights times input norms are smallest.
+"""Wanda-sp: remove the channels with the smallest products of output weights and input norms.
 
-Wanda, arXiv 2306.11695, equation 1; in structured form as FLAP compares it, arXiv 2312.11983, section 4.
+Wanda, arXiv 2306.11695, equation 1; in structured form as in FLAP's comparison, arXiv 2312.11983, section 4.
 
     score_j = mean_i |W[i, j]| * ||X[:, j]||_2                                                       (1)
 
 symbol  meaning                      shape             name here
 W       output projection            (hidden, width)   down
-X       its calibration inputs       (tokens, width)   seen only through input_norm (width,)
+X       its calibration inputs       (tokens, width)   only through input_norm (width,)
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The quantize stage: weights in 2 to 8 bits, one file a method."""
+"""The quantize stage: weights in 2 to 8 bits, one file per method."""

@@ -1,4 +1,4 @@
-"""Rounding column by column, each column's error passed on to the columns not yet rounded.
+"""Round column by column, passing each column's error on to the columns not yet rounded.
 
 The recursion of GPTQ (arXiv 2210.17323, equations 2 and 3, section 3.3): with H = X^T X + damping and H^-1 = U^T U,
 U upper triangular, for i = 1 .. in:
@@ -13,7 +13,7 @@ H       second moments of the inputs            (in, in)     hessian
 U       Cholesky factor of H^-1                 (in, in)     factor
 e       scaled errors                           (out, in)    errors
 
-Updates are lazy: within a panel of columns at once, for the columns beyond it once a panel.
+Updates are lazy: immediate within a panel of columns, once per panel for the columns after it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from compresskit.numerics.grid import Grid, from_codes
 from compresskit.numerics.scheme import Scheme
 
 PANEL = 128
-"""Columns between two updates of the whole rest (the paper's B)."""
+"""Columns between two updates of the remaining columns (the paper's B)."""
 
 
 class Rounded(NamedTuple):
@@ -37,13 +37,13 @@ class Rounded(NamedTuple):
     codes: Tensor
     """(out, in) whole numbers, float32."""
     targets: Tensor
-    """(out, in) float32: the value of each weight at the moment it was rounded, all earlier errors passed on."""
+    """(out, in) float32: each weight just before it was rounded, with all earlier errors passed on."""
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """U of H^-1 = U^T U. hessian (in, in); `damping` is a share of its mean diagonal.
 
-    With J the reversal of the order, J H J = L L^T gives U = (J L J)^-1: one factorisation and one triangular inverse.
+    With J the order reversal, J H J = L L^T gives U = (J L J)^-1: one factorisation and one triangular inverse.
 
     Returns:
         (in, in) float32, upper triangular.
@@ -51,7 +51,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     Raises:
         NumericalError: the damped matrix is not positive definite.
     """
-    # Each matrix goes as soon as the next is there: of 8,192 inputs one takes half a gigabyte.
+    # Each matrix is freed once the next exists: for 8,192 inputs one takes half a gigabyte.
     reversed_hessian = hessian.flip(0, 1).double()
     del hessian
     mean = reversed_hessian.diagonal().mean()
@@ -67,7 +67,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
 
 def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
-    """The second moments of the columns in this order, (in, in), with 1 for inputs that are always 0."""
+    """Reorder the second moments by column, (in, in), and set the diagonal of always-zero inputs to 1."""
     found = hessian[order][:, order]
     found.diagonal()[found.diagonal() <= 0] = 1
     return found
@@ -76,8 +76,8 @@ def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
 def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme, damping: float, ordered: bool) -> Rounded:
     """Round a linear on a fixed grid. weight (out, in), hessian (in, in).
 
-    `ordered`: columns with the largest second moment first (act-order); the grid belongs to the columns as they are
-    stored, so groups stay groups. Inputs that are always 0 are rounded to the nearest code and pass nothing on.
+    `ordered` takes columns with the largest second moment first (act-order). The grid belongs to the columns in stored order,
+    so groups stay intact. Inputs that are always 0 are rounded to nearest and pass no error on.
 
     Returns:
         Codes and targets, (out, in) float32 each, in the stored order of the columns.
@@ -115,10 +115,10 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Sch
 def relative_output_error(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme) -> float:
     """||(W - W') X^T||^2 over ||W X^T||^2: the relative squared output error on the calibration inputs.
 
-    weight and codes (out, in), hessian (in, in), any positive multiple of it.
+    weight and codes (out, in), hessian (in, in) or any positive multiple of it.
 
     Returns:
-        A share of the output's energy; 0 where there is none.
+        A share of the output's energy; 0 if that is zero.
     """
     difference = weight.float() - from_codes(codes, grid, scheme)
     energy = float(((weight.float() @ hessian) * weight).sum())

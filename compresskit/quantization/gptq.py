@@ -1,11 +1,11 @@
-"""GPTQ: round column by column, each error passed on to the columns not yet rounded.
+"""GPTQ: round column by column, passing each error on to the columns not yet rounded.
 
-GPTQ, arXiv 2210.17323. The recursion and its symbols are in error_feedback.py. Linears that share an input (q, k and v;
-gate and up) share H and go through it side by side, as rows of one matrix. H is of the activations that the already
-quantised linears before this one give, inside the block too (true-sequential).
+GPTQ, arXiv 2210.17323. See error_feedback.py for the recursion and its symbols. Linears that share an input (q, k and v;
+gate and up) share H and are rounded together as rows of one matrix. H uses the activations after all previously quantised
+linears, also inside the block (true-sequential).
 
-Differs from the paper: columns are taken in the order of falling second moments (act-order, as the released code offers);
-the grids are those of the original weights, so groups need no index file.
+Differs from the paper: columns are taken by falling second moments (act-order, as the released code offers); the grids are
+those of the original weights, so groups need no index file.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class GPTQ(GridMethod, frozen=True):
     """Rounding with error feedback."""
 
     damping: Annotated[float, Field(gt=0)] = 0.01
-    """Share of the mean second moment that is added to all of them."""
+    """Damping of the second moments, as a share of their mean."""
     act_order: bool = True
-    """Round inputs with large activations first."""
+    """Round inputs with large activations first (act-order)."""
     clipping: Literal["none", "error"] = "none"
-    """Range of a group: its smallest to largest weight, or narrowed to the least error weighted by the inputs."""
+    """Range of a group: none (its smallest to largest weight) or error (narrowed to the least error weighted by the inputs)."""
 
     needs_activations: ClassVar[bool] = True
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
     ) -> list[StoredLinear]:
-        """The recursion over all rows of the linears (out, in) at once; an expert that no token reached is rounded to nearest."""
+        """Run the recursion over all rows of the linears (out, in); an expert that no token reached is rounded to nearest."""
         import torch
 
         from compresskit.numerics.grid import Grid, min_max_grid, searched_grid, to_codes

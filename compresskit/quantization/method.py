@@ -1,4 +1,4 @@
-"""What a quantization method must provide: the stored form of linears, or of whole blocks. Loads no torch."""
+"""Interface of quantization methods: the stored form of linears or of whole blocks. Does not import torch."""
 
 from __future__ import annotations
 
@@ -24,48 +24,48 @@ if TYPE_CHECKING:
     from compresskit.walk.statistics import Gram
 
 DEFAULT_GROUPS = (64, 32, 16, 8, 4, 2, 1)
-"""Group sizes to choose from where none is asked for, the best first."""
+"""Default group sizes, in order of preference."""
 MOST_BITS = 8
 SMALLEST_USEFUL_GROUP = 8
-"""Below this a 16-bit scale a group costs 2 bits a weight and more."""
+"""Smaller groups cost at least 2 bits per weight for their 16-bit scales."""
 
 
 class QuantizeMethod(Method):
-    """Store the linears of the blocks in low-bit form.
+    """Store the linears of the blocks in low bits.
 
-    The shared walk (sequential.py) collects the second moments of each linear's inputs, those of the already
-    quantised prefix, hands the linears that share an input to the method, and writes what it returns.
+    The shared walk (sequential.py) collects the second moments of each linear's inputs on the quantised prefix, passes the
+    linears that share an input to the method, and writes the result.
     """
 
     ignore: tuple[str, ...] = ()
-    """Keep linears whose name contains this dense, such as down or layers.0; may be repeated."""
+    """Keep linears dense whose names contain this text, such as down or layers.0; may be repeated."""
     embedding_bits: Annotated[int, Field(ge=16, le=16)] | None = None
-    """16 stores embedding, head and final norm of a 32-bit source in 16 bits; left out, they stay as they are."""
+    """16 stores embedding, head and final norm of a 32-bit source in 16 bits; by default they are unchanged."""
 
     needs_activations: ClassVar[bool] = False
     """Whether the method needs calibration text."""
     trains_blocks: ClassVar[bool] = False
-    """Whether whole blocks are fitted to their outputs, so that no weight alone need be near the original's."""
+    """Whether whole blocks are fitted to their outputs, so that single weights may differ from the original's."""
 
     def check(self, model: Model) -> None:
         """Refuse models whose result stock tools could not load, before any work."""
 
     def scheme(self, model: Model) -> Scheme | None:
-        """The grid of every linear; None for methods with a format of their own."""
+        """Grid of every linear; None for methods with their own format."""
         raise TypeError(f"{type(self).__name__} defines no scheme")
 
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The stored tensors of the linear (out, in) with this stored name."""
+        """Stored tensors of the linear (out, in) with this stored name."""
         raise TypeError(f"{type(self).__name__} defines no tensor_specs")
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
-        """`quantization_config`. `schemes` by module name, `dense`: linears that stay as they are."""
+        """`quantization_config`. `schemes`: by module name; `dense`: linears that are not quantised."""
         raise TypeError(f"{type(self).__name__} defines no configuration")
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
     ) -> list[StoredLinear]:
-        """Quantise linears (out, in) that share their input, whose second moments over the calibration text are `gram`."""
+        """Quantise linears (out, in) with a shared input; `gram` holds its second moments over the calibration text."""
         raise TypeError(f"{type(self).__name__} defines no quantize_group")
 
 
@@ -73,21 +73,21 @@ class GridMethod(QuantizeMethod):
     """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
 
     bits: Annotated[float, Field(ge=2, le=8)] = 4
-    """Bits of a weight, 2 to 8; an average such as 2.5 gives each block its own (mixed precision)."""
+    """Bits per weight, 2 to 8; an average such as 2.5 gives each block its own bits (mixed precision)."""
     group_size: Annotated[int, Field(ge=0)] | None = None
-    """Inputs that share a scale, 0 for a whole row; left out, 64 or the largest smaller power of two that divides all."""
+    """Group size: inputs per scale, 0 for a whole row; default: 64, or the largest smaller power of two that divides all."""
     symmetric: Annotated[bool | None, Field(json_schema_extra={"off": "--asymmetric"})] = None
-    """No zero points; left out, only where stock tools read none (mixed precision, experts)."""
+    """Use no zero points; default: only where stock tools cannot read them (mixed precision, experts)."""
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The bits that blocks may have: the asked ones, or for an average those around it and one more."""
+        """Bits that blocks may have: the requested ones, or for an average the ones around it and one more."""
         lower, upper = math.floor(self.bits), math.ceil(self.bits)
         return (lower,) if lower == upper else tuple(bits for bits in (lower, upper, upper + 1) if bits <= MOST_BITS)
 
     @property
     def mixed(self) -> bool:
-        """Whether blocks differ in their bits."""
+        """Whether blocks have different bits."""
         return len(self.levels) > 1
 
     def is_symmetric(self, model: Model) -> bool:
@@ -98,8 +98,8 @@ class GridMethod(QuantizeMethod):
         """Refuse models whose result stock tools could not load, before any work.
 
         Raises:
-            UnsupportedArchitecture: stock tools unpack no such linears of this family.
-            RequestError: mixed precision is asked for with zero points.
+            UnsupportedArchitecture: stock tools cannot unpack this family's linears.
+            RequestError: mixed precision is combined with zero points.
         """
         if model.architecture.transposed:
             raise UnsupportedArchitecture(
@@ -118,11 +118,11 @@ class GridMethod(QuantizeMethod):
             )
 
     def scheme(self, model: Model) -> Scheme:
-        """The grid of every linear; RequestError where the group size does not divide the inputs of one."""
+        """Grid of every linear; raises RequestError if the group size does not divide a linear's inputs."""
         return checked_scheme(model, self.scheme_of(model, math.ceil(self.bits)), self.ignore)
 
     def scheme_of(self, model: Model, bits: int) -> Scheme:
-        """The grid with these bits."""
+        """Grid with this number of bits."""
         return Scheme(bits, self._group_size(model), self.is_symmetric(model))
 
     def _group_size(self, model: Model) -> int:
@@ -132,7 +132,7 @@ class GridMethod(QuantizeMethod):
         return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
 
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The packed tensors of the linear (out, in) with this stored name."""
+        """Packed tensors of the linear (out, in) with this stored name."""
         assert scheme is not None
         return compressed_tensors.tensor_specs(name, shape, scheme, scale_dtype)
 
@@ -142,23 +142,23 @@ class GridMethod(QuantizeMethod):
 
 
 class BlockMethod(GridMethod):
-    """Quantisation that trains whole blocks on two streams of hidden states, and may leave an adapter beside the weights."""
+    """Quantisation that trains whole blocks on two streams of hidden states, with an optional adapter."""
 
     trains_blocks: ClassVar[bool] = True
 
     @property
     def needs_fisher(self) -> bool:
-        """Whether the method asks for the Fisher diagonals of the weights."""
+        """Whether the method needs the Fisher diagonals of the weights."""
         return False
 
     @property
     def training_epochs(self) -> float:
-        """Times that the training of a block sees every window."""
+        """Passes over every window in the training of a block."""
         return 1.0
 
     @property
     def windows_at_once(self) -> int:
-        """The most calibration windows in a micro-batch."""
+        """Maximum number of calibration windows in a micro-batch."""
         raise TypeError(f"{type(self).__name__} defines no windows_at_once")
 
     def adapter_rank(self, model: Model) -> int:
@@ -167,7 +167,7 @@ class BlockMethod(GridMethod):
 
     @property
     def has_small_factors(self) -> bool:
-        """Whether the adapter is stored in 8 bits, with a scale for each linear."""
+        """Whether the adapter is stored in 8 bits, with a scale per linear."""
         return False
 
     def quantize_block(
@@ -180,23 +180,22 @@ class BlockMethod(GridMethod):
     ) -> StoredBlock:
         """Quantise one block of the quantised stream and advance it.
 
-        `targets`: what the original block gave, one (batch, length, hidden) a micro-batch. `sequence`: the linears that are
-        quantised, as `Model.linear_sequence` gives them. `saliencies`: by plain name, (out, in) each, where the method asked
-        for any.
+        `targets`: the original block's outputs, one (batch, length, hidden) per micro-batch. `sequence`: the linears to quantise,
+        as `Model.linear_sequence` gives them. `saliencies`: by plain name, (out, in) each, if the method needs them.
 
         Raises:
-            TypeError: the method does not define how.
+            TypeError: the method does not implement it.
         """
         raise TypeError(f"{type(self).__name__} defines no quantize_block")
 
 
 def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
-    """Plain names of the linears that a quantisation takes: all of the blocks, but for the ignored."""
+    """Plain names of the linears to quantise: all linears of the blocks except ignored ones."""
     return [name for name in model.linears if not any(part in name for part in ignore)]
 
 
 def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:
-    """RequestError where a linear does not divide into the scheme's groups."""
+    """Return the scheme; raises RequestError if a linear does not divide into its groups."""
     for name in quantised_linears(model, ignore):
         columns = model.linear_shape(name)[1]
         if not scheme.fits(columns):

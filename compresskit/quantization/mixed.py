@@ -1,4 +1,4 @@
-"""Mixed precision: bits for each block, by what the model loses when that block alone has them.
+"""Mixed precision: choose bits per block by the model's loss when only that block is rounded.
 
     minimise sum_l KL_l(b_l)    subject to    sum_l n_l b_l <= average * sum_l n_l
 
@@ -6,11 +6,11 @@ symbol  meaning                                                              nam
 KL_l(b) divergence from the original when only block l is rounded to b bits  losses[l][b]
 n_l     weights of block l                                                   sizes[l]
 
-Greedy: from the fewest bits everywhere, the block that gains most a bit goes up a level while the budget lasts. All linears
-of a block have the same bits, so that readers can fuse q, k and v, or gate and up.
+Greedy: all blocks start at the fewest bits; the block that gains most per bit moves up a level while the budget lasts. All
+linears of a block have the same bits, so that readers can fuse q, k and v, or gate and up.
 
-The losses come from one walk: each candidate is a stream of hidden states of its own, split off at its block and run
-through the original blocks after it. Rounding is GPTQ's (error_feedback.py), on the original's activations.
+One walk measures the losses: each candidate is a separate stream of hidden states, split off at its block and run through
+the original blocks after it. Rounding is GPTQ's (error_feedback.py), on the original's activations.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from compresskit.walk.walk import Walk
 
 DAMPING = 0.01
 Losses = list[dict[int, float]]
-"""By block: the divergence in nats a token, by bits."""
+"""By block, then by bits: the KL divergence in nats per token."""
 
 
 def allocate_bits(losses: Losses, sizes: Sequence[int], average: float) -> list[int]:
-    """Bits of every block, whose mean weighted by `sizes` is at most `average`. `losses`: the same levels for every block."""
+    """Choose the bits of every block; their mean weighted by `sizes` is at most `average`. All blocks have the same levels."""
     levels = sorted(losses[0])
     chosen = [levels[0]] * len(losses)
     budget = average * sum(sizes) - levels[0] * sum(sizes)
@@ -57,7 +57,7 @@ def allocate_bits(losses: Losses, sizes: Sequence[int], average: float) -> list[
 
 @torch.no_grad()
 def block_losses(request: QuantizeRequest, walk: Walk, levels: Sequence[Scheme], on_block: OnBlock) -> Losses:
-    """What the model loses, in nats a token, when one block alone is rounded, for every block and level."""
+    """Measure the divergence in nats per token when only one block is rounded, for every block and level."""
     streams: dict[tuple[int, int], list[Tensor]] = {}
     count = walk.model.block_count
     for block in walk:
@@ -81,7 +81,7 @@ def _divergence(logits: Tensor, reference: Tensor) -> float:
 
 
 def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Scheme]) -> dict[int, list[Tensor]]:
-    """The block's outputs on its present inputs, rounded to each level in turn; it is left as it was."""
+    """The block's outputs on its current inputs, rounded to each level in turn; the block itself is unchanged."""
     groups = [group for position in chosen_sequence(request.model, block.index, request.schemes) for group in position]
     if not groups:
         return {scheme.bits: [block.run(hidden) for hidden in block.hidden] for scheme in levels}
@@ -104,7 +104,7 @@ def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Sc
 
 
 def _rounded(weight: Tensor, hessian: Tensor | None, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
-    """What GPTQ's rounding leaves of a weight; an expert that no token reached stays as it is."""
+    """Round a weight with GPTQ; an expert that no token reached stays unchanged."""
     if hessian is None:
         return weight
     grid = min_max_grid(weight, scheme, scale_dtype)

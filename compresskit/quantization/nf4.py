@@ -1,7 +1,8 @@
 """NF4: 4-bit codes on the quantiles of a normal distribution, in bitsandbytes' own format.
 
-QLoRA, arXiv 2305.14314, section 3: blocks of 64 weights share their largest magnitude (1), which `--nested` stores in
-8 bits itself (double quantisation). The codes are the library's; needs no text. Stored: 4.5 bits a weight, 4.127 nested.
+QLoRA, arXiv 2305.14314, section 3: blocks of 64 weights share their largest magnitude (1). `--nested` also stores the
+magnitudes in 8 bits (double quantisation). The library computes the codes; no text is needed. Stored: 4.5 bits per weight,
+4.127 nested.
 
     Q = argmin_i |W / absmax - q_i|,    q_i the 16 points of the codebook                                          (1)
 """
@@ -30,21 +31,21 @@ class NF4(QuantizeMethod, frozen=True):
     """bitsandbytes 4-bit."""
 
     block_size: Literal["64", "128", "256", "512", "1024", "2048", "4096"] = "64"
-    """Weights that share a magnitude."""
+    """Block size: weights per magnitude."""
     nested: bool = True
     """Store the magnitudes in 8 bits (double quantisation)."""
 
     def check(self, model: Model) -> None:
-        """UnsupportedArchitecture for experts, which stock tools keep in 3-D tensors that no 4-bit file can fill."""
+        """Raise UnsupportedArchitecture for experts: stock tools keep them in 3-D tensors that 4-bit files cannot fill."""
         if model.architecture.experts:
             raise UnsupportedArchitecture(f"{model.family}: stock tools load no 4-bit experts; use quantize gptq --symmetric")
 
     def scheme(self, model: Model) -> Scheme | None:
-        """NF4 has no affine grid."""
+        """None: NF4 has no affine grid."""
         return None
 
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
-        """The stored tensors of the linear (out, in) with this stored name."""
+        """Stored tensors of the linear (out, in) with this stored name."""
         return bitsandbytes.tensor_specs(name, shape, int(self.block_size), self.nested)
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""RTN: round every weight to the nearest point of its group's grid. The floor to compare with; needs no text.
+"""RTN: round every weight to the nearest point of its group's grid. The baseline; needs no text.
 
     Q = clamp(round(W / s) + z),    s = (max - min) / (2^bits - 1),    z = round(-min / s) + lowest          (1)
 
-min and max are those of the group, with 0 in between (grid.py has the symbols). `--clipping error` narrows each group's
-range to the least squared weight error; on SmolLM2 that measured worse than min-max at 3 bits (KL 1.338 against 1.297):
-the largest weights matter more than their share of the error says.
+min and max are those of the group, with 0 in between (see grid.py for the symbols). `--clipping error` narrows each group's
+range to the least squared weight error. On SmolLM2 at 3 bits that was worse than min-max (KL 1.338 instead of 1.297): the
+largest weights matter more than their share of the error suggests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RTN(GridMethod, frozen=True):
     """Round to nearest."""
 
     clipping: Literal["none", "error"] = "none"
-    """Range of a group: its smallest to largest weight, or narrowed to the least squared weight error."""
+    """Range of a group: none (its smallest to largest weight) or error (narrowed to the least squared weight error)."""
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype

@@ -1,7 +1,7 @@
-"""The walk that the quantisation methods share: block by block, linear by linear, on the already quantised prefix.
+"""The walk shared by quantisation methods: block by block, linear by linear, on the quantised prefix.
 
-Inside a block the linears go in the order in which they compute (attention inputs, attention output, feed-forward
-inputs, feed-forward outputs): each position's statistics are taken with those before it quantised.
+Inside a block the linears are quantised in compute order (attention inputs, attention output, feed-forward inputs,
+feed-forward outputs). The statistics of each position are collected with the earlier positions quantised.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from compresskit.walk.walk import Walk
 
 
 def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_block: OnBlock) -> None:
-    """The quantising pass. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+    """Quantise all blocks. Each block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
 
-    Blocks that an interrupted run has finished are only run, from what that run wrote.
+    Blocks finished by an interrupted run are read from its output and only run.
     """
     write_shapes(request, writer)
     for block in walk:
@@ -33,7 +33,7 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
 
 
 def write_shapes(request: QuantizeRequest, writer: Writer) -> None:
-    """Write the shape tensors first: with them a partial folder can be opened, whichever blocks it holds."""
+    """Write the shape tensors first: a partial folder can then be opened, whichever blocks it holds."""
     for name in request.schemes:
         stored = f"{request.model.stored_name(name)}.weight_shape"
         if stored in writer.missing:
@@ -44,7 +44,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
     """Quantise the linears of one block in place, position by position, and write them.
 
     Returns:
-        The squared output error over the output's energy, by a linear's name inside the block, where the method tells it.
+        The squared output error relative to the output's energy, by the linear's name inside the block, if the method reports it.
     """
     method, scale_dtype = request.method, torch_dtype(request.scale_dtype)
     errors: dict[str, float] = {}
@@ -62,7 +62,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
 
 
 def put(model: Model, block: Block, name: str, stored: StoredLinear, writer: Writer) -> None:
-    """Write one quantised linear, and let the block compute with what readers will unpack."""
+    """Write one quantised linear, and set the block's weight to what readers will unpack."""
     for leaf, tensor in stored.tensors.items():
         writer.put(f"{model.stored_name(name)}.{leaf}", tensor)
     replace_weight(block.linear(name), stored.weight)

@@ -1,6 +1,6 @@
-"""The walk of methods that train whole blocks: the original model and the quantised one side by side.
+"""The walk of methods that train whole blocks: the original and the quantised model side by side.
 
-Each block of the original sees what its original predecessors give, each quantised block what the quantised ones give.
+Each original block sees the outputs of its original predecessors, each quantised block those of its quantised predecessors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from compresskit.walk.sequence import OnBlock, chosen_sequence, finish_block
 from compresskit.walk.walk import Walk
 
 Saliencies = Callable[[int], Mapping[str, Tensor]]
-"""Saliencies of the linears of a block, by plain name."""
+"""Function from a block's index to the saliencies of its linears, by plain name."""
 
 
 def quantize_blocks(
@@ -35,10 +35,10 @@ def quantize_blocks(
     writer: Writer,
     on_block: OnBlock,
 ) -> None:
-    """The pass over both streams. Every block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+    """Walk both streams. Each block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
 
-    `walks`: of the original, and of the model that is quantised on the way. Blocks that an interrupted run has finished are
-    only run, from what that run wrote.
+    `walks`: one of the original, one of the model being quantised. Blocks finished by an interrupted run are read from its
+    output and only run.
     """
     model = request.model
     write_shapes(request, writer)

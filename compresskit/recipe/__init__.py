@@ -1,1 +1,1 @@
-"""Recipes: YAML <-> the same typed settings that the command line builds. Loads no torch."""
+"""Recipes: YAML with the same typed settings as the command line. Does not import torch."""

@@ -1,4 +1,4 @@
-"""YAML whose every value knows its file and line, so that a mistake is refused by where it stands. Loads no torch."""
+"""YAML values with their file and line, so that errors show the position. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import yaml
 from compresskit.errors import RequestError, near_miss
 
 LARGEST_FILE_BYTES = 1 << 20
-"""A recipe is written by hand; a file above 1 MiB is another one."""
+"""A recipe is written by hand; a file above 1 MiB is something else."""
 MOST_NODES = 5_000
-"""Aliases of aliases can unfold to billions of values."""
+"""Aliases of aliases can expand to billions of values."""
 
 
 class RecipeError(RequestError):
-    """A recipe is refused: file, line, key, what was found and what to write instead."""
+    """The recipe is invalid; the message names file, line and key, the value found and the expected one."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands."""
+    """Position in a file."""
 
     file: str
     line: int
-    """From 1."""
+    """Line number, from 1."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
     def error(self, message: str) -> RecipeError:
-        """The error that names this place."""
+        """Build an error for this position."""
         return RecipeError(f"{self}: {message}")
 
 
@@ -44,29 +44,29 @@ class Value:
     content: Any
     place: Place
     keys: dict[str, Place]
-    """Where each key of a dictionary stands."""
+    """Positions of a dictionary's keys."""
 
     def mapping(self, what: str) -> dict[str, Value]:
-        """The content as a dictionary; RecipeError where it is none."""
+        """The content as a dictionary; raises RecipeError if it is not one."""
         if not isinstance(self.content, dict):
             raise self.place.error(f"{what}: expected keys and values, found {self.kind}")
         return self.content
 
     def list(self, what: str) -> list[Value]:
-        """The content as a list; RecipeError where it is none."""
+        """The content as a list; raises RecipeError if it is not one."""
         if not isinstance(self.content, list):
             raise self.place.error(f"{what}: expected a list, found {self.kind}; put a dash before each item")
         return self.content
 
     def text(self, what: str) -> str:
-        """The content as text; RecipeError where it is none, or empty."""
+        """The content as text; raises RecipeError if it is not text or is empty."""
         if not isinstance(self.content, str) or not self.content.strip():
             raise self.place.error(f"{what}: expected text, found {self.kind}")
         return self.content
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """Kind of value, in words."""
         if isinstance(self.content, dict):
             return "keys and values"
         if isinstance(self.content, list):
@@ -74,7 +74,7 @@ class Value:
         return "nothing" if self.content in (None, "") else repr(self.content)
 
     def plain(self) -> Any:
-        """The content without places."""
+        """The content without positions."""
         if isinstance(self.content, dict):
             return {key: value.plain() for key, value in self.content.items()}
         if isinstance(self.content, list):
@@ -82,7 +82,7 @@ class Value:
         return self.content
 
     def check_keys(self, what: str, known: Iterable[str]) -> None:
-        """RecipeError at the first key that is not known, with the near miss."""
+        """Raise RecipeError at the first unknown key, with the nearest known one."""
         known = list(known)
         for key, place in self.keys.items():
             if key not in known:
@@ -90,7 +90,7 @@ class Value:
 
 
 def read(path: Path) -> Value:
-    """The document of a file; RecipeError where it cannot be read or is no YAML."""
+    """Read a file's document; raises RecipeError if it is unreadable or not YAML."""
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise Place(str(path), 1).error(f"{path.stat().st_size} bytes are no recipe; give the YAML file")
@@ -103,7 +103,7 @@ def read(path: Path) -> Value:
 
 
 def parse(text: str, name: str) -> Value:
-    """The document of a text; RecipeError where it is no YAML. `name` is the file that errors name."""
+    """Parse a text; raises RecipeError if it is not YAML. `name` is the file name in errors."""
     loader = yaml.SafeLoader(text)
     loader.name = name
     try:
@@ -122,7 +122,7 @@ def parse(text: str, name: str) -> Value:
 
 
 class _Converter:
-    """Nodes -> values; counts them, and follows aliases."""
+    """Converts nodes to values, counts them and resolves aliases."""
 
     def __init__(self, loader: yaml.SafeLoader, name: str):
         self.loader = loader

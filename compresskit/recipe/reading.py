@@ -1,12 +1,12 @@
-"""A recipe file -> typed steps: include, variables, defaults, matrix.
+"""Read a recipe file into typed steps: include, variables, defaults, matrix.
 
-source: demo:smollm2-135m          what the first step reads; `${source}`
+source: demo:smollm2-135m          input of the first step; `${source}`
 variables: {text: self}            `${text}`; `--set text=FILE` replaces it
-defaults: {samples: 64}            settings of every step that knows them
+defaults: {samples: 64}            settings of every step that has them
 matrix: {bits: [2, 3]}             a copy of every step that depends on `${bits}`, for each value
 steps: [{prune: cfsp, sparsity: 0.2}, {quantize: gptq, bits: "${bits}"}, {evaluate:, against: "${source}"}]
-gates: ["perplexity_ratio<=1.2"]   held against the last evaluation
-include: FILE                      another recipe, whose steps come first; keys here win
+gates: ["perplexity_ratio<=1.2"]   checked against the last evaluation
+include: FILE                      another recipe, whose steps come first; keys here take precedence
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Context,
 
 KEYS = ("description", "source", "variables", "defaults", "matrix", "steps", "gates", "include")
 MOST_STEPS = 500
-"""A larger grid is a mistake, or a campaign of several recipes."""
+"""A larger grid is a mistake, or should be several recipes."""
 RESERVED = ("source", "here")
-"""Names with a meaning of their own; `${here}` is the folder of the recipe."""
+"""Reserved names; `${here}` is the folder of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Recipe:
     source: str
     steps: list[Step]
     gates: list[str]
-    """Limits for the last evaluation (of every cell of the matrix)."""
+    """Limits for the last evaluation (of every matrix cell)."""
     judged: list[str]
-    """Names of the evaluate steps that these gates judge."""
+    """Names of the evaluate steps that these gates check."""
     matrix: dict[str, list[Any]]
 
     def step(self, name: str) -> Step:
-        """The step of this name; RequestError with the near miss where there is none."""
+        """Return the step of this name; raises RequestError with the nearest name if there is none."""
         names = [step.name for step in self.steps]
         if name not in names:
             raise RequestError(f"{self.path}: no step {name!r};{near_miss(name, names)} There are {', '.join(names)}")
@@ -53,14 +53,14 @@ class Recipe:
 
 
 def load(path: Path, given: Mapping[str, str] | None = None) -> Recipe:
-    """Read and check a recipe, before any work; `given` replaces variables, and `source`.
+    """Read and check a recipe before any work; `given` replaces variables and `source`.
 
     Returns:
         The recipe with all steps of its matrix, as typed settings.
 
     Raises:
-        RecipeError: the recipe is at fault; file, line and key are named.
-        RequestError: no variable takes a `given`.
+        RecipeError: the recipe is invalid; the message names file, line and key.
+        RequestError: `given` names an unknown variable.
     """
     document = _included(path, ())
     document.check_keys("recipe", KEYS)
@@ -83,7 +83,7 @@ def load(path: Path, given: Mapping[str, str] | None = None) -> Recipe:
 
 
 def _included(path: Path, above: tuple[Path, ...]) -> Value:
-    """The document with the one that it includes merged in: own keys win, the included steps come first."""
+    """Merge the document with its included one: own keys take precedence, included steps come first."""
     document = read(path)
     content = document.mapping("recipe")
     if "include" not in content:
@@ -159,7 +159,7 @@ def _plain_matrix(matrix: Mapping[str, list[Value]]) -> dict[str, list[Any]]:
 def _build_all(
     steps: Sequence[Value], values: Mapping[str, Value], matrix: Mapping[str, list[Value]], defaults: Mapping[str, Value]
 ) -> tuple[list[Step], list[str]]:
-    """(every step of every cell of the matrix, each once; names of the last evaluate steps)."""
+    """Return (every step of every matrix cell, each once; names of the last evaluate steps)."""
     names = _names(steps)
     common = [text for each in defaults.values() for text in _texts(each)]
     depends = _dependencies(steps, names, matrix, common)
@@ -194,13 +194,13 @@ def _cells(matrix: Mapping[str, list[Value]]) -> Iterator[dict[str, Value]]:
 
 
 def _slug(value: Any) -> str:
-    """The value as part of a folder's name."""
+    """Convert the value to a part of a folder name."""
     text = str(value).rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9._]+", "_", text) or "empty"
 
 
 def _names(steps: Sequence[Value]) -> list[str]:
-    """The name of every step: its own, or its stage with a number from the second on."""
+    """Name of every step: its own, or its stage with a number from the second on."""
     names: dict[str, Value] = {}
     for step in steps:
         stage, _ = kind_of(step)
@@ -221,7 +221,7 @@ def _names(steps: Sequence[Value]) -> list[str]:
 def _dependencies(
     steps: Sequence[Value], names: Sequence[str], matrix: Mapping[str, Any], common: Sequence[str]
 ) -> list[set[str]]:
-    """The variables of the matrix on which each step depends, by itself or through what it reads; `common`: texts of defaults."""
+    """Matrix variables on which each step depends, directly or through its inputs; `common`: texts of defaults."""
     by_name: dict[str, set[str]] = {}
     before: set[str] = set()
     for name, step in zip(names, steps, strict=True):
@@ -250,7 +250,7 @@ def _texts(value: Value) -> Iterator[str]:
 
 
 def _substituted(value: Value, scope: Mapping[str, Value]) -> Value:
-    """The value with the variables put in; a text that is one variable alone becomes the variable's value, whatever its type."""
+    """Substitute variables; a text that is a single variable becomes the variable's value, of any type."""
     if isinstance(value.content, dict):
         return Value({key: _substituted(each, scope) for key, each in value.content.items()}, value.place, value.keys)
     if isinstance(value.content, list):

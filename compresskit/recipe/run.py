@@ -1,4 +1,4 @@
-"""Run a recipe: step after step, skipping what is done, then hold the gates against what was measured."""
+"""Run a recipe: run the steps in order, skip finished ones, then check the gates."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which part of a recipe to run, and how."""
+    """The part of a recipe to run, and how."""
 
     first: str | None = None
-    """Redo this step and all after it."""
+    """Redo this step and all steps after it."""
     only: str | None = None
-    """Redo this step alone, on what the others have left."""
+    """Redo only this step, on the existing results of the others."""
     dry_run: bool = False
-    """Say what would be done, and do nothing."""
+    """Show what would be done without doing it."""
     overwrite: bool = False
-    """Start anew."""
+    """Start over."""
     quiet: bool = True
 
 
 def run(recipe: Recipe, out: Path, wanted: Wanted = Wanted(), say: Say = lambda line: None) -> dict[str, Any]:
-    """Run a recipe into a folder; a step whose settings and inputs are unchanged is skipped.
+    """Run a recipe into a folder; steps with unchanged settings and inputs are skipped.
 
     Returns:
-        The dictionary that `--json` prints, gates that were not met included.
+        The dictionary that `--json` prints, including failed gates.
 
     Raises:
-        RequestError: another run is at work in the folder, or it or a step cannot be used.
-        Interrupted: a signal stopped the run; the same call goes on from there.
-        CompresskitError: what a step meets, of the kinds in errors.py.
+        RequestError: another run uses the folder, or the folder or a step is unusable.
+        Interrupted: a signal stopped the run; the same call resumes it.
+        CompresskitError: a step's own errors, see errors.py for the kinds.
     """
     started = time.monotonic()
     for name in (wanted.first, wanted.only):
@@ -97,7 +97,7 @@ def _keys(recipe: Recipe, state: State) -> dict[str, str]:
 
 
 def _reason(recipe: Recipe, step: Step, keys: dict[str, str], state: State, wanted: Wanted) -> str | None:
-    """Why the step has to run; None where it has not."""
+    """Reason why the step must run; None if it can be skipped."""
     names = [each.name for each in recipe.steps]
     asked = wanted.only == step.name or (wanted.first is not None and names.index(step.name) >= names.index(wanted.first))
     if wanted.only is not None or asked:
@@ -154,7 +154,7 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
     if len(sources) == 1 and not getattr(stage_of(step.stage, step.method_name or ""), "several", False):
         sources = sources[0]
     work = runner(step.stage, step.method_name or "")
-    gc.collect()  # fine-tuning leaves reference cycles, which keep the source's weights mapped until they are collected
+    gc.collect()  # fine-tuning leaves reference cycles that keep the source's weights mapped until they are collected
     release_freed_memory()
     restart_peak()
     if not step.writes_model:
@@ -171,7 +171,7 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
 
 
 def recovered_result(step: Step, folder: Path) -> dict[str, Any]:
-    """The result of a step that had finished when its run was killed, from what its folder says; its time is not known."""
+    """Reconstruct the result of a step that finished just before its run was killed, from its folder; its time is unknown."""
     if not step.writes_model:
         return read_json(folder / REPORT)
     made = read_json(folder / MANIFEST)
@@ -193,7 +193,7 @@ def _say_plan(recipe: Recipe, todo: dict[str, str], say: Say) -> None:
 
 
 def _gates(recipe: Recipe, state: State) -> list[dict[str, Any]]:
-    """Every gate of the recipe and of its evaluate steps, as GateResult's keys and `step`."""
+    """All gates of the recipe and its evaluate steps, with GateResult's keys and `step`."""
     results: list[dict[str, Any]] = []
     for step in recipe.steps:
         report = (state.steps.get(step.name) or {}).get("result")

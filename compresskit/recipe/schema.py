@@ -1,4 +1,4 @@
-"""JSON Schema of the recipe, made from the classes of the methods, so that editors complete and check a recipe. No torch."""
+"""JSON Schema of recipes, built from the method classes, for completion and checks in editors. No torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from compresskit.recipe.steps import RUN_DECIDES
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 VARIABLE = {"type": "string", "pattern": r"\$\{[^${}]+\}"}
-"""Any setting may be a variable, a value of the matrix, or a reference."""
+"""Any setting may be a variable, a matrix value, or a reference."""
 
 
 def schema() -> dict[str, Any]:
-    """The schema; every step is one of the stages with the settings of its method."""
+    """Build the schema; every step is a stage with the settings of its method."""
     definitions: dict[str, Any] = {}
     steps = []
     for stage in (name for name in STAGES if " " not in name):

@@ -1,4 +1,4 @@
-"""The recipes that come with the package: by name, wherever they lie."""
+"""The recipes that ship with the package, found by name."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "r
 
 
 def folder() -> Path:
-    """Where the shipped recipes are."""
+    """Folder of the shipped recipes."""
     return next((each for each in FOLDERS if (each / "demo.yaml").is_file()), FOLDERS[0])
 
 
 def names() -> list[str]:
-    """The shipped recipes' names, in alphabetical order."""
+    """Names of the shipped recipes, in alphabetical order."""
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
 def find(recipe: str) -> Path:
-    """The file that RECIPE means: a path, or the name of a shipped recipe; RequestError where it means none."""
+    """Find the file of RECIPE, a path or the name of a shipped recipe; raises RequestError if there is none."""
     path = Path(recipe).expanduser()
     if path.suffix in (".yaml", ".yml") or path.exists():
         return path
@@ -32,7 +32,7 @@ def find(recipe: str) -> Path:
 
 
 def listing() -> dict[str, str]:
-    """Name -> first line of the description."""
+    """First line of each recipe's description, by name."""
     found = {}
     for name in names():
         content = read(folder() / f"{name}.yaml").mapping("recipe")

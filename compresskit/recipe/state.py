@@ -1,8 +1,8 @@
-"""What a run has done so far, in OUT/run.json: every step's key and result, written before the next step begins. No torch.
+"""State of a run in OUT/run.json: every step's key and result, written before the next step begins. No torch.
 
-A step's key is the SHA-256 of its settings, of the contents of its inputs and of this tool's version. A stage's folder
-appears under its final name whole or not at all, so a step that was started with a key, after the folder of that name was
-removed, has finished exactly when the folder is there: a run that was killed between the two is not done again.
+A step's key is the SHA-256 of its settings, the contents of its inputs and the tool's version. Before a step starts, any
+existing folder of its name is removed, and its own folder appears atomically. A started step has therefore finished if and
+only if its folder exists, so a run that is killed before it records the result does not repeat the step.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ FILE = "run.json"
 LOCK = ".lock"
 FORMAT_VERSION = 1
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model", ".jinja", ".py")
-"""Files of a model's or a data folder that a stage may read."""
+"""Suffixes of files that a stage may read from a model or data folder."""
 NOT_IN_KEY = (*RUN_DECIDES, "gate")
-"""A limit that changes is held against the report that is there already."""
+"""Not part of the key: a changed limit is checked against the existing report."""
 
 
 @dataclass
 class State:
-    """The steps of a run, by name: {"key", "status": "running" or "done", "result"}."""
+    """State of the steps, by name: {"key", "status": "running" or "done", "result"}."""
 
     out: Path
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
-    """Of the inputs, hashed once in a run."""
+    """Hashes of the inputs, computed once per run."""
 
     def folder(self, name: str) -> Path:
-        """Where a step writes."""
+        """Output folder of a step."""
         return self.out / name
 
     def output(self, name: str) -> Path:
-        """What a step gave: its folder, or what it names where it had nothing to do and wrote none."""
+        """Output of a step: its folder, or the path that it names if it had nothing to do and wrote none."""
         folder = self.folder(name)
         result = self.steps.get(name, {}).get("result") or {}
         return folder if folder.is_dir() or "output" not in result else Path(result["output"])
 
     def save(self) -> None:
-        """Replace run.json, whole."""
+        """Write run.json atomically."""
         found = {"format_version": FORMAT_VERSION, "steps": self.steps}
         write_whole(self.out / FILE, json.dumps(found, indent=1) + "\n")
 
     def key(self, step: Step, earlier: dict[str, str]) -> str:
-        """The step's key; `earlier`: keys of the steps before it, by name."""
+        """Compute the step's key; `earlier`: keys of the earlier steps, by name."""
         parts: list[Any] = [step.stage, step.method_name]
         parts += [settings.model_dump(exclude=set(NOT_IN_KEY)) for settings in (step.method, step.options) if settings]
         inputs = {name: earlier[name] for name in step.references}
@@ -62,7 +62,7 @@ class State:
         return manifest.fingerprint("step", parts, list(step.sources), inputs, {k: v for k, v in files.items() if v})
 
     def _digest(self, text: str, must_exist: bool) -> str | None:
-        """SHA-256 of what a text names: a model, a folder, or files joined by +; None where it names nothing on this disk."""
+        """SHA-256 of the model, folder or files (joined by +) that a text names; None if it names nothing on this disk."""
         if text not in self.digests:
             if must_exist or text.startswith("demo:"):
                 self.digests[text] = digest(source.resolve(text))
@@ -72,7 +72,7 @@ class State:
         return self.digests[text] or None
 
     def is_done(self, step: Step, key: str) -> bool:
-        """Whether the step has finished with this key, and its output is still what it was."""
+        """Whether the step has finished with this key and its output is unchanged."""
         found = self.steps.get(step.name)
         folder = self.output(step.name)
         if found is None or found["key"] != key or not folder.is_dir():
@@ -83,13 +83,13 @@ class State:
         return not manifest.changed_files(folder, recorded)
 
     def begin(self, step: Step, key: str) -> bool:
-        """Make room for the step and note that it runs.
+        """Make room for the step and record that it is running.
 
         Returns:
-            Whether the same request was interrupted and may have left a part.
+            Whether an interrupted run of the same request may have left partial output.
 
         Raises:
-            RequestError: a folder that is not of this run is in the way.
+            RequestError: a folder that does not belong to this run is in the way.
         """
         found = self.steps.get(step.name)
         folder = self.folder(step.name)
@@ -107,7 +107,7 @@ class State:
         return goes_on
 
     def finish(self, step: Step, result: dict[str, Any]) -> None:
-        """Note that the step has finished."""
+        """Record that the step has finished."""
         self.steps[step.name] |= {"status": "done", "result": json.loads(json.dumps(result))}
         self.save()
 
@@ -123,12 +123,12 @@ def _texts(step: Step) -> list[str]:
 def _exists(text: str) -> bool:
     try:
         return bool(text) and Path(text).expanduser().exists()
-    except OSError:  # a text too long for a file's name
+    except OSError:  # the text is too long for a file name
         return False
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or over the names and hashes of a folder's files that a stage may read; times play no part."""
+    """SHA-256 of a file, or over the names and hashes of a folder's readable files; timestamps are ignored."""
     if path.is_file():
         return sha256(path)
     files = sorted(each for each in path.rglob("*") if each.is_file() and each.suffix in READ_SUFFIXES)
@@ -136,7 +136,7 @@ def digest(path: Path) -> str:
 
 
 def open_state(out: Path, overwrite: bool) -> State:
-    """The state of a run's folder, a new one where there is none yet; RequestError where the folder is something else."""
+    """Open the state of a run's folder, or create it; raises RequestError if the folder is something else."""
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out}: is a file, not a folder; choose another path")
     state = State(out)

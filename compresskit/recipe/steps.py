@@ -1,4 +1,4 @@
-"""One step of a recipe: a stage, its method, and their settings as the typed classes that the command line builds too."""
+"""One step of a recipe: a stage, its method, and typed settings of the same classes as the command line."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from compresskit.recipe.located import Place, Value
 
 OWN_KEYS = ("name", "stage", "method", "source")
 MODEL_FIELDS = ("source", "original", "against", "adapter", "base")
-"""Settings that take a model, in which the bare name of a step means its output."""
+"""Settings that take a model, where a bare step name means that step's output."""
 RUN_DECIDES = ("overwrite", "resume")
-"""Settings that are a matter of the run, not of the recipe."""
+"""Settings that belong to the run, not to the recipe."""
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]*")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One typed step; its texts may hold `${name of an earlier step}`, which the run replaces by that step's folder."""
+    """One typed step; texts may contain `${name of an earlier step}`, which the run replaces with that step's folder."""
 
     name: str
     stage: str
     method_name: str | None
     sources: tuple[str, ...]
-    """One, or several for stages that merge."""
+    """One source, or several for stages that merge."""
     method: BaseModel | None
     """The method's settings; None for stages without methods."""
     options: BaseModel
@@ -44,7 +44,7 @@ class Step:
 
     @property
     def writes_model(self) -> bool:
-        """Whether a later step can take what it gives."""
+        """Whether a later step can use its output."""
         return stage_of(self.stage, self.method_name or "").gives != "report"
 
     @property
@@ -55,13 +55,13 @@ class Step:
 
 
 def texts_in(settings: BaseModel) -> Iterable[str]:
-    """Every text among the values of a settings object."""
+    """All texts among the values of a settings object."""
     for value in settings.model_dump().values():
         yield from (each for each in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(each, str))
 
 
 def resolved(settings: BaseModel, replace: Callable[[str], str]) -> Any:
-    """A copy with every text put through `replace`."""
+    """Copy the settings with every text passed through `replace`."""
     changed: dict[str, Any] = {}
     for name, value in settings.model_dump().items():
         if isinstance(value, str):
@@ -73,22 +73,22 @@ def resolved(settings: BaseModel, replace: Callable[[str], str]) -> Any:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may refer to."""
+    """Names to which a step may refer."""
 
     earlier: Mapping[str, Step]
-    """Steps before it, by the name that the recipe gives them."""
+    """Earlier steps, by their names in the recipe."""
     later: tuple[str, ...]
-    """Names of this step and of those after it."""
+    """Names of this step and later ones."""
     source: str
-    """The recipe's own source."""
+    """The recipe's source."""
     defaults: Mapping[str, Value]
-    """Settings that every step takes which knows them."""
+    """Settings applied to every step that has them."""
 
 
 def kind_of(step: Value) -> tuple[str, str | None]:
-    """(stage, method) of a step, from `stage:` and `method:` or from `prune: cfsp`; RecipeError where there is none."""
+    """Return (stage, method) of a step, from `stage:` and `method:` or from `prune: cfsp`; raises RecipeError if missing."""
     given = step.mapping("step")
-    # `merge: true` is a setting of compensate, `merge: ties` a stage
+    # `merge: true` is a setting of compensate, `merge: ties` is a stage
     short = [key for key in given if key in STAGES and (given[key].content is None or isinstance(given[key].content, str))]
     if "stage" in given:
         if short:
@@ -132,7 +132,7 @@ def _method_name(step: Value, stage: str, given: Value | None, key: str) -> str 
 
 
 def build(value: Value, name: str, context: Context) -> Step:
-    """The typed step; RecipeError at the first key or value that its classes do not take."""
+    """Build the typed step; raises RecipeError at the first invalid key or value."""
     given = value.mapping("step")
     stage, method_name = kind_of(value)
     method_type = method_class(stage, method_name) if method_name else None
@@ -194,7 +194,7 @@ def _described(model: type[BaseModel], name: str) -> str:
 
 
 def _with_references(plain: Any, field: str, place: Place, context: Context) -> Any:
-    """The value with bare names of steps, where a model is meant, in the form `${name}`, and every reference checked."""
+    """Check all references, and convert bare step names in model settings to `${name}`."""
     if isinstance(plain, list):
         return [_with_references(each, field, place, context) for each in plain]
     if not isinstance(plain, str):
@@ -232,7 +232,7 @@ def _sources(given: Value | None, step: Value, context: Context) -> tuple[str, .
 
 
 def _check_order(step: Step, context: Context) -> None:
-    """RecipeError where the stage cannot take what the named step gives."""
+    """Raise RecipeError if the stage cannot take the named step's output."""
     takes = stage_of(step.stage, step.method_name or "").takes
     by_name = {each.name: each for each in context.earlier.values()}
     for name in REFERENCE.findall(step.sources[0]):

@@ -1,4 +1,4 @@
-"""What a run came to, for people and for CI: a table of the gates, a Markdown job summary, JUnit XML. Loads no torch."""
+"""Summarise a run for people and CI: a table of the gates, a Markdown job summary, JUnit XML. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from compresskit.evaluation.gates import GateResult
 from compresskit.evaluation.table import aligned
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
-"""GitHub Actions names the file of a job's summary in this environment variable."""
+"""Environment variable in which GitHub Actions names the file of a job's summary."""
 Row = tuple[str, str, str, str]
 
 
 def gate_rows(result: dict[str, Any]) -> list[Row]:
-    """(gate, found, verdict, missed by) for every gate."""
+    """(gate, value, verdict, missed by) for every gate."""
     rows = []
     for gate in result["gates"]:
         found = "none" if gate["value"] is None else f"{gate['value']:.4g}"
@@ -25,12 +25,12 @@ def gate_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def gate_table(result: dict[str, Any]) -> str:
-    """The gates as a table for people."""
+    """Format the gates as a table."""
     return aligned([("gate", "found", "verdict", "missed by"), *gate_rows(result)])
 
 
 def steps_rows(result: dict[str, Any]) -> list[Row]:
-    """(step, size, perplexity against the original, time) for every step that has run."""
+    """(step, size, perplexity against the original, time) for every finished step."""
     rows = []
     for name, found in result["steps"].items():
         if found is None:
@@ -46,7 +46,7 @@ def steps_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """The verdict in one sentence."""
+    """State the verdict in one sentence."""
     report = last_report(result)
     parts = []
     if report and report.get("size_ratio_16bit"):
@@ -66,13 +66,13 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def last_report(result: dict[str, Any]) -> dict[str, Any] | None:
-    """What the last evaluate step found, None where none ran."""
+    """Report of the last evaluate step, None if none ran."""
     reports = [found for found in result["steps"].values() if found and found.get("stage") == "evaluate"]
     return reports[-1] if reports else None
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The job summary."""
+    """Build the Markdown job summary."""
     lines = ["## compresskit", "", sentence(result), ""]
     lines += _table(("step", "size", "perplexity", "time"), steps_rows(result))
     if result["gates"]:
@@ -93,7 +93,7 @@ def _cell(text: str) -> str:
 
 
 def junit(result: dict[str, Any]) -> str:
-    """JUnit XML: a test case for each step that has run, and for each gate."""
+    """Build JUnit XML with a test case for each finished step and each gate."""
     missed = [gate for gate in result["gates"] if not gate["passed"]]
     steps = {name: found for name, found in result["steps"].items() if found is not None}
     attributes = {

@@ -1,1 +1,1 @@
-"""The recover stage: choose instruction data, fine-tune, write."""
+"""The recover stage: select instruction data, fine-tune, write the result."""

@@ -1,4 +1,4 @@
-"""Deal a budget to clusters: exact, in proportion to their weights, never more than a cluster has. Loads no torch."""
+"""Split a budget over clusters: exactly, in proportion to their weights, limited to their sizes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from compresskit.errors import RequestError
 
 
 def split_budget(weights: Sequence[float], sizes: Sequence[int], budget: int) -> list[int]:
-    """Deal a budget to clusters: floor(budget * w_k / sum w) each, and the remainders to the largest fractions.
+    """Split a budget over clusters: floor(budget * w_k / sum w) each, and the remainders to the largest fractions.
 
-    What a cluster cannot take flows to the others in proportion to their weights; clusters of weight 0 take only what
-    all others cannot. Weights are at least 0.
+    The excess of full clusters goes to the others in proportion to their weights. Clusters of weight 0 get only what no other
+    cluster can take. Weights are at least 0.
 
     Returns:
-        n_k by cluster, at most its size; the sum is the budget exactly.
+        n_k by cluster, at most its size; the sum is exactly the budget.
 
     Raises:
-        RequestError: the budget exceeds all samples.
+        RequestError: the budget exceeds the number of samples.
     """
     if budget > sum(sizes):
         raise RequestError(f"--budget: {budget} samples are asked for, {sum(sizes)} are there; ask for less")
@@ -40,7 +40,7 @@ def split_budget(weights: Sequence[float], sizes: Sequence[int], budget: int) ->
 
 
 def _rounded(counts: list[int], shares: dict[int, Fraction], left: int) -> list[int]:
-    """Largest remainders; every share lies below its cluster's size, so one more always fits."""
+    """Round by largest remainders; every share is below its cluster's size, so adding one always fits."""
     for k, share in shares.items():
         counts[k] = int(share)
     largest = sorted(shares, key=lambda k: (int(shares[k]) - shares[k], k))
@@ -50,7 +50,7 @@ def _rounded(counts: list[int], shares: dict[int, Fraction], left: int) -> list[
 
 
 def members_of(labels: Sequence[int]) -> list[list[int]]:
-    """The positions that have each label, from 0 to the largest; a label that none has gives an empty list."""
+    """Positions with each label, from 0 to the largest label; unused labels give an empty list."""
     found: list[list[int]] = [[] for _ in range(max(labels, default=-1) + 1)]
     for position, label in enumerate(labels):
         found[label].append(position)

@@ -1,7 +1,7 @@
-"""Samples of different lengths through the walk: chunks of like length, padded on the right, one block in memory.
+"""Run samples of different lengths through the walk: chunks of similar length, padded on the right, one block in memory.
 
-Under a causal model nothing that stands to the right of a token changes what the model says at it, so padding on the
-right needs no mask: what is computed at the padding is never looked at.
+In a causal model a token's prediction does not depend on later tokens, so padding on the right needs no mask. Results at
+the padding are ignored.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from compresskit.walk.cost import FLOAT32_BYTES, micro_batch_size
 from compresskit.walk.walk import Walk
 
 HIDDEN_BYTES = 1 << 28
-"""Bound on the hidden states of one chunk of samples, for each model (256 MiB)."""
+"""Bound on the hidden states of one chunk of samples, per model (256 MiB)."""
 LOGITS_BYTES = 1 << 26
-"""Bound on the float32 logits that exist at a time, for each model (64 MiB)."""
+"""Bound on the live float32 logits, per model (64 MiB)."""
 
 
 class Rows(NamedTuple):
-    """Positions of samples, and what the models say at them."""
+    """Positions in samples, and the models' predictions there."""
 
     owners: Tensor
-    """(rows,) which sample of the chunk each belongs to."""
+    """(rows,) the sample of the chunk to which each row belongs."""
     positions: Tensor
-    """(rows,) position in it; the logits predict the token after."""
+    """(rows,) position in the sample; the logits predict the next token."""
     targets: Tensor
-    """(rows,) that token."""
+    """(rows,) the next token."""
     logits: tuple[Tensor, ...]
-    """(rows, vocabulary) float32, one a model."""
+    """(rows, vocabulary) float32, one per model."""
 
 
 def open_walk(model: Model, where: Where) -> Walk:
-    """A walk without tokens, for `walked`."""
+    """Open a walk without tokens, for `walked`."""
     return Walk(model, torch.zeros(0, 1, dtype=torch.int64), where)
 
 
 def chunks(samples: Sequence[Sample], hidden_size: int) -> list[list[int]]:
-    """Positions of the samples by length, in chunks whose padded hidden states stay below `HIDDEN_BYTES`."""
+    """Sort the samples by length into chunks whose padded hidden states stay below `HIDDEN_BYTES`."""
     most_tokens = HIDDEN_BYTES // (hidden_size * FLOAT32_BYTES)
     found: list[list[int]] = []
-    # Longest first: memory runs out at the start or not at all.
+    # Longest first, so that running out of memory happens at the start or never.
     for index in sorted(range(len(samples)), key=lambda i: -len(samples[i].tokens)):
         longest = len(samples[found[-1][0]].tokens) if found else 0
         if not found or (len(found[-1]) + 1) * longest > most_tokens:
@@ -57,7 +57,7 @@ def chunks(samples: Sequence[Sample], hidden_size: int) -> list[list[int]]:
 
 
 def padded(samples: Sequence[Sample]) -> Tensor:
-    """(samples, longest) int64, filled up on the right with token 0."""
+    """Pad to (samples, longest) int64, on the right, with token 0."""
     rows = [torch.tensor(sample.tokens, dtype=torch.int64) for sample in samples]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -65,10 +65,10 @@ def padded(samples: Sequence[Sample]) -> Tensor:
 def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
     """Walk all models over these samples, in the same micro-batches.
 
-    A micro-batch is as long as its own longest sample: little is padding where the samples come by length.
+    A micro-batch is as long as its longest sample; samples sorted by length need little padding.
 
     Returns:
-        The walks, done: `hidden` is what leaves the last block.
+        The finished walks; `hidden` is the output of the last block.
     """
     longest = max(len(sample.tokens) for sample in samples)
     size = min(micro_batch_size(walk.model, longest) for walk in walks)
@@ -84,7 +84,7 @@ def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
 
 
 def mean_hidden(done: Walk, samples: Sequence[Sample]) -> Tensor:
-    """The last block's output, averaged over each sample's tokens: (samples, hidden) float32 on the CPU."""
+    """Mean of the last block's output over each sample's tokens: (samples, hidden) float32 on the CPU."""
     lengths = torch.tensor([len(sample.tokens) for sample in samples])
     means = []
     parts = torch.split(lengths, [len(batch) for batch in done.batches])
@@ -97,12 +97,12 @@ def mean_hidden(done: Walk, samples: Sequence[Sample]) -> Tensor:
 
 @torch.no_grad()
 def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = False) -> Iterator[Rows]:
-    """What the models say where they predict the samples' responses, or with `whole` every token but the first.
+    """Predictions for the samples' responses, or with `whole` for every token except the first.
 
-    `done`: walks over these samples (`walked`). Only `LOGITS_BYTES` of logits of each model exist at a time.
+    `done`: walks over these samples (`walked`). At most `LOGITS_BYTES` of logits per model exist at the same time.
 
     Yields:
-        Rows ordered by sample and position; logits (rows, vocabulary) float32, one a model.
+        Rows ordered by sample and position; logits (rows, vocabulary) float32, one per model.
     """
     starts = torch.tensor([1 if whole else max(1, sample.response_start) for sample in samples])
     ends = torch.tensor([len(sample.tokens) for sample in samples])
@@ -116,19 +116,19 @@ def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = F
         for start in range(0, len(owners), step):
             part = slice(start, start + step)
             owner, position = owners[part], positions[part]
-            # As texts of one token each: families with learned positions have no more of them than their context.
+            # Pass each position as a text of one token: families with learned positions have no more than their context.
             logits = tuple(head(hidden[owner, position][:, None])[:, 0].float() for _, hidden, head in outputs)
             yield Rows(owner + first, position, batch[owner, position + 1], logits)
         first += len(batch)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats of logits (rows, vocabulary) at targets (rows,) int64 of any device -> (rows,)."""
+    """Cross-entropy in nats of logits (rows, vocabulary) at targets (rows,) int64 on any device -> (rows,)."""
     return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
 
 def response_losses(walk: Walk, samples: Sequence[Sample]) -> Iterator[tuple[int, float]]:
-    """(sample, mean loss of its response tokens in nats), chunk by chunk."""
+    """Yield (sample, mean loss of its response tokens in nats), chunk by chunk."""
     for chunk in chunks(samples, walk.model.hidden_size):
         sums = torch.zeros(len(chunk), dtype=torch.float64)
         members = [samples[i] for i in chunk]

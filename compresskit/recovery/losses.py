@@ -1,4 +1,4 @@
-"""The response losses of what is held back, before and after a fine-tuning, also by cluster of the selection."""
+"""Response losses of the held-back samples before and after fine-tuning, also by cluster of the selection."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from compresskit.recovery.selection.files import VECTORS, read_selection
 from compresskit.recovery.work import Recovery
 
 BEFORE = "before.json"
-"""The losses of the source, in the workspace."""
+"""File in the workspace with the source's losses."""
 
 
 def losses_before(recovery: Recovery) -> dict[str, Any] | None:
-    """The losses of the source, which an interrupted run may have measured."""
+    """Losses of the source, reused from an interrupted run if available."""
     file = recovery.request.workspace / BEFORE
     if not file.is_file():
         progress = recovery.bars.of("held-back loss")
@@ -34,7 +34,7 @@ def losses_before(recovery: Recovery) -> dict[str, Any] | None:
 
 
 def held_back_losses(recovery: Recovery, model: Model) -> dict[str, Any] | None:
-    """Mean response losses of a model on what is never trained on; None where nothing is held back."""
+    """Mean response losses of a model on the held-back samples; None if there are none."""
     samples = recovery.data.held_back
     if not samples:
         return None
@@ -43,7 +43,7 @@ def held_back_losses(recovery: Recovery, model: Model) -> dict[str, Any] | None:
 
 
 def _clusters(recovery: Recovery) -> list[int] | None:
-    """The cluster of the most similar sample of the pool, for every sample held back; None where there are no clusters."""
+    """For every held-back sample, the cluster of the most similar sample in the pool; None without clusters."""
     selection, file = read_selection(recovery.request.workspace), recovery.request.workspace / VECTORS
     if selection is None or not selection.labels or not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a selection is given and must return. Loads no torch."""
+"""Interface of selection methods. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Choice(NamedTuple):
-    """A sample that was taken, and why."""
+    """A selected sample and the reason."""
 
     sample: int
     """Position in the pool."""
@@ -30,57 +30,57 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """What was taken of the pool, in order."""
+    """The selected samples of the pool, in order."""
 
     choices: list[Choice]
     facts: dict[str, Any] = field(default_factory=dict)
     labels: list[int] = field(default_factory=list)
-    """The cluster of every sample of the pool, where the method made any from vectors."""
+    """Cluster of every sample in the pool, if the method made clusters from vectors."""
 
 
 class Lost(NamedTuple):
-    """What the compressed model lost on each sample (degradation.py)."""
+    """The compressed model's degradation on each sample (degradation.py)."""
 
     divergences: list[float]
-    """How far its predictions are from the original's, in nats, 0 to ln 2."""
+    """Divergence of its predictions from the original's, in nats, 0 to ln 2."""
     losses: list[float]
-    """By how much the response's loss grew, in nats a token."""
+    """Increase of the response's loss, in nats per token."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The samples to choose from; what costs passes of a model is computed when it is asked for."""
+    """The samples to choose from; values that need model passes are computed on demand."""
 
     samples: Sequence[Sample]
     seed: int
     embeddings: Callable[[str], Tensor]
-    """(samples, width), by the compressed model itself or by the encoder in this folder."""
+    """(samples, width), from the compressed model itself or from the encoder in this folder."""
     lost: Callable[[], Lost]
-    """What the compressed model lost on them, by one pass of both models."""
+    """The compressed model's degradation on each sample, from one pass of both models."""
     target: Callable[[], list[str]]
-    """Texts of the distribution that is to be recovered."""
+    """Texts of the target distribution."""
 
 
 class SelectionMethod(Method):
-    """Choose samples of the pool."""
+    """Select samples from the pool."""
 
     passes: ClassVar[float] = 0.0
-    """Forward passes over the pool that it asks for.
+    """Number of forward passes over the pool that the method needs.
 
-    `lost` takes one of each model, `embeddings` one of the compressed model, the same one where both are asked for.
+    `lost` takes one pass of each model, `embeddings` one of the compressed model; together they share that pass.
     """
 
     def select(self, pool: Pool) -> Selection:
-        """The choice; the same for the same pool and seed."""
+        """Select samples; the same pool and seed give the same selection."""
         raise TypeError(f"{type(self).__name__} defines no select")
 
 
 class BudgetMethod(SelectionMethod):
-    """Choose a share of the pool."""
+    """Select a share of the pool."""
 
     budget: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the samples that is taken."""
+    """Share of the samples to select."""
 
     def count(self, pool: Pool) -> int:
-        """How many samples the budget is, at least one."""
+        """Number of samples in the budget, at least one."""
         return max(1, round(self.budget * len(pool.samples)))

@@ -1,4 +1,4 @@
-"""What recover writes: a merged checkpoint, a low-bit checkpoint with its adapter, an adapter alone, or a selection."""
+"""Write the result of recover: a merged checkpoint, a low-bit checkpoint with its adapter, an adapter, or a selection."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 REPORT = "recover.json"
 LONG_FACTS = ("losses", "ranks")
-"""What the report holds and `--json` does not print."""
+"""Facts that the report contains but `--json` does not print."""
 
 
 def write(recovery: Recovery, selection: Selection, training: Training | None, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write OUT: the selection, its report, the manifest, and the weights where any were trained.
+    """Write OUT: the selection, its report, the manifest, and the trained weights, if any.
 
     Returns:
-        What `--json` prints of the recovery.
+        The recovery's part of the `--json` output.
     """
     request, settings, source = recovery.request, recovery.settings, recovery.request.model.checkpoint
     before = after = request.model.parameters, request.model.bytes
@@ -52,7 +52,7 @@ def write(recovery: Recovery, selection: Selection, training: Training | None, f
 
 
 def _write_weights(request: RecoverRequest, training: Training, writer: Writer) -> None:
-    """The factors, where an adapter is written, or what was trained merged into the weights; all else bit for bit."""
+    """Write the factors of an adapter, or merge the trained weights; everything else is copied bit for bit."""
     if request.options.adapter_only or request.model.quantized:
         for name, pair in training.factors.items():
             for key, part in zip(peft.factor_names(name), pair, strict=True):
@@ -63,7 +63,7 @@ def _write_weights(request: RecoverRequest, training: Training, writer: Writer) 
 
 
 def _merge(model: Model, training: Training, writer: Writer) -> None:
-    """What was trained, or W + B A of it, in the dtype in which W is stored."""
+    """Write the trained weights, or W + B A, in the dtype of W."""
     from compresskit.machine.precision import torch_dtype
     from compresskit.models import meta
 
@@ -75,7 +75,7 @@ def _merge(model: Model, training: Training, writer: Writer) -> None:
 
 
 def _updated(model: Model, name: str, training: Training) -> Tensor:
-    """W + B A of one linear's weight, float32."""
+    """Compute W + B A of one linear, float32."""
     from compresskit.models import meta
 
     first, second = training.factors[name.removesuffix(".weight")]
@@ -83,7 +83,7 @@ def _updated(model: Model, name: str, training: Training) -> Tensor:
 
 
 def _written(request: RecoverRequest, writer: Writer) -> Model:
-    """What is in the partial folder: the checkpoint, or the source with the adapter."""
+    """Open the partial folder: the checkpoint, or the source with the adapter."""
     if request.options.adapter_only:
         return with_adapter(request.model, writer.partial)
     return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)

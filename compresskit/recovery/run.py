@@ -1,7 +1,7 @@
-"""The recover stage at work: choose, fine-tune, merge or keep the adapter, report.
+"""Run the recover stage: select, fine-tune, merge or keep the adapter, report.
 
-What is done is kept in `OUT.training/` until the result is whole: the selection, the original's predictions, the
-training's checkpoints. `--resume` goes on from there.
+Intermediate results stay in `OUT.training/` until the output is complete: the selection, the original's predictions and
+the training checkpoints. `--resume` continues from there.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from compresskit.recovery.selection.files import read_selection, write_selection
 from compresskit.recovery.work import Recovery
 
 FINGERPRINT = "request.json"
-"""Whose unfinished work lies in the workspace."""
+"""File with the fingerprint of the request that owns the workspace."""
 
 
 def recover(method: SelectionMethod, source_name: str, out: Path, options: RecoverOptions, quiet: bool = True) -> dict[str, Any]:
-    """Choose data and fine-tune a compressed checkpoint on it.
+    """Select data and fine-tune a compressed checkpoint on it.
 
     Returns:
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+        CompresskitError: see errors.py for the kinds; `out` is then not created.
     """
     started = time.monotonic()
     request = open_request(method, source_name, out, options)
@@ -49,7 +49,7 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
 
 
 def _recover(recovery: Recovery) -> dict[str, Any]:
-    """The work itself, once everything has been checked."""
+    """Do the work, after all checks."""
     _open_workspace(recovery)
     selection = _select(recovery)
     training, facts = None, {**recovery.data.facts, "selected": len(selection.choices), **selection.facts}
@@ -68,10 +68,10 @@ def _recover(recovery: Recovery) -> dict[str, Any]:
 
 
 def _open_workspace(recovery: Recovery) -> None:
-    """Go on in what an interrupted run of the same request left, or begin anew.
+    """Resume an interrupted run of the same request, or start over.
 
     Raises:
-        RequestError: it was left by another request.
+        RequestError: the workspace belongs to another request.
     """
     workspace = recovery.request.workspace
     file = workspace / FINGERPRINT
@@ -85,7 +85,7 @@ def _open_workspace(recovery: Recovery) -> None:
 
 
 def _select(recovery: Recovery) -> Selection:
-    """What the method chooses, or what the interrupted run had chosen."""
+    """Select samples with the method, or read an interrupted run's selection."""
     workspace = recovery.request.workspace
     earlier = read_selection(workspace)
     if earlier is not None:

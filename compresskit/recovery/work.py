@@ -1,4 +1,4 @@
-"""A recovery at work: what its parts hand to each other. Loads no torch."""
+"""State shared by the parts of a recovery. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compresskit.recovery.request import RecoverRequest
 
 @dataclass(frozen=True)
 class Recovery:
-    """A checked request and its data, at work."""
+    """A checked request with its data and results."""
 
     request: RecoverRequest
     data: Data
     where: Where
     bars: ProgressBars
     seconds: dict[str, float] = field(default_factory=dict)
-    """What each part of the work took, of this process alone."""
+    """Time of each part of the work, in this process only."""
 
     @property
     def original(self) -> Model:
@@ -33,11 +33,11 @@ class Recovery:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the weights, besides the models and the data."""
+        """Settings that determine the weights, besides the models and the data."""
         return self.request.settings(self.where)
 
     @cached_property
     def key(self) -> str:
-        """Fingerprint of all that decides the result; an interrupted run is resumed by the same key alone."""
+        """Fingerprint of everything that determines the result; an interrupted run is resumed only with the same key."""
         texts = [sample.tokens for sample in (*self.data.pool, *self.data.held_back)]
         return fingerprint(self.request.stage, self.settings, *self.request.inputs, texts)

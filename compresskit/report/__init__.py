@@ -1,1 +1,1 @@
-"""A run's folder -> one HTML page and a model card."""
+"""Turn a run's folder into an HTML page and a model card."""

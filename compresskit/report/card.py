@@ -1,4 +1,4 @@
-"""The Hub's model card: README.md with metadata, in the folder of the model that a run ends with."""
+"""The Hub's model card: README.md with metadata, in the folder of the run's final model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RELATIONS = {"quantize": "quantized", "prune": "finetune", "recover": "finetune"
 
 
 def card(out: Path, result: Mapping[str, Any], name: str) -> str:
-    """The text of the card for the model of step `name`."""
+    """Text of the card for the model of step `name`."""
     manifest = collecting.manifests(out, result)[name]
     stages = [f"{link['stage']} {link['method']}" for link in reversed(chain(manifest))]
     report = next((each.report for each in reversed(collecting.measured(result)) if each.of == name), None)

@@ -1,6 +1,6 @@
-"""Charts as inline SVG: no script, no network; colours come from the page's CSS, so they follow light and dark.
+"""Charts as inline SVG, without scripts or network; colours come from the page's CSS and follow light and dark mode.
 
-Every mark carries a <title>, which browsers show as a tooltip and screen readers read.
+Every mark has a <title>, which browsers show as a tooltip and screen readers read.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 74, 14, 14, 44
 TICKS = 5
 MOST_LABELS = 12
-"""Category labels that fit under a chart."""
+"""Number of category labels that fit under a chart."""
 
 
 class Series(NamedTuple):
-    """Named values, one a category."""
+    """Named values, one per category."""
 
     name: str
     values: Sequence[float | None]
@@ -31,11 +31,11 @@ class Point(NamedTuple):
     x: float
     y: float
     group: int = 0
-    """Number of its colour."""
+    """Number of the mark's colour."""
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers that cover low to high."""
+    """Round numbers that span low to high."""
     high = high if high > low else low + (abs(low) or 1.0)
     span = high - low
     step = 10 ** math.floor(math.log10(span / TICKS))
@@ -45,12 +45,12 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number as a label."""
+    """Format a number as a label."""
     return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def _frame(title: str, xs: list[tuple[float, str]], marks: list[str], labels: tuple[str, str], scale: list[float]) -> str:
-    """A chart: axes, grid, labels, marks."""
+    """Draw a chart: axes, grid, labels, marks."""
     low, high = scale[0], scale[-1]
     parts = []
     for value in scale:
@@ -78,7 +78,7 @@ def _legend(names: Sequence[str]) -> str:
 
 
 def bars(title: str, categories: Sequence[str], series: Sequence[Series], labels: tuple[str, str]) -> str:
-    """One bar a category and series, side by side."""
+    """Draw one bar per category and series, side by side."""
     found = [value for each in series for value in each.values if value is not None]
     scale = ticks(min(0.0, *found), max(0.0, *found))
     room = (WIDTH - RIGHT - LEFT) / len(categories)
@@ -104,7 +104,7 @@ def bars(title: str, categories: Sequence[str], series: Sequence[Series], labels
 
 
 def line(title: str, points: Sequence[tuple[float, float]], labels: tuple[str, str]) -> str:
-    """A curve with a dot at every point."""
+    """Draw a curve with a dot at every point."""
     scale = ticks(min(y for _, y in points), max(y for _, y in points))
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     placed = [
@@ -120,7 +120,7 @@ def line(title: str, points: Sequence[tuple[float, float]], labels: tuple[str, s
 
 
 def scatter(title: str, points: Sequence[Point], labels: tuple[str, str], groups: Sequence[str]) -> str:
-    """One dot a point, with its name beside it where there is room."""
+    """Draw one dot per point, with its name beside it if there is room."""
     xs, ys = ticks(0.0, max(p.x for p in points)), ticks(min(p.y for p in points), max(p.y for p in points))
     marks = []
     taken: list[tuple[float, float]] = []

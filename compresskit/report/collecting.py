@@ -1,4 +1,4 @@
-"""What a run's folder tells: its result, and the manifests of its steps. Loads no torch."""
+"""Collect a run's result and the manifests of its steps. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ERRORS = {
     "error_before": "before the repair",
     "error_after": "after the repair",
 }
-"""Facts of a block that are errors, and what they are called."""
+"""Error facts of a block, and their labels."""
 
 
 class Measured(NamedTuple):
-    """One evaluate step and the step whose model it measured."""
+    """An evaluate step and the step whose model it measured."""
 
     name: str
     of: str
@@ -32,7 +32,7 @@ class Measured(NamedTuple):
 
 
 def read_result(out: Path) -> dict[str, Any]:
-    """The result that the run has written; RequestError where there is none."""
+    """Read the run's result; raises RequestError if there is none."""
     if not (out / REPORT).is_file():
         raise RequestError(f"{out}: holds no finished run ({REPORT} is missing); run a recipe into it first")
     found = read_json(out / REPORT)
@@ -42,13 +42,13 @@ def read_result(out: Path) -> dict[str, Any]:
 
 
 def manifests(out: Path, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The manifest of every step that wrote a model, by name."""
+    """Manifest of every step that wrote a model, by name."""
     found = {name: out / name / MANIFEST for name, step in result["steps"].items() if step is not None}
     return {name: read_json(path) for name, path in found.items() if path.is_file()}
 
 
 def measured(result: Mapping[str, Any]) -> list[Measured]:
-    """Every evaluation, in order."""
+    """All evaluations, in order."""
     found = []
     for name, step in result["steps"].items():
         if step is not None and step.get("stage") == "evaluate":
@@ -79,7 +79,7 @@ def per_block(facts: Mapping[str, Any]) -> dict[str, dict[str, list[float | None
 
 
 def _mean(value: Any) -> float | None:
-    """A number as it is, the mean of several by name, None for anything else."""
+    """Return a number unchanged, the mean of several by name, None for anything else."""
     if isinstance(value, Mapping):
         numbers = [each for each in value.values() if isinstance(each, (int, float))]
         return statistics.fmean(numbers) if numbers else None
@@ -87,7 +87,7 @@ def _mean(value: Any) -> float | None:
 
 
 def final_model(out: Path, result: Mapping[str, Any]) -> str | None:
-    """Name of the step whose model the run ends with: the one measured last, else the last that wrote one."""
+    """Name of the step with the final model: the one measured last, else the last that wrote one."""
     written = [name for name in result["steps"] if (out / name / MANIFEST).is_file()]
     looked_at = [each.of for each in measured(result) if each.of in written]
     return looked_at[-1] if looked_at else (written[-1] if written else None)

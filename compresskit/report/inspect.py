@@ -1,4 +1,4 @@
-"""The inspect command: what a checkpoint or adapter folder holds, from its headers alone. Loads no torch."""
+"""The inspect command: show the contents of a checkpoint or adapter folder from its headers. Does not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BITS_PER_BYTE = 8
 
 
 def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What a folder holds, from its headers: family, blocks, widths, dtypes, bytes and the chain of manifests.
+    """Describe a folder from its headers: family, blocks, widths, dtypes, bytes and the chain of manifests.
 
     Returns:
         The dictionary that `--json` prints; its keys depend on "kind", a checkpoint or an adapter, ternary or not.
@@ -61,7 +61,7 @@ def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]
 
 
 def readable(checkpoint: Checkpoint) -> bool:
-    """Whether its low-bit format is one that we can read; others are listed by their stored tensors alone."""
+    """Whether its low-bit format is supported; for others only the stored tensors are listed."""
     try:
         return open_format(checkpoint) is not None
     except CheckpointError:
@@ -69,7 +69,7 @@ def readable(checkpoint: Checkpoint) -> bool:
 
 
 def _low_bit(model: Model) -> dict[str, Any] | None:
-    """How the low-bit linears are stored: how many, which bits, and the stored bits a weight; None where all are dense."""
+    """Storage of the low-bit linears: their number, bits, and stored bits per weight; None if all are dense."""
     found = [name for name in model.linears if model.is_low_bit(name)]
     if model.format is None or not found:
         return None
@@ -81,7 +81,7 @@ def _low_bit(model: Model) -> dict[str, Any] | None:
 
 
 def _dtypes(specs: list[TensorSpec]) -> dict[str, int]:
-    """Parameters by dtype."""
+    """Number of parameters by dtype."""
     counts: Counter[str] = Counter()
     for spec in specs:
         counts[spec.dtype] += spec.elements
@@ -105,7 +105,7 @@ def _links(manifest: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _inspect_ternary(folder: Path) -> dict[str, Any]:
-    """Density, scale, bits per entry beside the entropy bound, and non-zeros by tensor."""
+    """Density, scale, bits per entry with the entropy bound, and non-zeros by tensor."""
     vector = open_task_vector(folder, None)
     assert isinstance(vector, TernaryVector)
     tensors = vector.container.tensors
@@ -149,7 +149,7 @@ def _inspect_adapter(folder: Path) -> dict[str, Any]:
 
 
 def listing(found: dict[str, Any]) -> str:
-    """What `inspect` found, a line a fact, for people."""
+    """Format the result of `inspect`, one fact per line."""
     lines = []
     for key, value in found.items():
         if key == "ffn_widths":

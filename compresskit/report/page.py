@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, no network, light and dark, for a screen, a telephone or paper."""
+"""The report as one HTML file without scripts or network, in light and dark, for screens, phones and paper."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCK_CHARTS = {
 
 
 def page(out: Path, result: Mapping[str, Any]) -> str:
-    """The HTML of a run's folder."""
+    """Build the HTML page of a run's folder."""
     sentence = verdict.sentence(dict(result))
     made = collecting.manifests(out, result)
     title = Path(result["recipe"]).stem

@@ -1,4 +1,4 @@
-"""How stock tools load what a run has made, as commands to copy."""
+"""Commands that load a run's result with stock tools."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ model = PeftModel.from_pretrained(model, {adapter!r})"""
 
 
 def commands(folder: Path) -> dict[str, str]:
-    """Title -> text, for the checkpoint or the adapter in this folder."""
+    """Commands by title, for the checkpoint or adapter in this folder."""
     found = places(folder)
     if found is None:
         return {"Expand to a normal adapter or checkpoint": f"compresskit expand {folder} expanded"}
@@ -36,7 +36,7 @@ def commands(folder: Path) -> dict[str, str]:
 
 
 def places(folder: Path) -> tuple[str, str | None] | None:
-    """(checkpoint, adapter or None) that the folder means; None where it is neither."""
+    """Return (checkpoint, adapter or None) of the folder; None if it is neither."""
     if (folder / "config.json").is_file():
         inside = folder / "adapter"
         return str(folder), str(inside) if inside.is_dir() else None
@@ -46,7 +46,7 @@ def places(folder: Path) -> tuple[str, str | None] | None:
 
 
 def max_rank(adapter: Path) -> int:
-    """The largest rank of an adapter, as a power of two from 8 on, which is what vLLM takes."""
+    """Largest rank of an adapter, rounded up to a power of two from 8 on, as vLLM requires."""
     config = read_json(adapter / ADAPTER_CONFIG)
     largest = max([int(config.get("r") or 1), *(config.get("rank_pattern") or {}).values()])
     power: int = 1 << (largest - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Write what a run came to where people look for it: report.html, and the model card beside the final model."""
+"""Write a run's reports: report.html, and the model card beside the final model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CARD = "README.md"
 
 
 def write_reports(out: Path, result: Mapping[str, Any]) -> Path:
-    """Write the page and the card anew; returns the page's path."""
+    """Rewrite the page and the card; returns the page's path."""
     write_whole(out / PAGE, page(out, result))
     name = final_model(out, result)
     if name is not None:

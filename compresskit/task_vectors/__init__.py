@@ -1,1 +1,1 @@
-"""Task vectors: compress, expand and merge what fine-tuning added."""
+"""Task vectors: compress, expand and merge the changes made by fine-tuning."""

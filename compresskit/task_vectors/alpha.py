@@ -1,6 +1,6 @@
-"""`--alpha auto`: the factor of the scale by the loss of the model with the vector, on a small text of the user's.
+"""`--alpha auto`: choose the scale factor by the loss of the model with the vector, on a small validation text.
 
-ComPEFT, arXiv 2311.13171, section 3.1, picks by task metric; the mean token loss needs no task.
+ComPEFT, arXiv 2311.13171, section 3.1, chooses by a task metric; the mean token loss needs no task.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compresskit.task_vectors.vector import TernaryVector
 
 
 def model_with(vector: TernaryVector, base: Checkpoint, alpha: float, trust_remote_code: bool) -> Model:
-    """The base with the vector times alpha; RequestError where the adapter is of a kind that cannot be scored."""
+    """The base with the vector times alpha; raises RequestError if this kind of adapter cannot be scored."""
     if not vector.is_adapter:
         return bind(applied_checkpoint(base, vector, alpha), trust_remote_code)
     config = read_json(vector.folder / CONFIG)
@@ -35,16 +35,16 @@ def model_with(vector: TernaryVector, base: Checkpoint, alpha: float, trust_remo
 def pick_alpha(
     vector: TernaryVector, base: Checkpoint, options: TernaryOptions, on_alpha: Callable[[int, int], None]
 ) -> tuple[float, dict[float, float]]:
-    """Score every alpha of the grid on the validation text. `vector`: with alpha 1.
+    """Score every alpha of the grid on the validation text. `vector` has alpha 1.
 
-    `on_alpha`: called with (scored, all of them) before each.
+    `on_alpha` is called with (scored, total) before each alpha.
 
     Returns:
-        (the best alpha, the mean token loss in nats of every alpha for which it is finite).
+        (the best alpha, the mean token loss in nats of every alpha with a finite loss).
 
     Raises:
         NumericalError: no alpha gives a finite loss.
-        RequestError: the adapter is of a kind that cannot be scored.
+        RequestError: this kind of adapter cannot be scored.
     """
     import torch
 
@@ -64,7 +64,7 @@ def pick_alpha(
         try:
             losses[alpha] = math.log(score(model, windows, where).perplexity)
         except NumericalError:
-            continue  # an alpha that breaks the model is no candidate
+            continue  # this alpha breaks the model
     if not losses:
         raise NumericalError(f"{vector.folder}: no factor of the grid gives a finite loss; pass --alpha, or check the vector")
     return min(losses, key=lambda alpha: losses[alpha]), losses

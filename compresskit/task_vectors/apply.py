@@ -1,4 +1,4 @@
-"""A ternary task vector applied: the dense tensors that it stands for, with its base where it has one, one at a time."""
+"""Apply a ternary task vector, with its base if it has one, one dense tensor at a time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def base_digest(base: Checkpoint) -> str:
-    """One SHA-256 over those of a checkpoint's weight files."""
+    """SHA-256 over the hashes of a checkpoint's weight files."""
     return hashlib.sha256(json.dumps(base.hashes, sort_keys=True).encode()).hexdigest()
 
 
 def check_base(vector: TernaryVector, base: Checkpoint | None) -> None:
-    """RequestError where the vector needs another base than the given one."""
+    """Raise RequestError if the vector needs another base than the given one."""
     wanted = vector.container.facts.base
     if not wanted:
         return
@@ -37,7 +37,7 @@ def check_base(vector: TernaryVector, base: Checkpoint | None) -> None:
 
 
 def applied_tensor(vector: TernaryVector, name: str, base: Checkpoint | None, alpha: float = 1.0) -> Tensor:
-    """A dense tensor: offset + alpha * scale * sign; with a base, the base's tensor + alpha * scale * sign.
+    """Compute a dense tensor: offset + alpha * scale * sign; with a base, the base's tensor + alpha * scale * sign.
 
     Returns:
         The tensor in its stored shape and dtype, on the CPU; computed in float32.
@@ -65,32 +65,32 @@ def applied_tensor(vector: TernaryVector, name: str, base: Checkpoint | None, al
 
 @dataclass(frozen=True)
 class AppliedVector(Checkpoint):
-    """A checkpoint, or the tensors of an adapter, to which a ternary vector is applied when they are read."""
+    """A checkpoint, or an adapter's tensors, with a ternary vector applied on reading."""
 
     vector: TernaryVector = field(kw_only=True)
     base: Checkpoint | None = field(kw_only=True, default=None)
     alpha: float = field(kw_only=True, default=1.0)
-    """Multiplies the vector's own scales."""
+    """Multiplier of the vector's own scales."""
 
     def read(self, name: str) -> Tensor:
-        """One tensor; those that the vector does not hold are as stored."""
+        """Read one tensor; tensors outside the vector are returned as stored."""
         if name not in self.vector.specs:
             return super().read(name)
         return applied_tensor(self.vector, name, self.base, self.alpha)
 
 
 def applied_checkpoint(base: Checkpoint, vector: TernaryVector, alpha: float = 1.0) -> AppliedVector:
-    """The base with the vector of a whole checkpoint, times alpha."""
+    """The base with the vector of a whole checkpoint times alpha."""
     files = base.file_of | dict.fromkeys(vector.specs, vector.container.path)
     return AppliedVector(base.folder, base.config, base.tensors, files, vector=vector, base=base, alpha=alpha)
 
 
 def applied_adapter(vector: TernaryVector, config: dict[str, Any], alpha: float = 1.0) -> Adapter:
-    """The LoRA adapter that the vector stands for, times alpha. `config`: its adapter_config.json."""
+    """The vector times alpha as a LoRA adapter. `config` is its adapter_config.json."""
     files = dict.fromkeys(vector.specs, vector.container.path)
     return Adapter(vector.folder, config, AppliedVector(vector.folder, config, vector.specs, files, vector=vector, alpha=alpha))
 
 
 def is_plain_lora(config: dict[str, Any]) -> bool:
-    """Whether an adapter_config.json describes an adapter whose update is the product of its factors."""
+    """Whether an adapter_config.json describes an adapter whose update is the plain product of its factors."""
     return config.get("peft_type") == "LORA" and not config.get("use_dora")

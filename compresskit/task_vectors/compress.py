@@ -1,6 +1,6 @@
-"""`quantize compeft`: a PEFT adapter, or a fine-tuned checkpoint and its base, becomes a ternary task vector.
+"""`quantize compeft`: turn a PEFT adapter, or a fine-tuned checkpoint and its base, into a ternary task vector.
 
-Three passes over the stream of tensors (moments and upper bits, lower bits, signs), so that memory holds one tensor.
+Three passes over the stream of tensors (moments and upper bits, lower bits, signs) keep only one tensor in memory.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from compresskit.task_vectors.vector import (
 )
 
 TRIAL_ALPHA = 1.0
-"""Of the file from which the candidates of --alpha auto are scored."""
+"""Alpha of the file from which the candidates of --alpha auto are scored."""
 SIGN_HALF_BYTES, VALUE_HALF_BYTES = 1, 3
-"""Room on the disk for an entry, in half bytes: where its sign is stored, and where its value may be."""
+"""Disk space per entry, in half bytes: for a sign, and for a possible value."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the counting passes found."""
+    """Result of the counting passes."""
 
     threshold: Threshold
     std: float
-    """Of all entries."""
+    """Standard deviation of all entries."""
     kept_mean: float
     """Mean magnitude of the kept entries; 0 unless the variant needs it."""
 
@@ -65,7 +65,7 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+        CompresskitError: see errors.py for the kinds; `out` is then not created.
     """
     started = time.monotonic()
     folder = source.resolve(source_name)
@@ -93,7 +93,7 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
 
 
 def _check(method: ComPEFT, vector: TaskVector, out: Path, options: TernaryOptions) -> None:
-    """What can be refused before any work."""
+    """Refuse invalid requests before any work."""
     if isinstance(vector, TernaryVector):
         raise RequestError(f"{vector.folder}: is ternary already; compress the adapter or checkpoint it was made from")
     if (method.alpha == "auto") != (options.validation is not None):
@@ -110,7 +110,7 @@ def _check(method: ComPEFT, vector: TaskVector, out: Path, options: TernaryOptio
 
 
 def _named_base(vector: PlainVector) -> Path:
-    """The base that an adapter's configuration names."""
+    """The base named by an adapter's configuration."""
     name = vector.store.config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise RequestError(f"{vector.folder / CONFIG}: names no base model; pass --base for --alpha auto")
@@ -118,13 +118,13 @@ def _named_base(vector: PlainVector) -> Path:
 
 
 def measure(vector: PlainVector, method: ComPEFT, on_tensor: Callable[[int, int], None]) -> Measured:
-    """The counting passes; RequestError where the vector is not finite."""
+    """Run the counting passes; raises RequestError if the vector is not finite."""
     spread, threshold = find_threshold(vector.values, list(vector.specs), method.density, on_tensor)
     return Measured(threshold, spread.std, _kept_mean(vector, threshold) if method.variant == "stc" else 0.0)
 
 
 def _kept_mean(vector: PlainVector, threshold: Threshold) -> float:
-    """Mean magnitude of the kept entries, by a pass of its own."""
+    """Mean magnitude of the kept entries, in a separate pass."""
     total, count = 0.0, 0
     cut = threshold.again()
     for name in vector.specs:
@@ -136,7 +136,7 @@ def _kept_mean(vector: PlainVector, threshold: Threshold) -> float:
 
 
 def _write(vector: PlainVector, method: ComPEFT, measured: Measured, alpha: float, partial: Path) -> TernaryVector:
-    """The file and what belongs beside it."""
+    """Write the ternary file and the files beside it."""
     adapter = vector.is_adapter
     path = partial / (ADAPTER_FILE if adapter else MODEL_FILE)
     base = base_digest(vector.base) if vector.base else ""
@@ -162,7 +162,7 @@ def _parts(vector: PlainVector, name: str, threshold: Threshold, keep_values: bo
 
 
 def _value_bytes(values: Values, dtype: str) -> bytes:
-    """The values as a tensor of that dtype, in safetensors' spelling, stores them."""
+    """Bytes of the values as stored in a tensor of that safetensors dtype."""
     import torch
 
     from compresskit.machine.precision import torch_dtype

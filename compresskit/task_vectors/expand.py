@@ -1,4 +1,4 @@
-"""`expand`: a ternary task vector becomes a normal PEFT adapter, or with its base a normal checkpoint."""
+"""`expand`: turn a ternary task vector into a normal PEFT adapter, or with its base into a normal checkpoint."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        RequestError: the source is no ternary vector, or needs another base.
-        CheckpointError: the file is damaged; as with all errors nothing then appears under `out`.
+        RequestError: the source is not a ternary vector, or needs another base.
+        CheckpointError: the file is damaged. After any error, `out` is not created.
     """
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)
@@ -56,7 +56,7 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
 
 
 def _stored(vector: TernaryVector) -> Checkpoint:
-    """The vector's folder as the manifest names its source."""
+    """The vector's folder as a source for the manifest."""
     specs = {**vector.specs, **vector.dense}
     files = dict.fromkeys(specs, vector.container.path)
     return Checkpoint(vector.folder, {}, specs, files, recorded_manifest(vector.folder))

@@ -1,4 +1,4 @@
-"""`merge`: several task vectors, ternary or not, become one normal adapter, or with --base one checkpoint.
+"""`merge`: merge several task vectors, ternary or not, into one normal adapter, or with --base into one checkpoint.
 
 vectors of the same tensors     merged entry by entry (merge_entries.py)
 other LoRA adapters             merged as updates of the linears, (scaling B A), re-factorised at --rank (merge_updates.py)
@@ -35,7 +35,7 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+        CompresskitError: see errors.py for the kinds; `out` is then not created.
     """
     started = time.monotonic()
     base_folder = source.resolve(options.base) if options.base else None
@@ -61,7 +61,7 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
 
 
 def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | None, options: MergeOptions) -> None:
-    """What can be refused before any work."""
+    """Refuse invalid requests before any work."""
     first = vectors[0]
     if len(vectors) < 2:
         raise RequestError(f"{first.folder}: one source cannot be merged; give at least two, then OUT")
@@ -92,13 +92,13 @@ def _check_same_tensors(first: TaskVector, vector: TaskVector) -> None:
 
 
 def _files(vectors: list[TaskVector]) -> list[Path]:
-    """The weight files of all sources, those of ternary ones first."""
+    """Weight files of all sources, ternary ones first."""
     files = [vector.container.path for vector in vectors if isinstance(vector, TernaryVector)]
     return files + [file for vector in vectors if isinstance(vector, PlainVector) for file in vector.store.files]
 
 
 def _manifest(settings: dict[str, Any], vectors: list[TaskVector], hashes: dict[str, str]) -> dict[str, Any]:
-    """compresskit.json: the hashes of every source take the place of one input and of the chain behind it."""
+    """compresskit.json: the hashes of all sources replace the single input and its chain."""
     no_single_source = Checkpoint(vectors[0].folder, {}, {}, {})
     inputs = {"sha256": {str(file): sha256(file) for file in _files(vectors)}}
     return manifest("merge", settings, no_single_source, hashes, {}) | {"inputs": inputs}

@@ -1,7 +1,7 @@
-"""Merging task vectors of the same tensors, entry by entry, a section at a time.
+"""Merge task vectors of the same tensors, entry by entry, one section at a time.
 
-Where all sources are ternary, their entries go through a table of the 3**n patterns that n signs can show. The table holds
-exactly what the floats would give.
+If all sources are ternary, a table of the 3**n patterns of n signs gives the merged entries. It holds exactly the values
+that the float path would compute.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ class EntryMerge:
     method: MergeMethod
     vectors: list[TaskVector]
     base: Checkpoint | None
-    """Of whole checkpoints; None for adapters."""
+    """Base of whole checkpoints; None for adapters."""
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        """The tensors that come out."""
+        """Tensors of the result."""
         return self.vectors[0].specs
 
     def outputs(self) -> Outputs:
-        """The weight files that come out."""
+        """Weight files of the result."""
         return outputs_like(self.vectors[0].folder, list(self.specs.values()), self.base is None)
 
     def tensors(self, on_tensor: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
-        """Merge, a tensor at a time. `on_tensor`: called with (tensors done, all) before each.
+        """Merge tensor by tensor. `on_tensor` is called with (tensors done, total) before each.
 
         Yields:
             (name, the tensor in its stored dtype and shape), in order.
 
         Raises:
-            RequestError: nothing is left of what the adapters learned; only known at the end.
+            RequestError: every merged update of the adapters is zero; known only at the end.
         """
         import torch
 
@@ -72,7 +72,7 @@ class EntryMerge:
             self._check_any_update(nonzero)
 
     def _check_any_update(self, nonzero: set[str]) -> None:
-        """RequestError where all lora_B are zero, so that every update is."""
+        """Raise RequestError if all lora_B are zero, and so all updates are."""
         second_factors = {name for name in self.specs if ".lora_B." in name}
         if second_factors and not second_factors & nonzero:
             raise RequestError(
@@ -81,7 +81,7 @@ class EntryMerge:
             )
 
     def merged_sections(self) -> Sections:
-        """The merged vector, without `scaling`; its tensors can be read once each, in order."""
+        """The merged vector, without `scaling`; each of its tensors can be read once, in order."""
         names = list(self.specs)
         reads = [trimmed(vector.values, names, self._trims_to(vector)) for vector in self.vectors]
         if self.method.whole:
@@ -89,7 +89,7 @@ class EntryMerge:
         return lambda name: merged_tensor(self.method, self.vectors, reads, name)
 
     def _trims_to(self, vector: TaskVector) -> float:
-        """Ternary vectors are trimmed already."""
+        """1 for ternary vectors, which are already trimmed."""
         return 1.0 if isinstance(vector, TernaryVector) else self.method.trims_to
 
     def _merged_whole(self, reads: list[Sections]) -> Sections:
@@ -101,13 +101,13 @@ class EntryMerge:
 
 
 def pattern_table(method: MergeMethod, scales: list[float], weights: Values) -> Values:
-    """What every pattern of signs of n sources gives, (3**n,): pattern sum_i 3**i (sign_i + 1)."""
+    """Merged value of every pattern of n signs, (3**n,); the pattern's index is sum_i 3**i (sign_i + 1)."""
     patterns = np.array(list(itertools.product((-1, 0, 1), repeat=len(scales))), np.float32)[:, ::-1].T
     return method.merge(np.ascontiguousarray(patterns * np.array(scales, np.float32)[:, None]), weights)
 
 
 def merged_tensor(method: MergeMethod, vectors: list[TaskVector], reads: list[Sections], name: str) -> Iterator[Values]:
-    """The sections (entries,) of one merged tensor, without `scaling`. `reads`: the trimmed values of each vector."""
+    """Sections (entries,) of one merged tensor, without `scaling`. `reads` gives the trimmed values of each vector."""
     weights = method.source_weights(len(vectors))
     ternary = [v.container for v in vectors if isinstance(v, TernaryVector) and v.container.facts.variant != "prune"]
     if len(ternary) == len(vectors) and 3 ** len(vectors) <= MOST_PATTERNS:

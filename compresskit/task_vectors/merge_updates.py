@@ -1,4 +1,4 @@
-"""Merging LoRA adapters of different ranks or linears: as updates of the weights, then factorised at one rank."""
+"""Merge LoRA adapters of different ranks or linears: as weight updates, factorised again at one rank."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class UpdateMerge:
     method: MergeMethod
     adapters: list[Adapter]
     shapes: Shapes
-    """Of all linears that an adapter updates."""
+    """Shapes of all linears that any adapter updates."""
     rank: int
     dtype: str
-    """Of the factors that come out, in safetensors' spelling."""
+    """Safetensors dtype of the resulting factors."""
 
     def outputs(self) -> Outputs:
-        """The adapter that comes out."""
+        """Weight files of the resulting adapter."""
         ranks = dict.fromkeys(self.shapes, self.rank)
         base = str(self.adapters[0].config.get("base_model_name_or_path") or "")
         factors = peft.adapter_specs(ranks, self.shapes.__getitem__, self.dtype)
         return Outputs(extra={WEIGHTS: factors}, files={CONFIG: peft.config_text(base, ranks)})
 
     def tensors(self, on_linear: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
-        """Merge, a linear at a time. `on_linear`: called with (linears done, all) before each.
+        """Merge linear by linear. `on_linear` is called with (linears done, total) before each.
 
         Yields:
             (name, a factor in its stored dtype and shape), in order.
@@ -68,13 +68,13 @@ class UpdateMerge:
 
 
 def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int) -> UpdateMerge:
-    """Open the vectors as adapters whose updates are merged at this rank.
+    """Open the vectors as adapters to merge at this rank.
 
     Returns:
         The merge; no weights are read.
 
     Raises:
-        RequestError: the method needs all updates at once, a source is no plain LoRA, two sources disagree on a shape, or
+        RequestError: the method needs all updates at once, a source is not a plain LoRA, two sources disagree on a shape, or
             the rank exceeds a linear.
     """
     if method.whole:
@@ -89,7 +89,7 @@ def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int) -> U
 
 
 def as_adapter(vector: TaskVector) -> Adapter:
-    """The vector as an adapter whose updates can be read; RequestError where it is no plain LoRA."""
+    """Open the vector as an adapter with readable updates; raises RequestError if it is not a plain LoRA."""
     config = read_json(vector.folder / CONFIG) if vector.is_adapter else {}
     if not is_plain_lora(config):
         raise RequestError(f"{vector.folder}: no plain LoRA adapter, which --rank needs; leave --rank out, or this source")
@@ -99,7 +99,7 @@ def as_adapter(vector: TaskVector) -> Adapter:
 
 
 def shapes_of(adapters: list[Adapter]) -> Shapes:
-    """The shape of every linear that an adapter updates; RequestError where two adapters disagree."""
+    """Shape of every updated linear; raises RequestError if two adapters disagree."""
     shapes: Shapes = {}
     for adapter in adapters:
         for name in adapter.names:
@@ -111,7 +111,7 @@ def shapes_of(adapters: list[Adapter]) -> Shapes:
 
 
 def update_reader(adapter: Adapter, shapes: Shapes) -> Sections:
-    """Name of a linear -> its update, flat, in one section; zeros where the adapter has none."""
+    """Return a function from a linear's name to its flat update in one section; zeros if the adapter has none."""
 
     def read(name: str) -> Iterator[Values]:
         if not adapter.holds(name):
@@ -123,7 +123,7 @@ def update_reader(adapter: Adapter, shapes: Shapes) -> Sections:
 
 
 def truncated(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best product of that rank, balanced; exact where the update (out, in) has no larger rank.
+    """Compute the best product of that rank, balanced; exact if the update (out, in) has no larger rank.
 
     The singular vectors come from the smaller second-moment matrix in float64, four times as fast as a decomposition.
 

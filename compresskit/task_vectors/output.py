@@ -1,4 +1,4 @@
-"""The folder that `expand` and `merge` write: an adapter that stock peft loads, or a checkpoint. Loads no torch."""
+"""Output folder of `expand` and `merge`: an adapter that stock peft loads, or a checkpoint. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from compresskit.checkpoint.writer import Writer
 from compresskit.formats.peft import CONFIG, WEIGHTS
 
 NO_FINGERPRINT = ""
-"""No later run goes on with what one of these left."""
+"""These outputs are never resumed."""
 
 
 def outputs_like(folder: Path, specs: list[TensorSpec], is_adapter: bool) -> Outputs:
-    """The weight files of an adapter, or those of a checkpoint with the configuration that lies in `folder`."""
+    """Weight files of an adapter, or of a checkpoint with the configuration in `folder`."""
     if is_adapter:
         return Outputs(extra={WEIGHTS: specs})
     return Outputs(specs, read_json(folder / "config.json"))
@@ -26,13 +26,12 @@ def outputs_like(folder: Path, specs: list[TensorSpec], is_adapter: bool) -> Out
 
 @contextmanager
 def new_folder(out: Path, outputs: Outputs, shard_bytes: int, source: Path) -> Iterator[Writer]:
-    """A folder in the making; nothing of it stays where anything was raised.
+    """Create a folder; it is removed after an exception.
 
-    `source`: the folder whose small files are copied, such as the tokenizer of a checkpoint or the configuration of an
-    adapter.
+    `source` is the folder whose small files are copied, such as a checkpoint's tokenizer or an adapter's configuration.
 
     Yields:
-        The writer, to be given every tensor and the manifest.
+        The writer, which needs every tensor and the manifest.
     """
     with Writer(out, outputs, shard_bytes, NO_FINGERPRINT) as writer:
         try:

@@ -1,8 +1,8 @@
-"""Cosine similarity of task vectors: which ones pull the weights the same way, to decide what to merge.
+"""Cosine similarity of task vectors: shows which ones change the weights in similar directions, before merging.
 
     cos(x, y) = x . y / (||x|| ||y||)
 
-Ternary vectors need no scales for it: the products are counted on bit masks (formats/ternary/bitmask.py).
+Ternary vectors need no scales: their products are counted on bit masks (formats/ternary/bitmask.py).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Sums = dict[tuple[int, int], float]
 
 
 def similarity(sources: list[str], base: str | None) -> dict[str, Any]:
-    """The cosines between sources of the same tensors.
+    """Compute the cosines between sources of the same tensors.
 
     Returns:
-        The dictionary that `--json` prints; "similarity" is a matrix (sources, sources), its entries from -1 to 1.
+        The dictionary that `--json` prints; "similarity" is a matrix (sources, sources) with entries from -1 to 1.
 
     Raises:
         RequestError: the sources have different tensors, or one was balanced.
-        CheckpointError: a source is no task vector, or is damaged.
+        CheckpointError: a source is not a task vector, or is damaged.
     """
     base_folder = source.resolve(base) if base else None
     vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
@@ -81,6 +81,6 @@ def _summed(vectors: list[TaskVector]) -> Sums:
 
 
 def listing(found: dict[str, Any]) -> str:
-    """The matrix for people."""
+    """Format the matrix as a table."""
     rows = zip(found["source"], found["similarity"], strict=True)
     return "\n".join(" ".join([*(f"{value:7.4f}" for value in row), name]) for name, row in rows)

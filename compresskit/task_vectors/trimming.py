@@ -1,6 +1,6 @@
-"""The share of largest entries of a whole vector, found in passes over its tensors; memory holds a section.
+"""Find the largest entries of a whole vector in passes over its tensors, with one section in memory.
 
-Loads no torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 from compresskit.formats.ternary.threshold import Spread, Threshold, Values
 
 Sections = Callable[[str], Iterator[Values]]
-"""Name of a tensor -> its values, flat float32, a section at a time."""
+"""Function from a tensor's name to its values, flat float32, one section at a time."""
 
 
 def find_threshold(
     sections: Sections, names: list[str], density: float, on_tensor: Callable[[int, int], None] | None = None
 ) -> tuple[Spread, Threshold]:
-    """The threshold that this share of all entries reaches, by two passes over the tensors.
+    """Find the threshold of this share of all entries in two passes over the tensors.
 
-    `on_tensor`: called with (tensors done, of both passes) before each tensor and at the end.
+    `on_tensor` is called with (tensors done, of both passes) before each tensor and at the end.
 
     Returns:
         The spread of the vector, and the threshold, which can cut the same sections in the same order.
@@ -43,10 +43,10 @@ def find_threshold(
 
 
 def trimmed(sections: Sections, names: list[str], density: float) -> Sections:
-    """The vector with zeros in place of all but this share of its largest entries.
+    """Zero all but this share of the vector's largest entries.
 
     Returns:
-        Its sections, whose tensors can be read once each, in the order of `names`; the given ones where the share is 1.
+        The sections; each tensor can be read once, in the order of `names`. The given sections if the share is 1.
     """
     if density == 1:
         return sections

@@ -1,4 +1,4 @@
-"""Task vectors: what fine-tuning added, as named tensors that are read in sections, from any of three kinds of folder.
+"""Task vectors: the changes made by fine-tuning, as named tensors read in sections, from three kinds of folder.
 
     a PEFT adapter               tau = its parameters, minus 1 where they multiply (IA3)
     a fine-tuned checkpoint      tau = its weights - the base's
@@ -6,8 +6,8 @@
 
 The adapter's own parameters are the vector (ComPEFT, arXiv 2311.13171, section 2). Pairs of LoRA factors may be balanced
 first. lora_A starts from noise three times as large as what lora_B learns, so one threshold for both would keep the noise
-and drop what was learned. The balanced pair (numerics/lowrank.py) is the same update; both of its factors weigh alike, and
-the ranks are sorted by what they do. A section never holds more than 2**22 float32 numbers.
+and drop the learned values. The balanced pair (numerics/lowrank.py) is the same update with factors of equal weight, and
+its ranks are sorted by their effect. A section never holds more than 2**22 float32 numbers.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter_model.compeft.safetensors"
 MODEL_FILE = "model.compeft.safetensors"
 FACTORS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".ia3_l")
-"""Parameters of adapters that make up the vector; all else (DoRA's magnitudes, modules_to_save) stays dense."""
+"""Adapter parameters in the vector; all others (DoRA's magnitudes, modules_to_save) stay dense."""
 MULTIPLIES = ".ia3_l"
 """IA3 scales activations by its parameters: 1 changes nothing."""
 FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def offset_of(name: str) -> float:
-    """What a parameter is where nothing was learned."""
+    """Value of a parameter that learned nothing."""
     return 1.0 if MULTIPLIES in name else 0.0
 
 
 def pair_of(name: str) -> tuple[str, str] | None:
-    """The names of A and B of the linear to which a factor belongs; None for what is no factor of a linear."""
+    """Names of A and B of the factor's linear; None if the tensor is not a linear's factor."""
     if ".lora_A." not in name and ".lora_B." not in name:
         return None
     return name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
 
 
 def stored_bytes(tensor: Tensor) -> bytes:
-    """The bytes of a tensor of any shape on the CPU, as files hold them."""
+    """Bytes of a CPU tensor of any shape, as stored in files."""
     import torch
 
     data: bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -60,7 +60,7 @@ def stored_bytes(tensor: Tensor) -> bytes:
 
 
 def checked_read(store: Checkpoint, name: str) -> Tensor:
-    """A tensor; RequestError where it holds NaN or infinity."""
+    """Read a tensor; raises RequestError if it holds NaN or infinity."""
     try:
         return store.read(name)
     except NumericalError as error:
@@ -69,7 +69,7 @@ def checked_read(store: Checkpoint, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class PlainVector:
-    """The vector of an adapter, or that of a checkpoint and its base."""
+    """The vector of an adapter, or of a checkpoint and its base."""
 
     store: Checkpoint
     base: Checkpoint | None
@@ -78,20 +78,20 @@ class PlainVector:
     balance: bool = False
     """Whether pairs of LoRA factors are read balanced."""
     pair: dict[str, Tensor] = field(default_factory=dict, compare=False)
-    """The balanced pair that was read last: its two factors are stored next to each other."""
+    """The balanced pair that was read last; its two factors are stored next to each other."""
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Folder of the vector."""
         return self.store.folder
 
     def tensor(self, name: str) -> Tensor:
-        """A stored tensor, or its part of the balanced pair; RequestError where it is not finite."""
+        """A stored tensor, or its part of the balanced pair; raises RequestError if it is not finite."""
         names = pair_of(name)
         if not self.balance or names is None or not set(names) <= self.specs.keys():
             return checked_read(self.store, name)
         if name not in self.pair:
-            from compresskit.numerics.lowrank import balanced_factors  # torch, which refusals do without
+            from compresskit.numerics.lowrank import balanced_factors  # imports torch, which refusals do not need
 
             self.pair.clear()
             factors = balanced_factors(*(checked_read(self.store, each).float() for each in names))
@@ -104,7 +104,7 @@ class PlainVector:
         return self.base is None
 
     def values(self, name: str) -> Iterator[Values]:
-        """The values of tau in a tensor, flat float32, a section at a time; RequestError where it is not finite."""
+        """Values of tau in a tensor, flat float32, one section at a time; raises RequestError if not finite."""
         tuned = self.tensor(name).reshape(-1)
         base = checked_read(self.base, name).reshape(-1) if self.base else None
         offset = offset_of(name) if self.base is None else 0.0
@@ -118,13 +118,13 @@ class PlainVector:
             yield values
 
     def dense_bytes(self, name: str) -> bytes:
-        """A tensor beside the vector, as stored."""
+        """A tensor outside the vector, as stored."""
         return stored_bytes(checked_read(self.store, name))
 
 
 @dataclass(frozen=True)
 class TernaryVector:
-    """The vector that a ternary file holds."""
+    """The vector in a ternary file."""
 
     folder: Path
     container: Container
@@ -137,11 +137,11 @@ class TernaryVector:
 
     @property
     def dense(self) -> dict[str, TensorSpec]:
-        """Tensors beside the vector."""
+        """Tensors outside the vector."""
         return self.container.dense
 
     def values(self, name: str) -> Iterator[Values]:
-        """The values of tau in a tensor, flat float32, a section at a time."""
+        """Values of tau in a tensor, flat float32, one section at a time."""
         entry = self.container.tensors[name]
         for part in self.container.parts(name):
             found = part.signs.astype(np.float32)
@@ -152,7 +152,7 @@ class TernaryVector:
             yield found
 
     def dense_tensor(self, name: str) -> Tensor:
-        """A tensor beside the vector, to be written as it is: its bits as whole numbers of the same width."""
+        """A tensor outside the vector, to write unchanged: its bits as whole numbers of the same width."""
         import torch
 
         spec = self.dense[name]
@@ -161,11 +161,11 @@ class TernaryVector:
 
 
 TaskVector = PlainVector | TernaryVector
-"""Both say their folder, their tensors (`specs`), what lies beside the vector (`dense`), and give values in sections."""
+"""Both have a folder, tensors (`specs`), tensors outside the vector (`dense`), and values in sections."""
 
 
 def kept_values(spec: TensorSpec, data: bytes) -> Values:
-    """The values of a section's non-zeros, (non-zeros,) float32, which variant prune keeps in the tensor's dtype."""
+    """Values of a section's non-zeros, (non-zeros,) float32; variant prune stores them in the tensor's dtype."""
     import torch
 
     from compresskit.machine.precision import torch_dtype
@@ -177,7 +177,7 @@ def kept_values(spec: TensorSpec, data: bytes) -> Values:
 
 
 def recorded_manifest(folder: Path) -> dict[str, Any] | None:
-    """The compresskit.json of a folder, None where there is none."""
+    """The compresskit.json of a folder, None if there is none."""
     return read_json(folder / NAME) if (folder / NAME).is_file() else None
 
 
@@ -187,13 +187,13 @@ def is_ternary(folder: Path) -> bool:
 
 
 def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> TaskVector:
-    """Open a folder as a task vector. `base`: of a fine-tuned checkpoint. `balance`: the pairs of a LoRA adapter.
+    """Open a folder as a task vector. `base` belongs to a fine-tuned checkpoint; `balance` balances LoRA pairs.
 
     Returns:
         The vector; no values are read.
 
     Raises:
-        CheckpointError: the folder holds none, or its file is damaged.
+        CheckpointError: the folder holds no task vector, or its file is damaged.
         RequestError: a whole checkpoint came without its base, or the base does not belong to it.
     """
     if is_ternary(folder):
@@ -236,7 +236,7 @@ def _difference(store: Checkpoint, base: Checkpoint) -> PlainVector:
 
 
 def facts_of(vector: TernaryVector) -> dict[str, Any]:
-    """What reports say about a ternary vector."""
+    """Facts about a ternary vector for reports."""
     container = vector.container
     bits = 8 * sum(entry.bytes for entry in container.tensors.values())
     return {

@@ -1,1 +1,1 @@
-"""The walk: a model's blocks in order, one in memory, and the statistics that are collected on the way."""
+"""Walk through a model block by block, with one block in memory, and collect statistics."""

@@ -1,8 +1,8 @@
-"""Gradients of a loss through a model of any size: one block in memory, there and back.
+"""Backpropagate a loss through a model of any size with one block in memory.
 
-Forward, the walk keeps every block's inputs on disk; the head gives the gradient of the loss with respect to the last
-hidden states; then the blocks come again in reverse order, each run once more with gradients. The inputs lie in a scratch
-folder: windows x length x hidden x blocks numbers.
+The forward walk saves every block's inputs to disk. The head then gives the gradient of the loss with respect to the last
+hidden states. Finally, the blocks run again in reverse order with gradients. The saved inputs take windows x length x
+hidden x blocks numbers in a scratch folder.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from compresskit.walk.walk import Walk
 Loss = Callable[[Tensor, Tensor], Tensor]
 """function(tokens (1, length), logits (1, length, vocabulary) float32) -> a number."""
 GradientStep = Callable[[Tensor, Tensor], Tensor]
-"""function(a window's inputs of a block, that ask for gradients, d loss / d its outputs) -> d loss / d its inputs."""
+"""function(one window's inputs of a block, requiring gradients, d loss / d its outputs) -> d loss / d its inputs."""
 
 
 def walk_backward(
     walk: Walk, scratch: Path, on_block: OnBlock, loss: Loss, visit: Callable[[Block], AbstractContextManager[GradientStep]]
 ) -> None:
-    """Run the model forward, and then its blocks in reverse order with gradients.
+    """Run the model forward, then run its blocks in reverse order with gradients.
 
-    `walk`: one window a micro-batch. `visit(block)` is entered once a block and gives the function that takes the gradient
-    of each window through it; what it wants to see of the gradients is its own affair.
+    `walk` must have one window per micro-batch. `visit(block)` is entered once per block and returns the function that
+    backpropagates each window through it; that function may record the gradients it needs.
 
     Raises:
         NumericalError: activations are not finite.
@@ -58,7 +58,7 @@ def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
 
 
 def _head_gradient(loss: Loss, tokens: Tensor, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """The gradient d loss / d hidden of one window, (1, length, hidden)."""
+    """Compute d loss / d hidden of one window, (1, length, hidden)."""
     given = hidden.detach().requires_grad_(True)
     with torch.enable_grad():
         value = loss(tokens, head(given).float())

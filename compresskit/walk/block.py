@@ -1,4 +1,4 @@
-"""One decoder block with its weights in memory: its inputs, how the model calls it, and what can be seen while it runs."""
+"""One decoder block in memory: its weights, its inputs, its call arguments and hooks on its linears."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from compresskit.machine.memory import release_freed_memory
 
 
 class Statistic(Protocol):
-    """What `Block.collect` fills: a sum over tokens."""
+    """Sum over tokens that `Block.collect` fills."""
 
     def add(self, x: Tensor) -> None:
-        """Add the inputs of the linear in one micro-batch, x (tokens, in)."""
+        """Add the linear's inputs for one micro-batch, x (tokens, in)."""
 
 
 @dataclass
 class Call:
-    """The arguments, besides the hidden states, with which the model calls one block."""
+    """Arguments of one block call, besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 Calls = dict[tuple[int, int], Call]
-"""A block's arguments by the shape of the micro-batch, (samples, length)."""
+"""A block's call arguments, keyed by the shape of the micro-batch, (samples, length)."""
 
 
 def shape_of(hidden: Tensor) -> tuple[int, int]:
@@ -40,48 +40,48 @@ def shape_of(hidden: Tensor) -> tuple[int, int]:
 
 @dataclass
 class Block:
-    """One decoder block with its weights in memory, in plain form."""
+    """One decoder block with plain weights in memory."""
 
     index: int
     name: str
     module: nn.Module
     hidden: list[Tensor]
-    """The block's inputs, one (batch, length, hidden) tensor a micro-batch."""
+    """The block's inputs, one (batch, length, hidden) tensor per micro-batch."""
     calls: Calls
     attention: str
     """Path of the attention module inside the block."""
     advanced: bool = field(default=False)
     remembered: list[Any] = field(default_factory=list)
-    """Outputs of the attention, one a micro-batch, where `collect` was asked to keep them."""
+    """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
 
     def linear(self, name: str) -> nn.Linear:
-        """The linear with this plain name of the whole model."""
+        """Return the linear with this plain, model-wide name."""
         found = self.module.get_submodule(name.removeprefix(self.name + "."))
         assert isinstance(found, nn.Linear)
         return found
 
     def run(self, hidden: Tensor) -> Tensor:
-        """(batch, length, hidden) -> the same, through the block as it now is; NumericalError where that is not finite."""
+        """Run the block, (batch, length, hidden) to the same shape; raises NumericalError if the output is not finite."""
         call = self.calls[shape_of(hidden)]
         return self._checked(self.module(hidden, *call.args, **call.kwargs))
 
     def run_with(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The same with other weights, by their names inside the block; gradients flow to them."""
+        """Like `run`, with other weights, keyed by their names inside the block; gradients flow to them."""
         call = self.calls[shape_of(hidden)]
         return self._checked(torch.func.functional_call(self.module, dict(weights), (hidden, *call.args), call.kwargs))
 
     def _checked(self, output: Any) -> Tensor:
-        # Blocks return the tensor itself, but GPT-NeoX-like families of older releases returned a tuple.
+        # Blocks return a tensor, but in older releases GPT-NeoX-like families returned a tuple.
         result: Tensor = output[0] if isinstance(output, tuple) else output
         if not bool(result.isfinite().all()):
             raise NumericalError(f"{self.name}: its output holds NaN or infinity; check the weights, or use --dtype float32")
         return result
 
     def collect(self, statistics: Mapping[str, Statistic], attention_is_final: bool = False) -> None:
-        """Run all micro-batches and add the inputs of the named linears to their statistics; the block stays where it is.
+        """Run all micro-batches and add the inputs of the named linears to their statistics, without advancing the block.
 
-        `attention_is_final`: nothing that feeds the attention is edited from here on. Its outputs are kept, (tokens, hidden)
-        in all, and no later run computes them again.
+        `attention_is_final` means that nothing feeding the attention is edited from here on. The attention outputs, (tokens,
+        hidden) in all, are then kept and not computed again.
         """
         if not statistics:
             return
@@ -90,7 +90,7 @@ class Block:
                 module = self.module.get_submodule(self.attention)
                 attend = _replaying(list(self.remembered)) if self.remembered else _keeping(module.forward, self.remembered)
                 stack.enter_context(forward_replaced(module, attend))
-            # Experts see only the tokens routed to them, so only a single statistic has seen all once its hook has run.
+            # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
             self._record(statistics, stack, stop=len(statistics) == 1)
             for hidden in self.hidden:
                 with suppress(_SeenEnough):
@@ -98,7 +98,7 @@ class Block:
         release_freed_memory()
 
     def advance(self, statistics: Mapping[str, Statistic] | None = None) -> None:
-        """Run all micro-batches for good: the outputs become the next block's inputs. Adds to statistics as `collect` does."""
+        """Run all micro-batches; the outputs become the next block's inputs. Fills `statistics` like `collect`."""
         with ExitStack() as stack:
             self._record(statistics or {}, stack, stop=False)
             for _ in self.steps():
@@ -107,7 +107,7 @@ class Block:
             release_freed_memory()
 
     def steps(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run all micro-batches for good; yields (input, output) of each, (batch, length, hidden) both."""
+        """Run all micro-batches and advance; yields the (input, output) of each, both (batch, length, hidden)."""
         with ExitStack() as stack:
             if self.remembered:
                 module = self.module.get_submodule(self.attention)
@@ -119,11 +119,11 @@ class Block:
         self.advanced = True
 
     def take_inputs(self, hidden: Sequence[Tensor]) -> None:
-        """Read other inputs than the walk's own, one (batch, length, hidden) tensor a micro-batch."""
+        """Replace the walk's inputs with one (batch, length, hidden) tensor per micro-batch."""
         self.hidden[:] = hidden
 
     def hand_over(self, outputs: Sequence[Tensor]) -> None:
-        """Give these outputs, of a run that was made elsewhere, to the next block."""
+        """Pass outputs computed elsewhere to the next block."""
         self.hidden[:] = outputs
         self.advanced = True
 
@@ -133,7 +133,7 @@ class Block:
 
 
 class _SeenEnough(Exception):
-    """Ends a run of a block whose output nobody needs."""
+    """Stops a block's run early when its output is not needed."""
 
 
 @contextmanager
@@ -159,13 +159,13 @@ def _keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]
 
 
 def _replaying(kept: list[Any]) -> Callable[..., Any]:
-    """Gives what was kept, in order, and frees it."""
+    """Return the kept outputs in order, freeing each."""
     return lambda *args, **kwargs: kept.pop(0)
 
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module stays in place, with its attributes, but computes something else."""
+    """Replace the module's forward but keep the module and its attributes in place."""
     module.forward = forward
     try:
         yield

@@ -1,11 +1,11 @@
-"""What a walk costs: samples in a micro-batch, bytes at the peak, the head's share of the work. Loads no torch.
+"""Cost of a walk: micro-batch size, peak memory and the head's share of the work. Does not import torch.
 
-Phases of a stage come one after the other, so the largest counts:
+The phases of a stage run one after the other, so the largest one sets the peak:
 
     capture   embedding + hidden states                                the walk's start
     block     block + hidden states + activations + second moments     edits of a block
 
-Bytes come on top of the process as it is; weight files are read a tensor at a time and do not count.
+Bytes exclude the memory that the process already uses. Weight files are read one tensor at a time and do not count.
 """
 
 from __future__ import annotations
@@ -18,56 +18,55 @@ MICRO_BATCH_BYTES = 1 << 25
 """Bound on the activations of the widest linear in one micro-batch (32 MiB)."""
 FLOAT32_BYTES = 4
 ACTIVATIONS = 5
-"""Tensors as large as the inputs of the widest linear that are alive at once: two projections, the activation, the product,
-attention's."""
+"""Number of live tensors as large as the widest linear's inputs: two projections, the activation, the product, attention's."""
 MOMENT_BYTES = 24
-"""A second moment in float32, its reordered copy, and two matrices of float64 while it is factorised."""
+"""Bytes per entry: a float32 second moment, its reordered copy, and two float64 matrices during factorisation."""
 COPIES_OF_A_GROUP = 5
-"""Of the weights that are rounded or refitted together."""
+"""Copies of the weights that are rounded or refitted together."""
 
 
 def micro_batch_size(model: Model, length: int) -> int:
-    """Samples of `length` tokens whose activations in the widest linear stay below `MICRO_BATCH_BYTES`; at least one."""
+    """Number of `length`-token samples whose widest activations stay below `MICRO_BATCH_BYTES`; at least one."""
     widest = max(group.width for i in range(model.block_count) for group in model.ffn_groups(i))
     bytes_per_sample = length * max(widest, model.hidden_size) * FLOAT32_BYTES
     return max(1, MICRO_BATCH_BYTES // bytes_per_sample)
 
 
 def embedding_bytes(model: Model) -> int:
-    """The embedding, or the head, in float32."""
+    """Bytes of the embedding (or the head) in float32."""
     return FLOAT32_BYTES * int(model.checkpoint.config["vocab_size"]) * model.hidden_size
 
 
 def hidden_bytes(model: Model, tokens: int) -> int:
-    """The hidden states of so many tokens in float32."""
+    """Bytes of the hidden states of `tokens` tokens in float32."""
     return FLOAT32_BYTES * tokens * model.hidden_size
 
 
 def block_bytes(model: Model) -> int:
-    """The linears of the largest block in float32."""
+    """Bytes of the largest block's linears in float32."""
     sizes = [sum(math.prod(model.linear_shape(name)) for name in model.block_linears(i)) for i in range(model.block_count)]
     return FLOAT32_BYTES * max(sizes)
 
 
 def largest_linear_bytes(model: Model) -> int:
-    """The largest linear of the first block in float32."""
+    """Bytes of the first block's largest linear in float32."""
     return FLOAT32_BYTES * max(math.prod(model.linear_shape(name)) for name in model.block_linears(0))
 
 
 def window_bytes(model: Model, length: int) -> int:
-    """The activations of one window of `length` tokens, those that are alive at once."""
+    """Bytes of the live activations of one window of `length` tokens."""
     widest = max(model.linear_shape(name)[1] for name in model.block_linears(0))
     return ACTIVATIONS * FLOAT32_BYTES * length * max(widest, model.hidden_size)
 
 
 def edit_bytes(model: Model, moments: bool) -> int:
-    """What the edit of a linear takes: copies of its group and, where asked for, the second moments of its inputs."""
+    """Bytes to edit a linear: copies of its group and, if `moments`, the second moments of its inputs."""
     widest = max(model.linear_shape(name)[1] for name in model.block_linears(0))
     return COPIES_OF_A_GROUP * largest_linear_bytes(model) + (MOMENT_BYTES * widest**2 if moments else 0)
 
 
 def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
-    """The peak of a walk. `tokens`: (windows, their length); `edited`: bytes of the edit of a block, 0 for none."""
+    """Peak bytes of a walk. `tokens` is (windows, length); `edited` is the bytes of editing a block, 0 for no edit."""
     windows, length = tokens
     hidden = hidden_bytes(model, windows * length)
     activations = window_bytes(model, length) * micro_batch_size(model, length)
@@ -75,6 +74,6 @@ def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
 
 
 def head_share(model: Model) -> float:
-    """The work of the output head over that of all blocks."""
+    """Ratio of the output head's work to that of all blocks."""
     head = int(model.checkpoint.config["vocab_size"]) * model.hidden_size
     return head / sum(math.prod(model.linear_shape(name)) for name in model.linears)

@@ -1,6 +1,6 @@
-"""Statistics over tokens. Each is a sum, so parts of a calibration set can be collected apart and added up.
+"""Statistics over tokens. Each is a sum, so parts of a calibration set can be collected separately and added.
 
-Inputs arrive as (tokens, features) in any float dtype; sums are kept in float32 or float64 as stated.
+Inputs are (tokens, features) in any float dtype; sums are float32 or float64 as stated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 GRAM_PANELS = 4
-"""The Gram matrix is symmetric: of its 4 x 4 panels only the lower 10 are computed, 5/8 of the work."""
+"""The symmetric Gram matrix is split into 4 x 4 panels; only the lower 10 are computed, 5/8 of the work."""
 
 
 class Moments:
@@ -37,9 +37,9 @@ class Moments:
 
 
 class Gram:
-    """Sum of x xT over tokens, (features, features) float32, and of x, (features,) float32.
+    """Sum of x xT over tokens, (features, features) float32, and sum of x, (features,) float32.
 
-    Only the lower panels are summed; `matrix` completes the upper ones in place.
+    Only the lower panels are summed; `matrix` fills the upper ones in place.
     """
 
     def __init__(self, features: int, device: torch.device | str = "cpu"):
@@ -70,7 +70,7 @@ class Gram:
         return self.lower.diagonal()
 
     def matrix(self) -> Tensor:
-        """The whole symmetric sum, (features, features); the panels above the diagonal are mirrored in place."""
+        """The full symmetric sum, (features, features); the panels above the diagonal are mirrored in place."""
         features = self.lower.shape[0]
         step = math.ceil(features / GRAM_PANELS)
         for start in range(step, features, step):

@@ -1,12 +1,13 @@
-"""The walk: blocks of a model in order, one in memory at a time, each fed by what its predecessors now are.
+"""Walk through a model's blocks in order, one in memory at a time; each block gets its edited predecessor's output.
 
     for block in walk(model, tokens):
         gram = block.collect({name: Gram(width)})
         ... edit block.module ...
 
-The first hidden states and EACH block's own arguments are captured once (families whose attention alternates give
-their blocks different masks); a block is read when the walk reaches it, may be edited, is run as it then is, and its
-output feeds the next one. Memory: one block, the hidden states of all tokens, one micro-batch of activations.
+The first hidden states and EACH block's own arguments are captured once, because families with alternating attention give
+their blocks different masks. A block is read when the walk reaches it and may be edited. It then runs with its edited
+weights, and its output feeds the next block. Memory: one block, the hidden states of all tokens, one micro-batch of
+activations.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from compresskit.walk.cost import micro_batch_size
 
 
 class Walk:
-    """Iterating gives the blocks in order; `logits` then gives the model's output, micro-batch by micro-batch.
+    """Iterates over the blocks in order; `logits` then gives the model's output, micro-batch by micro-batch.
 
-    tokens: (samples, length) int64, without padding; samples may be 0 (no activations are computed then).
-    Iterating twice walks twice.
+    tokens: (samples, length) int64, without padding. With 0 samples no activations are computed.
+    Each iteration is a new walk.
     """
 
     def __init__(self, model: Model, tokens: Tensor, where: Where, micro_batch: int | None = None):
-        """`micro_batch`: samples computed at once, None for `micro_batch_size`."""
+        """`micro_batch` is the number of samples computed at once, None for `micro_batch_size`."""
         self.model, self.device, self.dtype = model, where.device, where.dtype
         self.finished: Mapping[int, Model] = {}
         self.network = meta.build(model, where.trust_remote_code)
@@ -45,7 +46,7 @@ class Walk:
         self.hidden: list[Tensor] = []
 
     def take(self, samples: int) -> Walk:
-        """The same walk over whole micro-batches of the first samples: at least `samples`, fewer where there are fewer."""
+        """Return the walk over the first micro-batches that hold at least `samples` samples, or over all if there are fewer."""
         part = copy.copy(self)
         part.hidden = []
         counts = itertools.accumulate((len(batch) for batch in self.batches), initial=0)
@@ -53,13 +54,13 @@ class Walk:
         return part
 
     def resumed(self, finished: Mapping[int, Model]) -> Walk:
-        """The same walk, in which some blocks are read, as they were edited, from another model."""
+        """Return the walk with some blocks read, as edited, from other models."""
         part = copy.copy(self)
         part.hidden, part.finished = [], finished
         return part
 
     def blocks(self) -> list[nn.Module]:
-        """The modules of the decoder blocks, in order."""
+        """The decoder block modules, in order."""
         return [self.network.get_submodule(self.model.block_name(i)) for i in range(self.model.block_count)]
 
     @torch.no_grad()
@@ -75,18 +76,18 @@ class Walk:
             release_freed_memory()
 
     def release(self, block: Block) -> None:
-        """Free the weights of a block that has been advanced and that nothing will run again."""
+        """Free the weights of an advanced block that will not run again."""
         meta.empty(self.model, self.network, block.name)
 
     @contextmanager
     def block(self, index: int, hidden: list[Tensor], calls: Calls) -> Iterator[Block]:
-        """One block out of the order, for these inputs; `calls` are those that the walk gave the block."""
+        """Load one block out of order for these inputs; `calls` are the arguments that the walk gave the block."""
         block = self._filled(index, [each.to(device=self.device, dtype=self.dtype) for each in hidden], calls)
         yield block
         self.release(block)
 
     def _filled(self, index: int, hidden: list[Tensor], calls: Calls) -> Block:
-        """A block with its weights, from the model that holds it as it was edited, or from the walk's own."""
+        """Load a block's weights, from the model that holds its edited version or from the walk's own."""
         name = self.model.block_name(index)
         source = self.finished.get(index, self.model)
         if source is not self.model:
@@ -97,7 +98,7 @@ class Walk:
         return Block(index, name, self.network.get_submodule(name), hidden, calls, attention)
 
     def _capture(self) -> list[Calls]:
-        """Run the model with blocks that only take notes: the first hidden states and every block's arguments."""
+        """Run the model with recording blocks to capture the first hidden states and every block's arguments."""
         calls: list[Calls] = [{} for _ in range(self.model.block_count)]
         self.hidden.clear()
         meta.fill(self.model, self.network, "", self.device, self.dtype)
@@ -111,7 +112,7 @@ class Walk:
 
     @torch.no_grad()
     def logits(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """After the walk: what the model says, micro-batch by micro-batch.
+        """Give the model's output after the walk, micro-batch by micro-batch.
 
         Yields:
             (tokens (batch, length) int64, last hidden states (batch, length, hidden), logits (batch, length, vocabulary)
@@ -123,11 +124,11 @@ class Walk:
             del logits
 
     def heads(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-        """After the walk: as `logits`, which the caller makes, of all hidden states or only of some.
+        """Like `logits`, but the caller computes the logits, for all hidden states or only some.
 
         Yields:
-            (tokens (batch, length) int64, last hidden states (batch, length, hidden), the function that makes logits (b, l,
-            vocabulary) of hidden states (b, l, hidden), whatever b and l).
+            (tokens (batch, length) int64, last hidden states (batch, length, hidden), the function that maps hidden states (b, l,
+            hidden) to logits (b, l, vocabulary), for any b and l).
         """
         meta.fill(self.model, self.network, "", self.device, self.dtype)
         for batch, hidden in zip(self.batches, self.hidden, strict=True):
@@ -135,7 +136,7 @@ class Walk:
         meta.empty(self.model, self.network, "")
 
     def _head(self, hidden: Tensor) -> Tensor:
-        # The blocks are replaced: of the tokens only the shape matters.
+        # The blocks are replaced, so only the shape of the tokens matters.
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):

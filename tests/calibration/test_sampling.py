@@ -1,4 +1,4 @@
-"""Text from the model itself: against a loop without a cache (oracle), its distribution (property), the cache on disk."""
+"""calibration/sampling.py: against a loop without a cache (oracle), its distribution (property), the cache on disk."""
 
 from __future__ import annotations
 

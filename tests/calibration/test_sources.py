@@ -1,4 +1,4 @@
-"""Specs, files and the check before any work: oracles written another way, properties, and every refusal."""
+"""calibration/sources.py: specs, shares, data sets and the check before any work. Oracles written another way, properties."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 
-import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyarrow import parquet
 
-from compresskit.calibration import builtin_text, check, files, parse, read_text, sources
+from compresskit.calibration import check, parse, read_text, sources
 from compresskit.calibration.sources import BuiltinSource, FileSource, HubSource, SelfSource, shares
 from compresskit.errors import CalibrationError
 
@@ -60,43 +57,6 @@ def test_shares_are_equal_and_the_remainder_goes_to_the_first(samples: int, sour
     assert set(found[1:]) <= {samples // sources}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"", "holds no text"),
-        ("a.txt", b" \n\n ", "holds no text"),
-        ("a.txt", b"\xff\xfea\x00", "not UTF-8"),
-        ("a.txt", b"short", "fewer than the 100 tokens"),
-        ("a.jsonl", b'{"body": "x"}\n', r"no column 'text', found are body"),
-        ("a.jsonl", b'{"tekst": "x"}\n', "Did you mean 'tekst'"),
-        ("a.jsonl", b'{"text": "x"}\nnonsense\n', "line 2: not JSON"),
-        ("a.jsonl", b'{"text": ["x"]}\n', "holds list, not text"),
-        ("a.jsonl", b'["text"]\n', "expected a JSON object"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
-        ("a.jsonl", json.dumps({"text": "x", "other": "y" * 1000}).encode(), "fewer than the 100 tokens"),
-        ("a.parquet", b"nonsense", "not a readable parquet file"),
-        ("a.csv", b"text\nx\n", "ends in none of"),
-    ],
-)
-def test_an_unusable_file_is_refused_by_name(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    file = tmp_path / name
-    file.write_bytes(content)
-    with pytest.raises(CalibrationError, match=message) as caught:
-        check(str(file), 10, 10)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_a_folder_and_a_column_of_plain_text_are_refused(tmp_path: Path) -> None:
-    for spec, message in ((f"{tmp_path}/absent.txt", "no such file"), (f"{tmp_path}/dir.txt", "not a file")):
-        (tmp_path / "dir.txt").mkdir(exist_ok=True)
-        with pytest.raises(CalibrationError, match=message):
-            check(spec, 1, 1)
-    (tmp_path / "a.txt").write_text(PROSE)
-    with pytest.raises(CalibrationError, match="has no columns"):
-        check(f"{tmp_path}/a.txt#text", 1, 1)
-
-
 @pytest.mark.parametrize(("samples", "length"), [(0, 5), (5, 0), (-1, 5)])
 def test_sizes_below_one_are_refused(samples: int, length: int) -> None:
     with pytest.raises(CalibrationError, match="at least 1"):
@@ -108,17 +68,6 @@ def test_more_texts_than_samples_and_too_large_requests_are_refused() -> None:
         check("self+builtin", 1, 8)
     with pytest.raises(CalibrationError, match=r"builtin: .* bytes of text"):
         check("builtin", 10_000, 1000)
-
-
-def test_parquet_columns_are_checked(tmp_path: Path) -> None:
-    file = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table({"body": [PROSE, None, "end"], "number": [1, 2, 3]}), file)
-    check(f"{file}#body", 10, 10)
-    assert read_text(FileSource(file, "body")).text == PROSE + "\n\nend"
-    with pytest.raises(CalibrationError, match="found are body, number"):
-        check(str(file), 1, 1)
-    with pytest.raises(CalibrationError, match="holds int64, not text"):
-        check(f"{file}#number", 1, 1)
 
 
 @pytest.mark.parametrize(("package", "spec"), [("pyarrow", "a.parquet"), ("datasets", "hub:owner/name")])
@@ -139,54 +88,6 @@ def test_the_check_loads_no_torch(tmp_path: Path) -> None:
     program = f"import sys; from compresskit.calibration import check; check({f'self+builtin+{file}'!r}, 9, 9)"
     program += "; assert not {'torch', 'transformers'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-@given(
-    st.lists(st.one_of(st.none(), st.text(min_size=1)), min_size=1, max_size=6).filter(lambda r: any(t and t.strip() for t in r))
-)
-def test_rows_come_back_joined_by_blank_lines(tmp_path_factory: pytest.TempPathFactory, rows: list[str | None]) -> None:
-    file = tmp_path_factory.mktemp("rows") / "a.jsonl"
-    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    assert read_text(FileSource(file)).text == "\n\n".join(row for row in rows if row is not None)
-
-
-@given(st.text(alphabet="aé漢😀\n ", min_size=1).filter(str.strip))
-def test_plain_text_comes_back_whole(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    file = tmp_path_factory.mktemp("text") / "a.txt"
-    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert read_text(FileSource(file)).text == text
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
-def test_of_a_large_file_the_seed_picks_a_contiguous_part(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PART_BYTES", 1000)
-    rows = [f"row {number} — é漢😀" for number in range(500)]
-    file = tmp_path / f"a{suffix}"
-    whole = ("\n" if suffix == ".txt" else "\n\n").join(rows)
-    if suffix == ".parquet":
-        parquet.write_table(pyarrow.table({"text": rows}), file, row_group_size=7)
-    elif suffix == ".jsonl":
-        file.write_text("".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows))
-    else:
-        file.write_text(whole)
-    found = [read_text(FileSource(file), seed) for seed in (1, 1, 2, 3)]
-    assert all(text in whole and 300 < len(text.encode()) <= 1400 for text, _ in found)
-    assert found[0] == found[1]
-    assert len({text for text, _ in found}) > 1
-    assert "MiB from byte" in found[0].description
-
-
-def test_the_parts_of_the_documentation_share_no_topic() -> None:
-    parts = [builtin_text("calibration"), builtin_text("evaluation")]
-    for text in topics.values():
-        assert sum(text in part for part in parts) == 1
-    assert 0.6 < len(parts[0]) / sum(map(len, parts)) < 0.85
-
-
-def test_the_documentations_description_names_the_python() -> None:
-    version = ".".join(map(str, sys.version_info[:3]))
-    assert version in read_text(BuiltinSource()).description
-    assert len(read_text(BuiltinSource()).text) > 100_000
 
 
 def test_a_data_set_is_streamed_up_to_a_bound_and_its_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

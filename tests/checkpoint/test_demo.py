@@ -1,4 +1,4 @@
-"""The demo model: reuse, damage, locks and faults without a network (property); the real conversion (slow, end to end)."""
+"""checkpoint/demo.py: reuse, damage, locks and faults without a network (property); the real conversion (end to end)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,8 @@ import pytest
 from filelock import FileLock
 
 from compresskit.checkpoint import demo
-from compresskit.checkpoint.cache import cache_folder
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import NetworkError, RequestError
-
-
-@pytest.fixture(autouse=True)
-def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if "slow" not in request.keywords:
-        monkeypatch.setenv("COMPRESSKIT_CACHE", str(tmp_path / "cache"))
-        monkeypatch.delenv(demo.WHEEL_VARIABLE, raising=False)
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -120,17 +111,6 @@ def test_a_second_process_waits_while_the_first_builds(own_cache: Path) -> None:
             process.wait(timeout=2)
     output, _ = process.communicate(timeout=60)
     assert (process.returncode, output.strip()) == (0, str(folder))
-
-
-@pytest.mark.parametrize(
-    ("own", "shared", "expected"),
-    [("/a", "/b", "/a"), ("", "/b", "/b/compresskit"), ("", "", "/home/someone/.cache/compresskit")],
-)
-def test_the_cache_is_where_the_environment_says(own: str, shared: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMPRESSKIT_CACHE", own)
-    monkeypatch.setenv("XDG_CACHE_HOME", shared)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert cache_folder() == Path(expected)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Files that are there whole or as they were."""
+"""checkpoint/folder.py: files that are there whole or as they were. End to end."""
 
 from __future__ import annotations
 

@@ -1,16 +1,8 @@
-"""The chain of manifests, and SOURCE as users write it."""
+"""checkpoint/manifest.py: the chain of manifests, and fingerprints of requests. Oracle."""
 
 from __future__ import annotations
 
-import io
-import sys
-from pathlib import Path
-
-import pytest
-
 from compresskit.checkpoint.manifest import chain, fingerprint
-from compresskit.checkpoint.source import resolve
-from compresskit.errors import CheckpointError, RequestError
 
 
 def test_the_chain_goes_back_to_the_first_stage() -> None:
@@ -22,22 +14,3 @@ def test_the_chain_goes_back_to_the_first_stage() -> None:
 def test_fingerprints_tell_requests_apart() -> None:
     assert fingerprint("prune", {"a": 1, "b": 2}) == fingerprint("prune", {"b": 2, "a": 1})
     assert fingerprint("prune", {"a": 1}) != fingerprint("prune", {"a": 2})
-
-
-def test_a_dash_reads_the_path_from_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{tmp_path}\nmore\n"))
-    assert resolve("-") == tmp_path
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    with pytest.raises(RequestError, match="gave no path"):
-        resolve("-")
-
-
-def test_an_unknown_demo_is_refused() -> None:
-    with pytest.raises(RequestError, match="demo:smollm2-135m"):
-        resolve("demo:llama-70b")
-
-
-def test_a_hub_id_that_cannot_be_had_says_that_no_such_folder_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match="no such folder here"):
-        resolve("nobody-at-all/no-such-model")

@@ -1,4 +1,4 @@
-"""Unusable checkpoints are refused with one line that names the thing and the remedy. End to end on damaged copies."""
+"""checkpoint/reader.py, models/load.py: unusable checkpoints are refused with one line. End to end on damaged copies."""
 
 from __future__ import annotations
 

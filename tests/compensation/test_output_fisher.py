@@ -1,4 +1,4 @@
-"""How much predictions mind errors of outputs: against the gradient of the drawn tokens' log-probability at each output."""
+"""compensation/output_fisher.py: against autograd's gradient of the drawn tokens at each output. Oracle."""
 
 from __future__ import annotations
 

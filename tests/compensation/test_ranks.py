@@ -1,4 +1,4 @@
-"""The rank budget is dealt by marginal gain. Oracle: every possible dealing of a small case. Property tests."""
+"""compensation/ranks.py: the budget is dealt by marginal gain. Oracle: every dealing of a small case. Property tests."""
 
 from __future__ import annotations
 

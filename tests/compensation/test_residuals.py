@@ -1,4 +1,4 @@
-"""What is to be repaired is the least-squares answer. Oracle: torch.linalg.lstsq on the tokens themselves."""
+"""compensation/residuals.py: the least-squares answer. Oracle: torch.linalg.lstsq on the tokens themselves."""
 
 from __future__ import annotations
 

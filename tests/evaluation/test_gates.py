@@ -1,4 +1,4 @@
-"""Gates are parsed strictly and judged by the report's own numbers. Property tests."""
+"""evaluation/gates.py: gates are parsed strictly and judged by the report's own numbers. Property tests."""
 
 from __future__ import annotations
 

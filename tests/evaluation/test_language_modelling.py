@@ -1,4 +1,4 @@
-"""Scores against the stock model's logits, put together window by window as a user's script would. Oracle tests."""
+"""evaluation/language_modelling.py: against the stock model's logits, window by window as a user's script would. Oracle tests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from tiny_models import VOCABULARY, make_model
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 
-from compresskit.calibration import builtin_text
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluation import language_modelling
 from compresskit.evaluation.language_modelling import cut_windows, score
 from compresskit.evaluation.nuclear_norm import matrix_nuclear_norm
-from compresskit.evaluation.run import read_evaluation_text
 from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.walk import cost
@@ -149,11 +147,3 @@ def test_foreign_tokens_and_impossible_windows_are_refused(tiny: dict[str, Path]
 def test_a_loss_without_a_perplexity_is_an_error(loss: float, tiny: dict[str, Path]) -> None:
     with pytest.raises(NumericalError, match="mean loss"):
         language_modelling._perplexity(open_model(tiny["llama"]), loss)
-
-
-def test_joined_texts_are_read_whole_and_never_the_part_for_calibration(text_file: Path) -> None:
-    text, description = read_evaluation_text(f"{text_file}+builtin")
-    builtin, said = read_evaluation_text("builtin")
-    assert text == text_file.read_text() + "\n\n" + builtin
-    assert description.endswith(said)
-    assert builtin_text("calibration") not in text

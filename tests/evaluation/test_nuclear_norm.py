@@ -1,4 +1,4 @@
-"""Matrix Nuclear-Norm against a loop that states the definition in float64. Oracle and property tests."""
+"""evaluation/nuclear_norm.py: against a loop that states the definition in float64. Oracle and property tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a model counts as collapsed and which models may be compared. Property tests."""
+"""evaluation/scores.py: when a model counts as collapsed and which models may be compared. Property tests."""
 
 from __future__ import annotations
 

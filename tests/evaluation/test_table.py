@@ -1,4 +1,4 @@
-"""The table shows every number with its unit, and only what was measured."""
+"""evaluation/table.py: every number with its unit, and only what was measured. Against hand-written expectations."""
 
 from __future__ import annotations
 

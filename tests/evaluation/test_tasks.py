@@ -1,36 +1,19 @@
-"""Task scores equal those of transformers, one row at a time, without padding. Oracle, and end to end."""
+"""evaluation/tasks.py: scores equal those of transformers, one row at a time, without padding. Oracle tests."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compresskit.errors import RequestError
-from compresskit.evaluation.request import EvaluateOptions
-from compresskit.evaluation.run import evaluate
 from compresskit.evaluation.task_files import Row, Task, read_tasks
 from compresskit.evaluation.tasks import encoder, likelihoods, score_tasks
 from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 
 WHERE = Where(torch.device("cpu"), torch.float32)
-QUESTIONS = [
-    {"question": "Question: two and two\nAnswer:", "choices": ["four", "five apples", "a"], "answer": 0},
-    {"question": "The fox jumps over", "choices": ["the dog", "it"], "answer": 1},
-    {"question": "A", "choices": ["rather long continuation of a very short question", "b", "c"], "answer": 2},
-]
-TEXTS = [{"text": "the quick brown fox"}, {"text": "one two three two one "}, {"text": "a b"}]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, rows in (("choice", QUESTIONS), ("words", TEXTS)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
 
 
 def reference(model: Path, prompt: str, continuation: str) -> tuple[float, bool]:
@@ -80,45 +63,3 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(tiny: dict[str, Path]) -
     row = Row("x " * 400, (" yes", " no"), 0, (3, 2))
     found = score_tasks(open_model(tiny["llama"]), [Task("long", [row], True)], WHERE, lambda done, total: None)
     assert found["long"]["rows"] == 1
-
-
-def test_limit_and_shots_shape_the_rows(folder: Path) -> None:
-    (task,) = read_tasks(folder, ["choice"], 1, 2, 0)
-    assert len(task.rows) == 1
-    assert task.rows[0].prompt.endswith("\n\nQuestion: two and two\nAnswer:")
-    assert "The fox jumps over it" in task.rows[0].prompt
-    assert read_tasks(folder, ["choice"], 1, 2, 0) == [task]
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "not valid JSON"),
-        ("[]", "needs a question"),
-        ('{"question": "a", "choices": ["b"], "answer": 0}', "two texts or more"),
-        ('{"question": "a", "choices": ["b", "c"], "answer": 2}', "answer 2 is not the index"),
-        ('{"text": "word"}', "two words"),
-    ],
-)
-def test_a_malformed_row_is_refused_by_file_and_line(line: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text(json.dumps(QUESTIONS[0]) + "\n" + line + "\n")
-    with pytest.raises(RequestError, match=rf"bad\.jsonl:2: .*{words}"):
-        read_tasks(tmp_path, ["bad"], None, 0, 0)
-
-
-def test_unknown_tasks_and_folders_are_refused(folder: Path, tiny: dict[str, Path]) -> None:
-    with pytest.raises(RequestError, match=r"--tasks chioce: .* Did you mean 'choice'"):
-        read_tasks(folder, ["chioce"], None, 0, 0)
-    with pytest.raises(RequestError, match="--few-shot 3"):
-        read_tasks(folder, ["choice"], None, 3, 0)
-    with pytest.raises(RequestError, match=r"pip install 'compresskit\[tasks\]'|no such task"):
-        evaluate(str(tiny["llama"]), EvaluateOptions(tasks="no_such_task_anywhere", windows=1, sequence_length=16))
-
-
-def test_evaluate_reports_tasks_and_gates_see_them(tiny: dict[str, Path], folder: Path) -> None:
-    gates = ("tasks.choice>=0", "tasks.words>=1.1")
-    options = EvaluateOptions(tasks_folder=str(folder), windows=1, sequence_length=16, gate=gates)
-    report = evaluate(str(tiny["llama"]), options)
-    assert set(report["tasks"]) == {"choice", "words"}
-    assert report["tasks"]["choice"] == report["task_details"]["choice"]["accuracy_normalised"]
-    assert [gate["passed"] for gate in report["gates"]] == [True, False]

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ files are read by their layouts' definition. Oracle: codes packed one bit at a time."""
+"""formats/gptq.py: GPTQ and AWQ files are read by their layouts' definition. Oracle: codes packed one bit at a time."""
 
 from __future__ import annotations
 

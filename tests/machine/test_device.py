@@ -1,4 +1,4 @@
-"""Devices and precisions as users write them."""
+"""machine/device.py: devices and precisions as users write them. Against hand-written expectations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept where that was asked for, and given back at its end."""
+"""machine/memory.py: freed memory is kept where that was asked for, and given back at its end. Oracle: /proc."""
 
 from __future__ import annotations
 

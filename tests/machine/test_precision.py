@@ -1,4 +1,4 @@
-"""Where bfloat16 pays, and what the context changes. Oracle."""
+"""machine/precision.py: where bfloat16 pays, and what the context changes. Oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stopwatch: sums by name, also of what fails."""
+"""machine/progress.py: the stopwatch's sums by name, also of what fails. Property tests."""
 
 from __future__ import annotations
 

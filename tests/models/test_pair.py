@@ -1,4 +1,4 @@
-"""A pruned model beside its original: the original's weights, cut to what was kept, are the unrefitted pruned weights."""
+"""models/pair.py: the original's weights, cut to what was kept, are the unrefitted pruned weights. Oracle."""
 
 from __future__ import annotations
 

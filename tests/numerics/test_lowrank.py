@@ -1,7 +1,4 @@
-"""The low-rank pair is the optimum of the output error: against singular values of the outputs, and gradient descent.
-
-Oracle and property tests.
-"""
+"""numerics/lowrank.py: the pair is the optimum of the output error, by singular values and by descent. Oracle, property tests."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from hypothesis import strategies as st
 
 from compresskit.numerics.lowrank import (
     Metric,
+    balanced_factors,
     eight_bit_factors,
     gains,
     in_eight_bits,
@@ -211,3 +209,20 @@ def test_corda_s_pair_is_its_paper_s_definition(shape: tuple[int, int], smallest
     wanted = left[:, chosen] * values[chosen] @ right[chosen] @ torch.linalg.inv(moments)
     first, second = low_rank_factors(weight, Metric(moments @ moments), 3, smallest)
     assert torch.allclose((second @ first).double(), wanted, atol=1e-3 * float(wanted.norm()))
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(20, 30, 4), (30, 20, 8), (5, 40, 8), (8, 3, 6)])
+def test_a_balanced_pair_is_the_same_update_with_equal_parts(rows: int, columns: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    first, second = torch.randn(rank, columns, generator=generator), 0.01 * torch.randn(rows, rank, generator=generator)
+    new_first, new_second = balanced_factors(first.double(), second.double())
+    assert new_first.shape == first.shape
+    assert new_second.shape == second.shape
+    torch.testing.assert_close(new_second @ new_first, second.double() @ first.double())
+    torch.testing.assert_close(new_first.square().sum(dim=1), new_second.square().sum(dim=0))
+
+
+def test_a_pair_that_changes_nothing_balances_to_zeros() -> None:
+    first, second = balanced_factors(torch.randn(4, 10), torch.zeros(12, 4))
+    assert not (second @ first).any()
+    assert first.isfinite().all()

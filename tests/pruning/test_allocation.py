@@ -1,4 +1,4 @@
-"""Allocation meets its target exactly and never asks for more than there is. Property tests, and the paper's formula."""
+"""pruning/allocation.py: it meets its target and never asks for more than there is (property); the paper's formula (oracle)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compresskit.pruning.allocation import Group, cfsp_ratios, global_ratios, round_widths, uniform_widths
-from compresskit.pruning.method import default_step
 
 importances = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 sparsities = st.floats(0, 0.95)
@@ -71,8 +70,3 @@ def test_uniform_widths_are_alike_and_nearest(sparsity: float) -> None:
     widths = uniform_widths([Group(i, 1536) for i in range(4)], sparsity, 32)
     assert len(set(widths)) == 1
     assert abs(widths[0] - 1536 * (1 - sparsity)) <= 16
-
-
-@pytest.mark.parametrize(("width", "step"), [(11008, 128), (8192, 128), (4096, 128), (1536, 32), (96, 2), (16, 1)])
-def test_the_default_step_leaves_enough_widths(width: int, step: int) -> None:
-    assert default_step(width) == step

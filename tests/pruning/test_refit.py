@@ -1,4 +1,4 @@
-"""The refit against an independent least-squares solver, and its promise never to be worse. Oracle and property tests."""
+"""pruning/refit.py: against an independent least-squares solver (oracle), and never worse than without (property)."""
 
 from __future__ import annotations
 

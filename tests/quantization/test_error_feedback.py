@@ -1,4 +1,4 @@
-"""GPTQ's recursion against a slow float64 statement of it, and the inequalities it must keep. Oracle and property tests."""
+"""quantization/error_feedback.py: against a slow float64 statement (oracle), and its inequalities (property)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixed precision: the budget holds, the choice is best on small cases, the losses are those of whole models. Oracle tests."""
+"""quantization/mixed.py: the budget holds, the choice is best on small cases, losses are those of whole models. Oracle."""
 
 from __future__ import annotations
 

@@ -1,33 +1,33 @@
-"""`compresskit quantize` from the command line: streams, keys, exit codes, a collapse, an interruption. End to end."""
+"""quantization/run.py: streams, keys, exit codes, stock tools, a collapse, an interruption. End to end."""
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_damage import edit_tensors
+from safetensors.torch import load_file
+from stock_tools import stock_logits, walked_logits
 from tiny_models import make_model
+from warm_processes import finish, interrupt
 
-from compresskit.checkpoint.folder import partial_folder
 from compresskit.checkpoint.reader import sha256
 from compresskit.cli.main import main
+from compresskit.pruning.cfsp import CFSP
+from compresskit.pruning.run import prune
+from compresskit.quantization.gptq import GPTQ
+from compresskit.quantization.rtn import RTN
+from compresskit.stages import Options
 
 SMALL = ("--samples", "8", "--sequence-length", "64")
 STAGE_KEYS = {
     "stage", "method", "output", "source", "seconds", "peak_memory_bytes", "parameters_before", "parameters_after",
     "bytes_before", "bytes_after", "settings", "bits_per_weight", "kl_held_back",
 }  # fmt: skip
-
-
-def hear_interrupts() -> None:
-    """A test run in the background passes on an ignored SIGINT, which its children would ignore too."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -112,23 +112,69 @@ def test_nan_activations_fail_with_the_block_named(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("method", ["gptq", "apiq"])
 def test_an_interrupted_run_resumes_to_the_same_bytes(method: str, text_file: Path, tmp_path: Path) -> None:
-    source = make_model(tmp_path / "deep", "llama", num_hidden_layers=16, hidden_size=64, intermediate_size=256)
-    options = ("--calibration", text_file, "--samples", "16", "--sequence-length", "128", "--bits", "3")
-    options = (*options, "--epochs", "1", "--rank", "2", "--adapter-bits", "8") if method == "apiq" else options
-    command = [sys.executable, "-m", "compresskit", "quantize", method, str(source)]
-    arguments = list(map(str, options))
-    first = [*command, str(tmp_path / "out"), *arguments]
-    with subprocess.Popen(first, stderr=subprocess.PIPE, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509
-        progress = partial_folder(tmp_path / "out") / "progress.json"
-        while process.poll() is None and not (progress.exists() and len(json.loads(progress.read_text())["blocks"]) >= 2):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-    assert process.returncode == 130, err
-    assert not (tmp_path / "out").exists()
-    for name, more in (("out", ["--resume"]), ("whole", [])):
-        finished = subprocess.run([*command, str(tmp_path / name), *arguments, *more], capture_output=True, check=False)
-        assert finished.returncode == 0, finished.stderr
+    source = make_model(tmp_path / "deep", "llama", num_hidden_layers=6, hidden_size=64, intermediate_size=256)
+    options = ("--calibration", text_file, "--samples", 16, "--sequence-length", 128, "--bits", 3)
+    options = (*options, "--epochs", 1, "--rank", 2, "--adapter-bits", 8) if method == "apiq" else options
+    command = ["quantize", method, str(source), *map(str, options)]
+    out, whole, log = (tmp_path / name for name in ("out", "whole", "log"))
+    assert interrupt([*command, str(out)], out, log, signal.SIGINT) == 130, log.read_text()
+    finish([*command, str(out), "--resume"], log)
+    finish([*command, str(whole)], log)
     files = ["model.safetensors"] + (["adapter/adapter_model.safetensors"] if method == "apiq" else [])
     for file in files:
-        assert sha256(tmp_path / "out" / file) == sha256(tmp_path / "whole" / file)
+        assert sha256(out / file) == sha256(whole / file)
+
+
+def test_a_ragged_model_stays_ragged(
+    tiny: dict[str, Path], text_file: Path, make: Callable[..., dict[str, object]], tmp_path: Path
+) -> None:
+    options = Options(calibration=str(text_file), samples=4, sequence_length=64)
+    prune(CFSP(sparsity=0.4, round_to=8), str(tiny["llama"]), tmp_path / "pruned", options)
+    result = make(GPTQ(bits=4), tmp_path / "pruned", tmp_path / "out")
+    assert result["settings"]["group_size"] in (8, 16, 32)  # type: ignore[index]
+    found = stock_logits([tmp_path / "out"], tmp_path)[0]
+    assert (found - walked_logits(tmp_path / "out")).abs().max() < 1e-3
+    chain = json.loads((tmp_path / "out" / "compresskit.json").read_text())
+    assert [chain["method"], chain["source"]["method"]] == ["gptq", "cfsp"]
+
+
+def test_ignored_linears_stay_bit_equal_and_are_reported(
+    tiny: dict[str, Path], make: Callable[..., dict[str, object]], tmp_path: Path
+) -> None:
+    result = make(RTN(bits=4, ignore=("down", "layers.0.")), tiny["llama"], tmp_path / "out")
+    dense, found = (load_file(folder / "model.safetensors") for folder in (tiny["llama"], tmp_path / "out"))
+    kept = [name for name in dense if name in found and "proj" in name]
+    assert sorted(name.removesuffix(".weight") for name in kept) == sorted(result["dense_linears"])  # type: ignore[call-overload]
+    assert len(kept) == 7 + 2
+    assert all(torch.equal(dense[name], found[name]) for name in kept)
+    logits = stock_logits([tmp_path / "out"], tmp_path)[0]
+    assert (logits - walked_logits(tmp_path / "out")).abs().max() < 1e-3
+
+
+def test_bfloat16_checkpoints_get_bfloat16_scales(make: Callable[..., dict[str, object]], tmp_path: Path) -> None:
+    source = make_model(tmp_path / "half", "qwen2", dtype=torch.bfloat16)
+    make(GPTQ(bits=4), source, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for name, t in found.items() if name.endswith("weight_scale")} == {torch.bfloat16}
+    logits = stock_logits([tmp_path / "out"], tmp_path)[0]
+    assert (logits - walked_logits(tmp_path / "out")).abs().max() < 1e-3
+
+
+def test_the_same_request_twice_gives_the_same_bytes(
+    tiny: dict[str, Path], make: Callable[..., dict[str, object]], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        make(GPTQ(bits=3), tiny["qwen3"], tmp_path / name)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_the_embedding_of_a_32_bit_source_can_be_stored_in_16(
+    tiny: dict[str, Path], make: Callable[..., dict[str, object]], tmp_path: Path
+) -> None:
+    whole = make(RTN(bits=4), tiny["llama"], tmp_path / "whole")
+    half = make(RTN(bits=4, embedding_bits=16), tiny["llama"], tmp_path / "half")
+    assert float(half["bytes_after"]) < 0.75 * float(whole["bytes_after"])  # type: ignore[arg-type]
+    [stock] = stock_logits([tmp_path / "half"], tmp_path)
+    assert (stock - walked_logits(tmp_path / "half")).abs().max() < 1e-3
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"

@@ -1,4 +1,4 @@
-"""A recipe becomes the same typed settings that the command line builds. Against hand-written expectations."""
+"""recipe/reading.py: a recipe becomes the settings that the command line builds. Against hand-written expectations."""
 
 from __future__ import annotations
 

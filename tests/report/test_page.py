@@ -1,4 +1,4 @@
-"""The page is one file that needs nothing else, its charts are drawn, and its text can be read.
+"""report/page.py, report/writing.py: one file that needs nothing else, whose text can be read.
 
 Oracles: an HTML parser, WCAG's contrast formula, and, where there is one, a real browser with axe-core.
 """
@@ -11,45 +11,15 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from compresskit.cli.main import main
-from compresskit.errors import RequestError
-from compresskit.recipe.reading import load
-from compresskit.recipe.run import run
-from compresskit.report import charts
-from compresskit.report.collecting import read_result
 from compresskit.report.page import STYLE
-from compresskit.report.writing import write_reports
 
-TEXT = """
-source: {source}
-defaults: {{calibration: {text}, samples: 8, sequence_length: 64}}
-matrix: {{bits: [3, 4]}}
-steps:
-  - {{prune: cfsp, sparsity: 0.25, round_to: 8}}
-  - {{quantize: apiq, bits: "${{bits}}", group_size: 8, epochs: 1}}
-  - {{compensate: eora, original: prune, rank: 2}}
-  - {{evaluate: , against: source, data: {text}, windows: 2}}
-gates: [size_ratio<=1, perplexity_ratio<=1e-9]
-"""
 BROWSER = Path(__file__).parent / "browser.mjs"
 LARGEST_PAGE = 3_000_000
 LEAST_CONTRAST = 4.5
-
-
-@pytest.fixture(scope="module")
-def out(tiny: dict[str, Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    folder = tmp_path_factory.mktemp("report")
-    recipe = folder / "whole-path.yaml"
-    recipe.write_text(TEXT.format(source=tiny["llama"], text=text_file))
-    result = run(load(recipe), folder / "out")
-    write_reports(folder / "out", result)
-    return folder / "out"
 
 
 class Reader(HTMLParser):
@@ -127,34 +97,6 @@ def test_text_stands_out_from_its_background_in_both_schemes(scheme: int) -> Non
             assert (high + 0.05) / (low + 0.05) >= LEAST_CONTRAST, (text, background)
 
 
-def test_a_name_cannot_break_out_of_the_page() -> None:
-    drawn = charts.bars("<b>", ["<script>"], [charts.Series("&", [1.0])], ("<i>", '"'))
-    assert "<script>" not in drawn
-    assert "<b>" not in drawn
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0), (3, 3), (-2, 5), (1e-9, 3e-9), (0.999, 1.001), (1e6, 7e8)])
-def test_ticks_are_few_ascending_and_cover_the_values(low: float, high: float) -> None:
-    found = charts.ticks(low, high)
-    assert found == sorted(set(found))
-    assert 2 <= len(found) <= 8
-    assert found[0] <= low
-    assert found[-1] >= high
-
-
-def test_the_model_card_has_metadata_that_the_hub_reads(out: Path) -> None:
-    card = (out / "compensate-bits-4" / "README.md").read_text()
-    _, head, body = card.split("---\n", 2)
-    metadata: dict[str, Any] = yaml.safe_load(head)
-    assert metadata["library_name"] == "peft"
-    assert metadata["tags"] == ["compresskit", "eora", "apiq", "cfsp"]
-    metric = metadata["model-index"][0]["results"][0]["metrics"][0]
-    assert metric["type"] == "perplexity"
-    assert metric["value"] > 1
-    assert "prune cfsp, then quantize apiq, then compensate eora" in body
-    assert f"PeftModel.from_pretrained(model, '{out}/compensate-bits-4')" in body
-
-
 def test_the_command_writes_the_page_anew(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (out / "report.html").read_text()
     (out / "report.html").unlink()
@@ -163,13 +105,6 @@ def test_the_command_writes_the_page_anew(out: Path, capsys: pytest.CaptureFixtu
     assert not caught.value.code
     assert capsys.readouterr().out == f"{out / 'report.html'}\n"
     assert (out / "report.html").read_text() == before
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(RequestError, match="holds no finished run"):
-        read_result(tmp_path)
-    with pytest.raises(RequestError, match="is the report of one step"):
-        read_result(out / "evaluate-bits-3")
 
 
 @pytest.fixture
@@ -190,6 +125,7 @@ def browser_packages(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_browser_finds_no_fault(out: Path, tmp_path: Path, browser_packages: Path) -> None:
     command = ["node", BROWSER, browser_packages, out / "report.html", tmp_path / "shot"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -1,4 +1,4 @@
-"""Statistics are sums: exact against a direct computation, and parts add up to the whole. Oracle and property tests."""
+"""walk/statistics.py: sums are exact against a direct computation, and parts add up to the whole. Oracle, property tests."""
 
 from __future__ import annotations
 

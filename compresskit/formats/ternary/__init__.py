@@ -1,1 +1,1 @@
-"""The ternary file: thresholds, codings, sections with checksums, the container."""
+"""The ternary file format: thresholds, codings, checksummed sections, the container."""

@@ -1,8 +1,8 @@
-"""Bit masks of ternary vectors: as the coding of one block, and as the form in which several vectors are computed with.
+"""Bit masks of ternary vectors, as the coding of a block and for computing with several vectors.
 
-As a coding: a mask bit an entry, then a sign bit a non-zero (1 for minus), least significant bit first: 1 + k bits an entry
-at density k, which is the entropy at k = 0.5. For computing: two masks, plus and minus (ComPEFT, arXiv 2311.13171,
-section 2.3), on which
+As a coding: one mask bit per entry, then one sign bit per non-zero (1 for minus), least significant bit first. This takes
+1 + k bits per entry at density k, which is the entropy at k = 0.5. For computing: two masks, plus and minus (ComPEFT, arXiv
+2311.13171, section 2.3), with
 
     x . y     = |x+ & y+| + |x- & y-| - |x+ & y-| - |x- & y+|                                                    (1)
     ||x||^2   = |x+| + |x-|                                                                                     (2)
@@ -29,19 +29,19 @@ class Masks(NamedTuple):
 
 
 def encode(signs: Signs) -> tuple[int, bytes]:
-    """(number of non-zeros, bytes) of one block (entries,) int8."""
+    """Encode one block (entries,) int8 as (number of non-zeros, bytes)."""
     mask = signs.view(np.bool_)
     negative = signs[mask] < 0
     return len(negative), (np.packbits(mask, bitorder="little").tobytes() + np.packbits(negative, bitorder="little").tobytes())
 
 
 def size(entries: int, count: int) -> int:
-    """Bytes of a block."""
+    """Size of a block in bytes."""
     return (entries + 7) // 8 + (count + 7) // 8
 
 
 def decode(data: Bits, count: int, signs: Signs) -> bool:
-    """Write a block into `signs` (entries,), which holds zeros; False where the bytes are no block of so many non-zeros."""
+    """Decode a block into zeroed `signs` (entries,); returns False if the bytes are not a block with this many non-zeros."""
     entries = len(signs)
     if len(data) != size(entries, count):
         return False
@@ -57,18 +57,18 @@ def decode(data: Bits, count: int, signs: Signs) -> bool:
 
 
 def masks(signs: Signs) -> Masks:
-    """The two masks of a vector (entries,)."""
+    """Build the two masks of a vector (entries,)."""
     return Masks(np.packbits(signs > 0, bitorder="little"), np.packbits(signs < 0, bitorder="little"), len(signs))
 
 
 def signs_of(found: Masks) -> Signs:
-    """The vector (entries,) int8 of two masks."""
+    """Build the vector (entries,) int8 from two masks."""
     plus, minus = (np.unpackbits(mask, count=found.entries, bitorder="little").view(np.int8) for mask in found[:2])
     return plus - minus
 
 
 def ones(mask: NDArray[np.uint8]) -> int:
-    """How many bits of a mask are set."""
+    """Number of set bits in a mask."""
     return int(np.bitwise_count(mask).sum(dtype=np.int64))
 
 

@@ -1,18 +1,18 @@
-"""The file of a ternary task vector, in the form of safetensors.
+"""The file of a ternary task vector, a safetensors file.
 
 Its tensors are
 
-    dense tensors           under their own names, as they were (DoRA magnitudes, modules_to_save)
+    dense tensors           unchanged, under their own names (DoRA magnitudes, modules_to_save)
     compresskit.payload     bytes: the sections of all ternary tensors (sections.py), in order
-    compresskit.index       bytes: zlib-compressed JSON, what tensors there are and how each section is stored
+    compresskit.index       bytes: zlib-compressed JSON, the tensors and how each section is stored
 
-and its metadata say format, version, variant, density, alpha, coding, block length, the base's hash, and CRC-32s of the
-index and of the metadata. The index is compressed because names would take more than the weights of small adapters.
+and its metadata hold format, version, variant, density, alpha, coding, block length, the base's hash, and CRC-32s of the
+index and of the metadata. The index is compressed because names would take more space than the weights of small adapters.
 
     entry of tensor i = offset_i + scale_i * sign                           rounded to its dtype
 
-Offset 0, or 1 where a tensor multiplies (IA3). Writing is one pass: nothing but the table of the blocks is kept. Reading
-checks every length against the file's size before it allocates.
+The offset is 0, or 1 for tensors that multiply (IA3). Writing takes one pass and keeps only the table of blocks. Reading
+checks every length against the file size before allocating.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PAYLOAD = "compresskit.payload"
 INDEX = "compresskit.index"
 ALIGNMENT = 8
 WIDEST_NUMBER = 10**17
-"""Stands for sizes that are not known yet when room for the header is set aside."""
+"""Placeholder for unknown sizes when space for the header is reserved."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What holds for the whole vector."""
+    """Properties of the whole vector."""
 
     variant: str
     """compeft and stc: one scale; prune: the values of the kept entries."""
@@ -49,9 +49,9 @@ class Facts:
     alpha: float
     coding: Coding
     base: str
-    """SHA-256 over the base's weight files, "" where the vector needs none."""
+    """SHA-256 over the base's weight files, "" if the vector needs no base."""
     balanced: bool = False
-    """Whether pairs of LoRA factors were balanced first: their ranks then match those of no other adapter."""
+    """Whether pairs of LoRA factors were balanced first; their ranks then match no other adapter's."""
 
 
 class Part(NamedTuple):
@@ -59,23 +59,23 @@ class Part(NamedTuple):
 
     signs: Signs
     values: bytes = b""
-    """Of the non-zeros, for vectors that keep them."""
+    """Values of the non-zeros, for vectors that keep them."""
 
 
 class Ternary(NamedTuple):
-    """One ternary tensor to be written."""
+    """One ternary tensor to write."""
 
     spec: TensorSpec
     scale: float
     offset: float
     parts: Iterable[Part]
-    """Of SECTION entries each, but for the last."""
+    """SECTION entries each, except for the last."""
 
 
 def write_container(
     path: Path, facts: Facts, dense: list[TensorSpec], read: Callable[[str], bytes], tensors: Iterable[Ternary]
 ) -> list[dict[str, Any]]:
-    """Write the file in one pass over the tensors. `read`: the bytes of a dense tensor by its name.
+    """Write the file in one pass over the tensors. `read` returns the bytes of a dense tensor by name.
 
     Returns:
         The index of the ternary tensors: name, dtype, shape, scale, offset and sections of each.
@@ -114,13 +114,13 @@ def _write_tensor(file: BinaryIO, number: int, tensor: Ternary, coding: Coding) 
 
 
 def metadata_checksum(metadata: dict[str, str]) -> str:
-    """CRC-32 over all metadata but for the checksum itself."""
+    """CRC-32 over all metadata except the checksum itself."""
     rest = {key: value for key, value in metadata.items() if key != "crc32"}
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
 def _header(facts: Facts, dense: list[TensorSpec], payload: int, packed: int, index: tuple[int, int]) -> bytes:
-    """The safetensors header; `index`: (CRC-32 of the packed index, its unpacked bytes)."""
+    """Build the safetensors header; `index`: (CRC-32 of the packed index, its unpacked bytes)."""
     metadata = {key: str(value) for key, value in asdict(facts).items()}
     metadata |= {"format": FORMAT, "version": VERSION, "block_length": str(BLOCK)}
     metadata |= {"index_crc32": f"{index[0]:08x}", "index_bytes": str(index[1])}

@@ -1,6 +1,6 @@
 """Golomb-Rice coding of one block of a ternary vector: the gaps between its non-zeros, and their signs.
 
-Golomb, IEEE Trans. Inf. Theory 12 (1966); the parameter as ComPEFT, arXiv 2311.13171, section 2.3, takes it.
+Golomb, IEEE Trans. Inf. Theory 12 (1966); the parameter follows ComPEFT, arXiv 2311.13171, section 2.3.
 
     gap_i = position_i - position_(i-1) - 1                   quotient = gap >> b, remainder = gap mod 2**b     (1)
     b*    = 1 + floor(log2(log(phi - 1) / log(1 - k)))        at least 0                                         (2)
@@ -13,8 +13,8 @@ phi     golden ratio                  ()           GOLDEN_RATIO
         a block of the vector         (entries,)   signs, int8
 
 A block's bits, least significant first: the signs (1 for minus), the remainders bit plane by bit plane, and the
-quotients in unary, each as zeros and a closing one. Planes instead of interleaved remainders let both directions work on
-whole arrays. The number of non-zeros and of bytes is kept outside.
+quotients in unary, each as zeros followed by a one. Bit planes let both directions work on whole arrays. The numbers of
+non-zeros and bytes are stored outside the block.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 LARGEST_RICE = 13
-"""2**13 is the length of a block: no gap needs more."""
+"""A block has 2**13 entries: no gap needs more bits."""
 Signs = NDArray[np.int8]
 Bits = NDArray[np.uint8]
 
 
 def rice_parameter(density: float) -> int:
-    """Equation 2, within 0 to 13."""
+    """Equation 2, limited to 0 to 13."""
     if density <= 0:
         return LARGEST_RICE
     if density >= 1:
@@ -42,14 +42,14 @@ def rice_parameter(density: float) -> int:
 
 
 def entropy(density: float) -> float:
-    """Bits an entry that no coding of independent entries with equally likely signs can beat."""
+    """Entropy in bits per entry: the lower bound for coding independent entries with equally likely signs."""
     if density in (0, 1):
         return density
     return -(1 - density) * math.log2(1 - density) - density * math.log2(density / 2)
 
 
 def encode(signs: Signs, rice: int) -> tuple[int, bytes]:
-    """(number of non-zeros, bytes) of one block (entries,) int8."""
+    """Encode one block (entries,) int8 as (number of non-zeros, bytes)."""
     positions = signs.view(np.bool_).nonzero()[0].astype(np.int16)
     count = len(positions)
     if count == 0:
@@ -70,7 +70,7 @@ def encode(signs: Signs, rice: int) -> tuple[int, bytes]:
 
 
 def decode(data: Bits, count: int, rice: int, signs: Signs) -> bool:
-    """Write a block into `signs` (entries,), which holds zeros; False where the bytes are no block of so many non-zeros."""
+    """Decode a block into zeroed `signs` (entries,); returns False if the bytes are not a block with this many non-zeros."""
     if count == 0:
         return len(data) == 0
     bits = np.unpackbits(data, bitorder="little")

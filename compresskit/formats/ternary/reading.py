@@ -1,8 +1,8 @@
-"""Open the file of a ternary task vector and decode its sections; whatever is damaged is named, never taken as right.
+"""Open a ternary task vector's file and decode its sections; any damage is detected and named.
 
-The order of the checks: the safetensors header against the file's size (the library's), the metadata against its CRC, the
-index against its CRC and its stated size, every entry of the index against the payload's size, every block against its CRC.
-Memory is bounded by the file: a block of 8,192 entries takes 8 bytes at least.
+Checks run in this order: the safetensors header against the file size (by the library), the metadata against its CRC, the
+index against its CRC and stated size, every index entry against the payload size, every block against its CRC.
+The file size bounds the memory: a block of 8,192 entries takes at least 8 bytes.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from compresskit.formats.ternary.sections import BLOCK, ROW, SECTION, Section, d
 
 MOST_INDEX_BYTES = 1 << 28
 MOST_INFLATION = 1100
-"""zlib cannot inflate by more (1,032 : 1)."""
+"""Upper bound on zlib's expansion (1,032 : 1)."""
 VARIANTS = ("compeft", "stc", "prune")
 AGAIN = "get an intact copy of the file"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One ternary tensor of an opened file."""
+    """One ternary tensor in an opened file."""
 
     number: int
     spec: TensorSpec
     scale: float
     offset: float
     start: int
-    """Where its first section begins in the file."""
+    """Position of its first section in the file."""
     sections: tuple[Section, ...]
 
     @property
     def nonzeros(self) -> int:
-        """Entries that are not zero."""
+        """Number of non-zero entries."""
         return sum(section.nonzeros for section in self.sections)
 
     @property
     def bytes(self) -> int:
-        """Stored bytes, tables of blocks included."""
+        """Stored bytes, including block tables."""
         return sum(section.bytes for section in self.sections)
 
 
@@ -65,16 +65,16 @@ class Container:
 
     @property
     def entries(self) -> int:
-        """Entries of all ternary tensors."""
+        """Number of entries in all ternary tensors."""
         return sum(entry.spec.elements for entry in self.tensors.values())
 
     @property
     def nonzeros(self) -> int:
-        """Non-zero entries of all ternary tensors."""
+        """Number of non-zero entries in all ternary tensors."""
         return sum(entry.nonzeros for entry in self.tensors.values())
 
     def parts(self, name: str) -> Iterator[Part]:
-        """The sections of a tensor, flat, in order; CheckpointError names the tensor and the block that is damaged."""
+        """Decode a tensor's flat sections in order; CheckpointError names the damaged tensor and block."""
         entry = self.tensors[name]
         place = entry.start
         sizes = entries_of_sections(entry.spec.elements)
@@ -87,7 +87,7 @@ class Container:
                 place += section.bytes
 
     def dense_bytes(self, name: str) -> bytes:
-        """A dense tensor's bytes; CheckpointError where they are damaged."""
+        """Read a dense tensor's bytes; raises CheckpointError if they are damaged."""
         start, size, crc = self.dense_spans[name]
         with self.path.open("rb") as file:
             file.seek(start)
@@ -98,13 +98,13 @@ class Container:
 
 
 def open_container(path: Path) -> Container:
-    """Open a file and check its header and its index.
+    """Open a file and check its header and index.
 
     Returns:
-        The facts of the vector and where its sections lie; nothing is decoded.
+        The facts of the vector and the positions of its sections; nothing is decoded.
 
     Raises:
-        CheckpointError: the file is damaged, made by a newer version, or of another kind.
+        CheckpointError: the file is damaged, written by a newer version, or of another kind.
     """
     tensors_in(path)
     header, data_start = _header(path)
@@ -135,7 +135,7 @@ def open_container(path: Path) -> Container:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """(the header that the library has just accepted, where the data begin)."""
+    """Return (the header that the library has accepted, the position where the data begin)."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         try:
@@ -146,7 +146,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> Facts:
-    """The facts of the whole vector, from metadata whose CRC is right."""
+    """Read the facts of the whole vector from metadata with a valid CRC."""
     try:
         found = {key: metadata[key] for key in ("variant", "coding", "base")}
         numbers = {key: float(metadata[key]) for key in ("density", "alpha")}
@@ -160,7 +160,7 @@ def _facts(path: Path, metadata: dict[str, str]) -> Facts:
 
 
 def _index(path: Path, span: tuple[int, int], metadata: dict[str, str]) -> dict[str, Any]:
-    """The unpacked index; never more than it is said to have, nor than zlib can make of its bytes."""
+    """Unpack the index, limited to its stated size and to zlib's maximum expansion."""
     packed_bytes = span[1] - span[0]
     size = int(metadata.get("index_bytes", -1))
     if not 0 <= size <= min(MOST_INDEX_BYTES, MOST_INFLATION * packed_bytes):
@@ -181,7 +181,7 @@ def _index(path: Path, span: tuple[int, int], metadata: dict[str, str]) -> dict[
 
 
 def _entries(rows: list[dict[str, Any]], start: int, end: int) -> dict[str, Entry]:
-    """The tensors of the index; ValueError where one contradicts itself or the payload, which is the file from start to end."""
+    """Read the index's tensors; raises ValueError if one contradicts itself or the payload (the file from start to end)."""
     found = {}
     for number, row in enumerate(rows):
         spec = TensorSpec(row["name"], row["dtype"], tuple(row["shape"]))

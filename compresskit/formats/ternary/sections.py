@@ -1,10 +1,10 @@
-"""A section: up to 2**22 entries of a tensor in one coding, cut into blocks of 8,192 that decode by themselves.
+"""A section: up to 2**22 entries of a tensor in one coding, cut into independently decodable blocks of 8,192.
 
-    table      a row a block: CRC-32 (4 bytes), non-zeros (2), bytes (2), little-endian
+    table      one row per block: CRC-32 (4 bytes), non-zeros (2), bytes (2), little-endian
     blocks     one after the other
-    values     of the non-zeros, in the tensor's dtype; only where values are kept (variant prune), with a CRC-32 of their own
+    values     of the non-zeros, in the tensor's dtype, with their own CRC-32; only if values are kept (variant prune)
 
-The CRC of a block also covers which block of which tensor it is, and its count: blocks that change places are found.
+A block's CRC also covers its tensor number, block number and count, so swapped blocks are detected.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ SECTION = BLOCK * 512
 ROW = np.dtype([("crc", "<u4"), ("count", "<u2"), ("bytes", "<u2")])
 Coding = Literal["auto", "golomb", "bitmask"]
 SURELY_DENSE = 0.6
-"""Above this density a mask is always the smaller coding: golomb is not tried."""
+"""Above this density a mask is always smaller, so golomb is not tried."""
 
 
 class Section(NamedTuple):
-    """What the index says about a section."""
+    """A section's entry in the index."""
 
     coding: str
     rice: int
     nonzeros: int
     bytes: int
-    """Table, blocks and values."""
+    """Size of table, blocks and values."""
     values_crc: int = 0
 
 
 def entries_of_sections(entries: int) -> list[int]:
-    """How many entries each section of a tensor has."""
+    """Number of entries in each section of a tensor."""
     return [min(SECTION, entries - start) for start in range(0, entries, SECTION)]
 
 
 def encode(signs: Signs, values: bytes, coding: Coding, place: tuple[int, int]) -> tuple[Section, bytes]:
-    """A section (entries,) int8; `place`: (number of its tensor, number of its first block)."""
+    """Encode a section (entries,) int8; `place`: (number of its tensor, number of its first block)."""
     density = np.count_nonzero(signs) / max(1, len(signs))
     blocks = [signs[start : start + BLOCK] for start in range(0, len(signs), BLOCK)]
     rice = golomb.rice_parameter(density)
@@ -64,12 +64,12 @@ def encode(signs: Signs, values: bytes, coding: Coding, place: tuple[int, int]) 
 
 
 def checksum(data: bytes | memoryview, tensor: int, block: int, count: int) -> int:
-    """CRC-32 of a block, its place and its count."""
+    """CRC-32 of a block, its position and its count."""
     return zlib.crc32(data, zlib.crc32(struct.pack("<IIH", tensor, block, count)))
 
 
 def decode(body: bytes, section: Section, entries: int, place: tuple[int, int], name: str) -> tuple[Signs, bytes]:
-    """(signs (entries,) int8, values) of a section; CheckpointError names tensor and block where it is damaged."""
+    """Decode a section to (signs (entries,) int8, values); CheckpointError names the damaged tensor and block."""
     blocks = -(-entries // BLOCK)
     view = memoryview(body)
     start = blocks * ROW.itemsize

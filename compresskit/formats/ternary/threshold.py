@@ -1,15 +1,15 @@
-"""The magnitude that the top k of a vector reach, and its spread, from a stream of its parts; nothing is kept of them.
+"""Find the magnitude threshold of a vector's top k entries, and its spread, from a stream of parts without storing them.
 
-Non-negative floats are ordered as their bits are, so a count by the upper half of the bits finds the bin of the
-threshold, and a count of that bin's lower halves finds it exactly:
+Non-negative floats sort like their bit patterns. A count by the upper 16 bits finds the threshold's bin, and a count of
+that bin by the lower 16 bits finds it exactly:
 
     pass 1: Spread.add(part)        counts by the upper 16 bits, and the moments
-    pass 2: Threshold.add(part)     counts by the lower 16 bits, where the upper ones are the bin's
+    pass 2: Threshold.add(part)     counts by the lower 16 bits within the bin
 
     std(tau)**2 = mean(tau**2) - mean(tau)**2        over all entries, in float64, divided by their number          (1)
 
-ComPEFT, arXiv 2311.13171, section 2.1, algorithm 1, which sorts the whole vector instead. The threshold is that of the
-sort. Of entries exactly at it, the first ones are kept, until there are k; zeros are never kept.
+ComPEFT, arXiv 2311.13171, section 2.1, algorithm 1, sorts the whole vector instead and finds the same threshold. Of the
+entries exactly at the threshold, the first ones are kept until there are k; zeros are never kept.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from compresskit.formats.ternary.golomb import Signs
 HALF = 16
 HALVES = 1 << HALF
 CHUNK = 1 << 20
-"""Entries that are counted at once: temporaries stay below 16 MB."""
+"""Entries counted at once; temporaries stay below 16 MB."""
 Values = NDArray[np.float32]
 
 
 def magnitude_bits(values: Values) -> NDArray[np.uint32]:
-    """The bits of |x|, in the order of |x|: (entries,) -> (entries,)."""
+    """Bits of |x|, which sort like |x|: (entries,) -> (entries,)."""
     return values.view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
 class Spread:
-    """Pass 1: number, moments, and the count by the upper half of the magnitudes' bits."""
+    """Pass 1: number of entries, moments, and counts by the upper half of the magnitude bits."""
 
     def __init__(self) -> None:
         self.entries = 0
@@ -44,7 +44,7 @@ class Spread:
         self.counts = np.zeros(HALVES // 2, np.int64)
 
     def add(self, values: Values) -> None:
-        """Count a part (entries,) float32; finite."""
+        """Count a part (entries,) of finite float32."""
         for start in range(0, len(values), CHUNK):
             part = values[start : start + CHUNK]
             exact = part.astype(np.float64)
@@ -62,10 +62,10 @@ class Spread:
 
 
 class Threshold:
-    """Pass 2, then the cut: `cut(part)`, once for every part in the same order."""
+    """Pass 2, then the cut: call `cut(part)` once for every part, in the same order."""
 
     def __init__(self, spread: Spread, density: float) -> None:
-        """`density`: the share to keep."""
+        """`density` is the share of entries to keep."""
         self.wanted = round(density * spread.entries)
         above = np.cumsum(spread.counts[::-1])
         place = int(np.searchsorted(above, self.wanted)) if self.wanted else 0
@@ -83,7 +83,7 @@ class Threshold:
             self.counts += np.bincount(lower, minlength=HALVES)
 
     def settle(self) -> None:
-        """Find the threshold from the counts; afterwards `cut` may be called."""
+        """Compute the threshold from the counts; `cut` may be called afterwards."""
         if not self.wanted:
             self.bits = 1 << 31
             return
@@ -96,11 +96,11 @@ class Threshold:
             self.ties = 0
 
     def again(self) -> Threshold:
-        """A settled threshold for another pass from the start."""
+        """Return a settled threshold for another pass from the start."""
         return copy.copy(self)
 
     def cut(self, values: Values) -> Signs:
-        """Signs (entries,) int8 of the kept entries of a part, 0 elsewhere."""
+        """Return the signs (entries,) int8 of a part's kept entries, 0 elsewhere."""
         bits = magnitude_bits(values)
         kept = bits > self.bits
         if self.ties:

@@ -1,1 +1,1 @@
-"""ApiQ: rounding, clipping and a low-rank pair trained block by block."""
+"""ApiQ: train rounding, clipping and a low-rank pair block by block."""

@@ -1,8 +1,8 @@
-"""Diagonal Fisher information of the linears' weights, for models of any size: one block in memory, there and back.
+"""Diagonal Fisher information of the linears' weights, for models of any size, with one block in memory.
 
     F_W = mean over windows of (d loss / d W)^2,    loss = mean cross-entropy of a window           (arXiv 2504.13932, section 3)
 
-The gradients come from the reverse walk (backward.py). The results lie in a scratch folder, as many numbers as the weights.
+The reverse walk (backward.py) gives the gradients. The results are stored in a scratch folder, one number per weight.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from compresskit.walk.walk import Walk
 
 
 def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBlock) -> Callable[[int], Mapping[str, Tensor]]:
-    """The diagonals of the named linears, kept in the folder `scratch`. `walk`: one window a micro-batch.
+    """Compute the diagonals of the named linears and store them in `scratch`. `walk` has one window per micro-batch.
 
     Returns:
-        Index of a block -> its diagonals by plain name, (out, in) each, in the dtype of the walk and on its device; the loss
-        is in nats.
+        A function from a block's index to its diagonals by plain name, (out, in) each, in the walk's dtype and on its device;
+        the loss is in nats.
 
     Raises:
         NumericalError: activations are not finite.

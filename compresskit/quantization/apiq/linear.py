@@ -1,4 +1,4 @@
-"""One linear in ApiQ's training: what is trained, and the weight that it makes (equations 2 and 3 of apiq.py)."""
+"""One linear in ApiQ's training: its trained parameters and the resulting weight (equations 2 and 3 of method.py)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Pair = tuple[Tensor, Tensor]
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
-    """The value of `rounded`, the gradient of `exact`; all three of the same shape."""
+    """Return the value of `rounded` with the gradient of `exact`; all have the same shape."""
     return exact + (rounded - exact).detach()
 
 
 def clipped_grid(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
-    """The grid of a range (out, groups), as grid.py makes it; the scale has a gradient towards the range."""
+    """The grid of a range (out, groups), as grid.py builds it; gradients flow from the scale to the range."""
     with torch.no_grad():
         exact = grid_of_range(low, high, scheme, scale_dtype)
     span = 2 * torch.maximum(high, -low) if scheme.symmetric else high - low
@@ -40,7 +40,7 @@ def soft_codes(target: Tensor, offset: Tensor, grid: Grid, scheme: Scheme) -> Te
 
 @dataclass
 class TrainedLinear:
-    """One linear in training: what stays, and the parameters of equations 2 and 3."""
+    """One linear in training: its constants, and the parameters of equations 2 and 3."""
 
     target: Tensor
     storage: Storage
@@ -53,21 +53,21 @@ class TrainedLinear:
     """A (rank, in) and B (out, rank)."""
     start_adapter: Pair | None = None
     saliency: Tensor | None = None
-    """(out, in), or (in,) where every row has the same."""
+    """(out, in), or (in,) if all rows are equal."""
     original: Tensor | None = None
-    """(out, in), where the saliency term holds the weight near it."""
+    """(out, in), if the saliency term holds the weight near it."""
 
     @classmethod
     def of(cls, original: Tensor, target: Tensor, storage: Storage) -> TrainedLinear:
-        """At the starting point, without an adapter; original and target (out, in)."""
+        """Build the linear at its starting point, without an adapter; original and target (out, in)."""
         low, high = range_of(original, storage.scheme)
         clipping = torch.full_like(low, START_CLIPPING)
         return cls(target, storage, low, high, torch.zeros_like(target), clipping, clipping.clone())
 
     def start_with_adapter(self, original: Tensor, metric: Metric | None) -> None:
-        """Begin with the best low-rank repair of what rounding leaves of the original weight (out, in).
+        """Start with the best low-rank repair of the rounding error of the original weight (out, in).
 
-        `metric` None, where no inputs were seen: with one of zeros.
+        If `metric` is None, no inputs were seen and the pair is zero.
         """
         rank, (rows, columns) = self.storage.rank, original.shape
         if metric is None:
@@ -87,7 +87,7 @@ class TrainedLinear:
         return self.storage.factor_dtype == EIGHT_BITS
 
     def reset(self) -> None:
-        """Back to the starting point."""
+        """Return to the starting point."""
         self.offset.zero_()
         self.low_clipping.fill_(START_CLIPPING)
         self.high_clipping.fill_(START_CLIPPING)
@@ -100,7 +100,7 @@ class TrainedLinear:
         return clipped_grid(low, high, self.storage.scheme, self.storage.scale_dtype)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """(without, with) the low-rank pair, (out, in) each; equation 2."""
+        """Weights (without, with) the low-rank pair, (out, in) each; equation 2."""
         grid = self.grid()
         codes = soft_codes(self.target, self.offset, grid, self.storage.scheme)
         weight = ((codes - grid.zero_point.unsqueeze(-1)) * grid.scale.unsqueeze(-1)).flatten(1)
@@ -114,7 +114,7 @@ class TrainedLinear:
         return weight, weight + second @ first
 
     def stored(self) -> StoredLinear:
-        """What the files hold at the present parameters, the adapter's factors as `lora_A.weight` and `lora_B.weight`."""
+        """Stored tensors at the current parameters, with the adapter's factors as `lora_A.weight` and `lora_B.weight`."""
         scheme, scale_dtype, factor_dtype = self.storage.scheme, self.storage.scale_dtype, self.storage.factor_dtype
         grid = self.grid()
         codes = soft_codes(self.target, self.offset, grid, scheme).flatten(1)

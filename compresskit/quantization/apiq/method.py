@@ -13,8 +13,8 @@ streams of hidden states go through the model: X of the original blocks, X' of t
 
 symbol         meaning                                             shape           name here
 W              original weight                                     (out, in)       original
-T              what is rounded: W, or for the start from GPTQ W    (out, in)       target
-               with the errors passed on to it
+T              weight to round: W, or for the start from GPTQ W    (out, in)       target
+               plus the errors passed on to it
 V              rounding offset in [-1/2, 1/2], 0 at the start      (out, in)       offset
 low, high      range of each group of W                            (out, groups)
 g_low, g_high  clipping parameters, g_0 = 4 at the start           (out, groups)   low_clipping, high_clipping
@@ -22,17 +22,17 @@ A, B           low-rank pair                                       (r, in), (out
 F              saliency                                            (out, in)       saliency
 W_0, start     the starting point, V = 0 and g = g_0; its mean of e_t
 
-Norms and biases start as they are and are stored in their own dtypes, so they cost no bits. round passes gradients
-straight through, clamp inside its range. Both terms of (1) are 1 at the start, so lambda has no unit. The trained block is
-kept only where its error over all windows is smaller than the starting point's.
+Norms and biases start at their original values and are stored in their own dtypes, so they cost no bits. round passes
+gradients straight through, clamp inside its range. Both terms of (1) are 1 at the start, so lambda has no unit. The trained
+block is kept only if its error over all windows is smaller than the starting point's.
 
-Differs from the papers: the starting point is GPTQ's on X', linear after linear, with A and B the best rank-r repair of
-what it leaves (closed form, lowrank.py); the error of a token is divided as e_t says, because in the blocks that make or
-remove massive activations a plain mean is the error of one token in five hundred, and training made the others worse;
-V follows AdamW as all else does, not the sign of its gradient, which moves offsets alike that have a say and that have
-none; norms are trained with the rest and towards the block's own output, not after it towards statistics of channels;
-all rates fall linearly to 0; the clipping is divided by its starting value, so that training begins exactly at the
-starting point. What each part measured: docs/evidence/quantize.md.
+Differs from the papers. The starting point is GPTQ's on X', linear after linear; A and B are the best rank-r repair of its
+error (closed form, lowrank.py). The error of a token is normalised as in e_t: in blocks that create or remove massive
+activations, a plain mean is the error of one token in five hundred, and training made the other tokens worse. V uses AdamW
+like all other parameters. The sign of the gradient, as in SignRound, moves offsets equally whether or not they matter.
+Norms are trained with the rest and towards the block's own output, not afterwards towards channel statistics. All rates fall
+linearly to 0. The clipping is divided by its starting value, so that training begins exactly at the starting point. For
+measurements of each part see docs/evidence/quantize.md.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class ApiQ(ApiQSettings, frozen=True):
     needs_activations: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
-        """Besides the format's limits, those of the adapter.
+        """Check the format's limits and the adapter's.
 
         Raises:
             UnsupportedArchitecture: peft cannot reach experts.
-            RequestError: the rank exceeds a linear, or goes with mixed precision.
+            RequestError: the rank exceeds a linear, or is combined with mixed precision.
         """
         super().check(model)
         if model.architecture.experts and self.adapter_rank(model):
@@ -82,12 +82,12 @@ class ApiQ(ApiQSettings, frozen=True):
 
     @property
     def training_epochs(self) -> float:
-        """Times that the training of a block sees every window."""
+        """Passes over every window in the training of a block."""
         return float(self.epochs)
 
     @property
     def windows_at_once(self) -> int:
-        """Half a step, so that the windows of a step vary."""
+        """Half a training batch, so that the windows of a step vary."""
         return max(1, self.batch // 2)
 
     @property
@@ -96,7 +96,7 @@ class ApiQ(ApiQSettings, frozen=True):
         return self.adapter_bits == 8
 
     def adapter_rank(self, model: Model) -> int:
-        """The asked rank, or the share of the hidden size."""
+        """The requested rank, or a share of the hidden size."""
         if self.rank is not None:
             return self.rank
         return 0 if self.mixed or model.architecture.experts else max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
@@ -109,7 +109,7 @@ class ApiQ(ApiQSettings, frozen=True):
         storage: Storage,
         saliencies: Mapping[str, Tensor],
     ) -> StoredBlock:
-        """Start, train, keep the better (equation 1). The block is edited in place and advanced."""
+        """Start, train and keep the better result (equation 1). The block is edited in place and advanced."""
         from compresskit.quantization.apiq.trainer import Trainer
 
         trainer = Trainer(self, block, targets, storage, saliencies)

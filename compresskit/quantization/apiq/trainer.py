@@ -1,4 +1,4 @@
-"""The training of one block for ApiQ: its starting point, the loop, and what is kept. Symbols as in apiq.py."""
+"""Train one block for ApiQ: starting point, training loop, and choice of the result. Symbols as in method.py."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from compresskit.walk.block import Block
 from compresskit.walk.sequence import ATTENTION_POSITIONS, collected, replace_weight
 
 SMALLEST_ENERGY = 1e-12
-"""Keeps the relative error of a hidden state that is 0 finite."""
+"""Keeps the relative error finite for hidden states that are 0."""
 BETAS = (0.9, 0.95)
-"""AdamW's; with a hundred steps or two the second moments must follow sooner than by its default."""
+"""AdamW's betas; with only 100 to 200 steps the second moments must adapt faster than by default."""
 SMALLEST_GRADIENT = 1e-12
-"""AdamW's eps: the gradients of millions of offsets of an error that starts at 1 are far below its default."""
+"""AdamW's eps; the gradients of millions of offsets of an error that starts at 1 are far below the default."""
 
 
 def _usual_energy(hidden: Sequence[Tensor]) -> float:
-    """The median over tokens of the mean square of a hidden state."""
+    """Median over tokens of the mean square of a hidden state."""
     found = [each.float().square().mean(dim=-1).flatten() for each in hidden]
     return max(SMALLEST_ENERGY, float(torch.cat(found).median())) if found else SMALLEST_ENERGY
 
 
 class Trainer:
-    """The linears of one block in training, the block's inputs and the outputs that it shall give."""
+    """The linears of one block in training, the block's inputs and its target outputs."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Trainer:
         storage: Storage,
         saliencies: Mapping[str, Tensor],
     ):
-        """`targets`: the original block's outputs, one (batch, length, hidden) a micro-batch. `saliencies`: where not local."""
+        """`targets`: the original block's outputs, one (batch, length, hidden) per micro-batch. `saliencies`: unless local."""
         self.method, self.block, self.targets = method, block, targets
         self.storage = storage
         self.saliencies = saliencies
@@ -56,12 +56,12 @@ class Trainer:
 
     @torch.no_grad()
     def start(self, sequence: Sequence[Sequence[tuple[str, ...]]]) -> None:
-        """The starting point, position by position on the quantised prefix, as `quantize_block` of the shared walk does."""
+        """Compute the starting point, position by position on the quantised prefix, like `quantize_block` of the shared walk."""
         for number, groups in enumerate(sequence):
             grams = collected(list(groups), self.block, number >= ATTENTION_POSITIONS)
             for group in groups:
                 gram = grams.pop(group[0])
-                # In place: of 8,192 inputs a second matrix would be a quarter of a gigabyte.
+                # In place: for 8,192 inputs a second matrix takes a quarter of a gigabyte.
                 self._start_group(group, gram.matrix().div_(max(1, gram.tokens)), gram.tokens)
 
     def _start_group(self, group: tuple[str, ...], hessian: Tensor, tokens: int) -> None:
@@ -93,7 +93,7 @@ class Trainer:
         return found / mean if mean > 0 else None
 
     def train(self, start_error: float) -> None:
-        """AdamW on V, g, A, B, norms and biases; all rates fall linearly to 0."""
+        """Train V, g, A, B, norms and biases with AdamW; all rates fall linearly to 0."""
         steps = self.method.epochs * len(self.targets) // self._batches_a_step()
         if steps == 0 or start_error == 0:
             return
@@ -117,7 +117,7 @@ class Trainer:
                 parameter.requires_grad_(False)
 
     def _parameters(self, steps: int) -> list[dict[str, Any]]:
-        """What is trained, with the rate at the first of so many steps: a travel of one needs 2 / steps, falling to 0."""
+        """Parameter groups with their initial rates: to move a distance of 1 in `steps` steps takes 2 / steps, falling to 0."""
         linears = self.linears.values()
         groups = [
             (self.method.clipping_rate * 2 / steps, [c for each in linears for c in (each.low_clipping, each.high_clipping)]),
@@ -134,7 +134,7 @@ class Trainer:
         return max(1, min(len(self.targets), round(self.method.batch / size)))
 
     def _order(self, steps: int) -> Iterator[list[int]]:
-        """Micro-batches of every step: all once in a random order, then again."""
+        """Micro-batches of every step: all in a random order, then again."""
         generator = torch.Generator().manual_seed(self.block.index)
         waiting: list[int] = []
         for _ in range(steps):
@@ -144,7 +144,7 @@ class Trainer:
             yield chosen
 
     def _distances(self) -> dict[str, float]:
-        """The saliency terms at the start, by linear; none where there is no saliency."""
+        """Saliency terms at the start, by linear; empty without saliency."""
         if not self._has_saliency_term:
             return {}
         with torch.no_grad():
@@ -152,14 +152,14 @@ class Trainer:
         return {name: value for name, value in found.items() if value > 0}
 
     def _held(self, pair: tuple[Tensor, Tensor]) -> Tensor:
-        """The weight that the regulariser holds near the original, of those (without, with) the low-rank pair."""
+        """The weight that the regulariser keeps near the original, from those (without, with) the low-rank pair."""
         return pair[self.method.regularize == "after-lora"]
 
     def _gradients(self, chosen: list[int], start_error: float, distances: dict[str, float]) -> None:
-        """Add the gradient of equation 1 over these micro-batches to the parameters'.
+        """Add the gradient of equation 1 over these micro-batches to the parameters' gradients.
 
-        The block runs on detached weights, its own; their gradient goes through equations 2 and 3 once, not once a
-        micro-batch, and one linear after the other, so that what autograd keeps of those is one linear's.
+        The block runs on its own detached weights. Their gradient goes through equations 2 and 3 once, not once per micro-batch,
+        one linear after the other, so that autograd keeps the intermediates of only one linear.
         """
         leaves = {name: self.block.linear(name).weight for name in self.linears}
         with torch.no_grad():
@@ -176,7 +176,7 @@ class Trainer:
             leaves[name].requires_grad_(False).grad = None
             roots: list[Tensor] = []
             gradients: list[Tensor | None] = []
-            if gradient is not None:  # an expert that no token reached has none
+            if gradient is not None:  # None for an expert that no token reached
                 roots.append(pair[1])
                 gradients.append(gradient.to(pair[1]))
             if name in distances:
@@ -188,7 +188,7 @@ class Trainer:
 
     @torch.no_grad()
     def block_error(self) -> float:
-        """Error of the block as it now is, over all windows."""
+        """Error of the block's current state over all windows."""
         return self._mean_error(self.block.run(hidden) for hidden in self.block.hidden)
 
     def _mean_error(self, outputs: Iterable[Tensor]) -> float:
@@ -196,7 +196,7 @@ class Trainer:
         return sum(errors) / len(errors)
 
     def micro_batch_error(self, output: Tensor, index: int) -> Tensor:
-        """Mean over the tokens of a micro-batch of e_t of equation 1, or of what `error` puts in its place; a number."""
+        """Mean of e_t (equation 1, or its variant by `error`) over the tokens of a micro-batch; a number."""
         target = self.targets[index].float()
         squares = (output.float() - target).square().mean(dim=-1)
         if self.method.error != "absolute":
@@ -207,7 +207,7 @@ class Trainer:
 
     @torch.no_grad()
     def settle(self) -> float:
-        """Give the block the weights as they will be stored and run it; returns the error. Its inputs stay."""
+        """Set the block to the weights as stored, run it and return the error. Its inputs are kept."""
         for name, linear in self.linears.items():
             replace_weight(self.block.linear(name), linear.stored().weight)
         for name, vector in self._stored_vectors().items():
@@ -216,7 +216,7 @@ class Trainer:
         return self._mean_error(self.outputs)
 
     def reset(self) -> None:
-        """All back to the starting point."""
+        """Reset everything to the starting point."""
         for linear in self.linears.values():
             linear.reset()
         self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
@@ -226,5 +226,5 @@ class Trainer:
 
     @torch.no_grad()
     def stored(self) -> tuple[dict[str, StoredLinear], dict[str, Tensor]]:
-        """What is to be written: linears, and norms and biases."""
+        """Return the linears, and the norms and biases, to write."""
         return {name: linear.stored() for name, linear in self.linears.items()}, self._stored_vectors()

@@ -1,1 +1,1 @@
-"""Instruction data: read, encode, drop duplicates, hold back."""
+"""Instruction data: read, encode, remove duplicates, hold back."""

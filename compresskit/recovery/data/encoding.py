@@ -1,6 +1,6 @@
-"""Instructions as tokens: the model's chat template where it has one, Alpaca's prompt otherwise. Loads no torch.
+"""Encode instructions as tokens, with the model's chat template or Alpaca's prompt. Does not import torch.
 
-A sample ends with what ends a turn in the template, or with the end-of-text token, so that a model learns to stop.
+A sample ends with the template's end-of-turn tokens or the end-of-text token, so that a model learns to stop.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ ALPACA_PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{asked}\n\n### Response:\n"
 )
-"""The prompt that Alpaca's models are trained with (github.com/tatsu-lab/stanford_alpaca)."""
+"""The prompt of the Alpaca models (github.com/tatsu-lab/stanford_alpaca)."""
 OPEN_ENDINGS = (",", "(", "[", "{", " -", ":")
-"""A response that ends so was cut off."""
+"""Endings of a truncated response."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as tokens. Position t is part of the response for t >= response_start."""
+    """One sample as tokens. Position t belongs to the response if t >= response_start."""
 
     instruction: Instruction
     tokens: list[int]
@@ -32,12 +32,12 @@ class Sample:
 
     @property
     def response_tokens(self) -> int:
-        """Tokens of the response."""
+        """Number of tokens in the response."""
         return len(self.tokens) - self.response_start
 
 
 def open_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a checkpoint; CheckpointError where there is no usable one."""
+    """Open the tokenizer of a checkpoint; raises CheckpointError if there is no usable one."""
     from transformers import AutoTokenizer
 
     from compresskit.checkpoint.stock import quiet
@@ -52,7 +52,7 @@ def open_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def check_same_tokenizer(folder: Path, original: Path, trust_remote_code: bool = False) -> None:
-    """RequestError where two checkpoints number their tokens differently."""
+    """Raise RequestError if two checkpoints have different tokenizers."""
     ours, theirs = (open_tokenizer(each, trust_remote_code) for each in (folder, original))
     if ours.get_vocab() != theirs.get_vocab():
         raise RequestError(
@@ -61,18 +61,18 @@ def check_same_tokenizer(folder: Path, original: Path, trust_remote_code: bool =
 
 
 def is_truncated(response: str) -> bool:
-    """Whether a response was cut off: an unclosed code fence, or an ending that announces more."""
+    """Whether a response is truncated: it has an unclosed code fence, or its ending expects a continuation."""
     return response.count("```") % 2 == 1 or response.endswith(OPEN_ENDINGS)
 
 
 def encode_samples(reading: Reading, tokenizer: Any, sequence_length: int) -> list[Sample]:
-    """Encode all samples; truncated ones and those of more than `sequence_length` tokens go, counted in `reading.dropped`.
+    """Encode all samples; drops truncated ones and those above `sequence_length` tokens, counted in `reading.dropped`.
 
     Returns:
         The tokens of the others, in their order.
 
     Raises:
-        RequestError: none is left.
+        RequestError: no sample is left.
     """
     samples = []
     cut, long = 0, 0
@@ -95,12 +95,12 @@ def encode_samples(reading: Reading, tokenizer: Any, sequence_length: int) -> li
 
 
 def encode(instruction: Instruction, tokenizer: Any) -> Sample:
-    """The tokens of one sample and where its response begins."""
+    """Encode one sample and find the start of its response."""
     if getattr(tokenizer, "chat_template", None):
         before = tokenizer.apply_chat_template(instruction.turns, tokenize=False, add_generation_prompt=True)
         answer = {"role": "assistant", "content": instruction.response}
         whole = tokenizer.apply_chat_template([*instruction.turns, answer], tokenize=False)
-        # A template that writes the answer otherwise than it opens the turn (thinking marks) leaves no common prefix.
+        # Some templates open the turn otherwise than they write the answer (thinking marks): then no common prefix exists.
         after = whole.removeprefix(before).rstrip("\n") if whole.startswith(before) else instruction.response
         prompt = tokenizer(before, add_special_tokens=False, verbose=False)["input_ids"]
         response = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"]
@@ -117,7 +117,7 @@ def encode(instruction: Instruction, tokenizer: Any) -> Sample:
 
 
 def _said(turns: Sequence[dict[str, str]]) -> str:
-    """One text of all turns; a single question stays as it is."""
+    """Join all turns into one text; a single question is unchanged."""
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n\n".join(turn["content"] if turn["role"] == "system" else f"{turn['role']}: {turn['content']}" for turn in turns)

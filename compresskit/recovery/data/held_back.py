@@ -1,4 +1,4 @@
-"""Samples that are never trained on: a share of each data source, and their response loss before and after. Loads no torch."""
+"""Held-back samples: a share of each data source, never trained on, to measure the response loss. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def hold_back(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(the pool, those held back): `share` of every source of every file, rounded, so that a small one may give none."""
+    """Return (pool, held-back samples): `share` of every source in every file, rounded, so that a small source may give none."""
     by_source: dict[tuple[str, str], list[int]] = {}
     for index, sample in enumerate(samples):
         by_source.setdefault((sample.instruction.file, sample.instruction.source), []).append(index)
@@ -24,11 +24,11 @@ def hold_back(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[
 
 
 def mean_losses(walk: Walk, samples: Sequence[Sample], clusters: Sequence[int] | None) -> dict[str, Any]:
-    """Response losses of all samples, of those of each file, and of each cluster where there are any.
+    """Response losses of all samples, by file and, if given, by cluster.
 
     Returns:
-        In nats: "loss", "by_file" and "by_cluster", means over samples, so that an answer of one word weighs as much as a
-        page; "loss_by_token", the mean over all their tokens.
+        In nats: "loss", "by_file" and "by_cluster" are means over samples, in which long and short responses weigh the same;
+        "loss_by_token" is the mean over all tokens.
     """
     from compresskit.recovery.forward import response_losses
 
@@ -43,7 +43,7 @@ def mean_losses(walk: Walk, samples: Sequence[Sample], clusters: Sequence[int] |
 
 
 def _means(losses: dict[int, float], names: Sequence[str]) -> dict[str, float]:
-    """Mean loss by the samples' names, which JSON keeps as keys."""
+    """Mean loss by name; names are strings, so that they can be JSON keys."""
     found: dict[str, list[float]] = {}
     for index, loss in losses.items():
         found.setdefault(names[index], []).append(loss)

@@ -1,11 +1,11 @@
-"""Instruction data out of JSONL, JSON or parquet files, in the four shapes that are in use.
+"""Read instruction data from JSONL, JSON or parquet files in the four common shapes.
 
     Alpaca           instruction, input, output (or response)
     Dolly            instruction, context, response
     messages         messages or conversations: [{role, content}] or ShareGPT's [{from, value}]; the last answer is the response
     prompt-response  prompt (or question) and response (completion, answer, output)
 
-The shape is found once a file, from its first row, and reported. Loads no torch.
+The shape of each file is detected from its first row and reported. Does not import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROLES = {
     "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bot": "assistant", "system": "system",
 }  # fmt: skip
-"""Whose turn it is, by the names that data sets give to speakers."""
+"""Role of a turn, by the speaker names used in data sets."""
 CONVERSATIONS = ("messages", "conversations")
 PROMPTS = ("prompt", "question", "query")
 RESPONSES = ("response", "completion", "answer", "output")
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Instruction:
-    """One sample as read: everything before the response, and the response."""
+    """One sample: everything before the response, and the response."""
 
     row: int
     """Number of the row in its file, from 0."""
@@ -46,33 +46,33 @@ class Instruction:
     turns: Turns
     response: str
     source: str
-    """The row's own `source`, else the file's name: what is held back is drawn from each."""
+    """The row's own `source`, else the file's name; held-back samples are drawn from each source."""
 
     @property
     def text(self) -> str:
-        """Everything that was said."""
+        """Full text of the sample."""
         return "\n".join([*(turn["content"] for turn in self.turns), self.response])
 
 
 @dataclass
 class Reading:
-    """What was read, and what was left out."""
+    """Samples that were read, and counts of those left out."""
 
     samples: list[Instruction]
     shapes: dict[str, str]
-    """The shape of each file, by name."""
+    """Shape of each file, by name."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Rows left out, by reason."""
+    """Number of dropped rows, by reason."""
 
 
 def read_instructions(paths: Sequence[Path]) -> Reading:
     """Read all samples of the files; empty ones are dropped and counted.
 
     Returns:
-        The samples in the order of the files, the shape of each file, and how many were dropped.
+        The samples in file order, the shape of each file, and the number of dropped rows.
 
     Raises:
-        RequestError: a file is missing, is not what its ending says, or holds no instruction data.
+        RequestError: a file is missing, does not match its suffix, or holds no instruction data.
     """
     reading = Reading([], {}, {"empty": 0})
     for path in paths:
@@ -138,7 +138,7 @@ Converter = Callable[[Row], tuple[Turns, str]]
 
 
 def _shape_of(row: Row, path: Path) -> tuple[str, Converter]:
-    """(name, what takes a row apart); RequestError names the keys where none fits."""
+    """Return (name, converter) of a row's shape; RequestError names the keys if no shape fits."""
     turns = next((key for key in CONVERSATIONS if isinstance(row.get(key), list)), None)
     if turns is not None:
         return "messages", lambda row: _from_messages(row[turns])

@@ -1,4 +1,4 @@
-"""The instruction data of a recovery: read, without duplicates, encoded, and a part of it held back. Loads no torch."""
+"""Prepare the instruction data of a recovery: read, remove duplicates, encode, hold a part back. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Data:
     """The samples of a recovery."""
 
     pool: list[Sample]
-    """Those to choose from."""
+    """Samples to choose from."""
     held_back: list[Sample]
-    """Those that are never trained on."""
+    """Samples that are never trained on."""
     facts: dict[str, Any]
-    """What was read and left out."""
+    """Facts about what was read and dropped."""
 
 
 def read_data(request: RecoverRequest) -> Data:
-    """Read the files of a request, drop duplicates, draw the pool, encode it, and hold a part back.
+    """Read the files of a request, remove duplicates, draw the pool, encode it, and hold a part back.
 
     Returns:
-        The samples, and what was left out.
+        The samples, and counts of those dropped.
 
     Raises:
         RequestError: a file is unusable, or no sample is left.

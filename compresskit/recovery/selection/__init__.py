@@ -1,1 +1,1 @@
-"""Which samples to train on, one file a method."""
+"""Selection of training samples, one file per method."""

@@ -1,4 +1,4 @@
-"""Cluster samples by the geometry of their vectors: a sparse neighbour graph, its diffusion map, k-means in it.
+"""Cluster samples by the geometry of their vectors: k-means in the diffusion map of a sparse neighbour graph.
 
     W_ij = exp(-||x_i - x_j||^2 / (2 s^2))   for j among the k nearest of i, or i of j; s: the median neighbour distance
     P = D^-1/2 W D^-1/2                      D: row sums; its leading eigenvectors v_1 ... with l_1 >= l_2 >= ...
@@ -11,9 +11,9 @@ l, v    eigenpairs            (c,), (samples, c)           values, vectors
 
 Source: PASER, arXiv 2502.12594; diffusion maps, Coifman and Lafon 2006; normalised rows, Ng, Jordan and Weiss 2001.
 
-Differs from the paper: W is sparse, so that memory grows with the number of samples and not with its square (the
-released code's dense matrices take 21 GB for 52,000), and k-means takes the place of a factorisation of W into
-non-negative parts, which needs W as a whole.
+Differs from the paper: W is sparse, so memory grows linearly with the number of samples, not with its square (the
+released code's dense matrices take 21 GB for 52,000). k-means replaces the non-negative factorisation of W, which needs
+the full matrix.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from compresskit.errors import NumericalError
 from compresskit.walk.cost import FLOAT32_BYTES
 
 NEIGHBOURS_BYTES = 1 << 26
-"""Bound on the block of distances that exists at a time (64 MiB)."""
+"""Bound on one block of distances (64 MiB)."""
 DENSE_SAMPLES = 1000
-"""Samples up to which all eigenpairs are computed, in less than a second: a small graph of many equal vectors has few
-eigenvalues, which the sparse solver does not bear."""
+"""Largest number of samples for which all eigenpairs are computed, in less than a second: small graphs of many equal vectors
+have few eigenvalues, which the sparse solver cannot handle."""
 STARTS = 4
-"""Runs of k-means, of which the best counts."""
+"""Number of k-means runs; the best is kept."""
 MOST_ROUNDS = 100
 LANCZOS_WIDTHS = (2, 4, 8)
-"""Vectors that are kept, by the eigenvalues that are looked for, tried in turn."""
+"""Lanczos vectors per wanted eigenvalue, tried in turn."""
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 
 def nearest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The nearest other points of points (samples, width), exact, block by block.
+    """Find the nearest other points of points (samples, width), exactly, block by block.
 
     Returns:
-        (indices int64, squared distances), (samples, count) each, the nearest first.
+        (indices int64, squared distances), (samples, count) each, nearest first.
     """
     total = len(points)
     squares = (points**2).sum(dim=1)
@@ -65,7 +65,7 @@ def nearest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def diffusion_map(points: Tensor, neighbours: int, most: int, seed: int) -> tuple[Floats, Floats]:
-    """The leading eigenpairs of the diffusion operator of points (samples, width).
+    """Compute the leading eigenpairs of the diffusion operator of points (samples, width).
 
     Returns:
         (values (c,) falling, vectors (samples, c)) float64, c = min(most, samples - 1).
@@ -89,25 +89,25 @@ def diffusion_map(points: Tensor, neighbours: int, most: int, seed: int) -> tupl
 
 
 def _dense(operator: Any, wanted: int) -> tuple[Floats, Floats]:
-    """The `wanted` largest eigenvalues and their vectors, of all."""
+    """Compute all eigenpairs and return the `wanted` largest."""
     values, vectors = np.linalg.eigh(operator.toarray())
     return values[-wanted:], vectors[:, -wanted:]
 
 
 def _sparse(operator: Any, wanted: int, seed: int) -> tuple[Floats, Floats]:
-    """The same by Lanczos' method.
+    """Compute the `wanted` largest eigenpairs with Lanczos' method.
 
     Returns:
         (values (wanted,), vectors (samples, wanted)).
 
     Raises:
-        NumericalError: it finds none, because too many samples have equal vectors.
+        NumericalError: it does not converge, because too many samples have equal vectors.
     """
     from scipy.sparse.linalg import ArpackError, eigsh
 
-    # The start vector is drawn: a constant one could be orthogonal to what is looked for.
+    # A random start vector: a constant one could be orthogonal to the wanted eigenvectors.
     start = np.random.default_rng(seed).random(operator.shape[0])
-    # From scipy 1.17 on, vectors are drawn later on too, by another generator each time if none is given.
+    # From scipy 1.17 on, later vectors are also random; without `rng` each call uses another generator.
     drawing = {"rng": np.random.default_rng(seed)} if "rng" in inspect.signature(eigsh).parameters else {}
     for width in LANCZOS_WIDTHS:
         try:
@@ -123,13 +123,13 @@ def _sparse(operator: Any, wanted: int, seed: int) -> tuple[Floats, Floats]:
 
 
 def eigengap(values: Floats) -> int:
-    """Number of clusters: the place of the largest gap between successive eigenvalues (c,), which fall; at least 2."""
+    """Number of clusters: position of the largest gap between successive falling eigenvalues (c,); at least 2."""
     gaps = values[1:-1] - values[2:]
     return int(np.argmax(gaps)) + 2 if len(gaps) else min(2, len(values))
 
 
 def diffusion_clusters(points: Tensor, clusters: int, neighbours: int, most: int, seed: int) -> Labels:
-    """A cluster for every point, (samples,); clusters = 0 finds their number by the eigengap, at most `most`."""
+    """Assign every point to a cluster, (samples,); clusters = 0 finds their number by the eigengap, at most `most`."""
     if len(points) < 4:
         return np.zeros(len(points), dtype=np.int64)
     values, vectors = diffusion_map(points, neighbours, max(clusters, most) + 1, seed)
@@ -140,7 +140,7 @@ def diffusion_clusters(points: Tensor, clusters: int, neighbours: int, most: int
 
 
 def kmeans(points: Tensor, clusters: int, seed: int) -> Labels:
-    """k-means++ and Lloyd's rounds, the best of `STARTS`; every cluster has a point. points (samples, width) -> (samples,)."""
+    """k-means++ and Lloyd's algorithm, best of `STARTS`; no cluster is empty. points (samples, width) -> (samples,)."""
     clusters = min(clusters, len(points))
     generator = torch.Generator().manual_seed(seed)
     runs = [_lloyd(points, _spread_centres(points, clusters, generator)) for _ in range(STARTS)]
@@ -150,7 +150,7 @@ def kmeans(points: Tensor, clusters: int, seed: int) -> Labels:
 
 
 def _spread_centres(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each centre is drawn in proportion to its squared distance from those before it."""
+    """k-means++: draw each centre in proportion to its squared distance from the earlier ones."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     closest = ((points - points[chosen[0]]) ** 2).sum(dim=1).double()
     while len(chosen) < clusters and float(closest.sum()) > 0:
@@ -162,7 +162,7 @@ def _spread_centres(points: Tensor, clusters: int, generator: torch.Generator) -
 
 
 def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
-    """(labels, sum of squared distances) once no label changes."""
+    """Return (labels, sum of squared distances) once no label changes."""
     labels = torch.full((len(points),), -1)
     cost = 0.0
     for _ in range(MOST_ROUNDS):

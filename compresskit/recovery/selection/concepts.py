@@ -1,9 +1,10 @@
-"""PASER's concept consistency graph (arXiv 2502.12594): accepted concepts are nodes, concepts of one sample are joined.
+"""PASER's concept consistency graph (arXiv 2502.12594): accepted concepts are nodes, concepts of one sample are connected.
 
-A candidate conflicts where it pairs two concepts that are both known and were never seen together.
+A candidate conflicts if it pairs two known concepts that no accepted sample contains together.
 
-Differs from the paper, which leaves the key phrases open: a sample's concepts are its `MOST` rarest words of the pool
-that occur in at least two samples. Words that occur once cannot conflict, frequent ones would always. Loads no torch.
+Differs from the paper, which does not define the key phrases: a sample's concepts are its `MOST` rarest words that occur in
+at least two samples of the pool. Words that occur once cannot conflict, and frequent words always would. Does not import
+torch.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 MOST = 6
-"""Concepts of one sample."""
+"""Maximum number of concepts per sample."""
 WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def concepts_of(texts: Sequence[str]) -> list[frozenset[str]]:
-    """The concepts of every text of the pool."""
+    """Concepts of every text in the pool."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(_words(text))
@@ -41,11 +42,11 @@ class ConceptGraph:
         self.joined: dict[str, set[str]] = {}
 
     def conflicts(self, concepts: frozenset[str]) -> int:
-        """Pairs of known concepts that were never seen together."""
+        """Number of pairs of known concepts that were never seen together."""
         known = [concept for concept in concepts if concept in self.joined]
         return sum(second not in self.joined[first] for first, second in itertools.combinations(known, 2))
 
     def accept(self, concepts: frozenset[str]) -> None:
-        """Add a sample's concepts, all joined with each other."""
+        """Add a sample's concepts, all connected with each other."""
         for concept in concepts:
             self.joined.setdefault(concept, set()).update(concepts - {concept})

@@ -1,13 +1,13 @@
-"""What a compressed model lost on a sample: PASER's degradation (arXiv 2502.12594), teacher-forced.
+"""Degradation of a compressed model on a sample, as in PASER (arXiv 2502.12594), teacher-forced.
 
     JSD(P, Q) = KL(P || M) / 2 + KL(Q || M) / 2,   M = (P + Q) / 2                        in nats, 0 to ln 2
     degradation(sample) = mean over response tokens of JSD(P_original(. | x, y_<t), P_compressed(. | x, y_<t))
 
-The released code scores the prompt too and sums over tokens, which rewards length; this follows the paper.
+The released code also scores the prompt and sums over tokens, which rewards length; this module follows the paper.
 
-Beside it, and not the paper's, the loss that was lost: the mean over the same tokens of log P_original(y_t) -
-log P_compressed(y_t), in nats. The divergence is bounded and looks at the whole vocabulary; the loss says by how much the
-answer itself became less likely.
+In addition to the paper, the loss increase is measured: the mean over the same tokens of log P_original(y_t) -
+log P_compressed(y_t), in nats. The divergence is bounded and covers the whole vocabulary; the loss increase shows how much
+less likely the answer itself became.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from compresskit.walk.walk import Walk
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """Divergence in nats of two sets of logits (rows, vocabulary) -> (rows,)."""
+    """Jensen-Shannon divergence in nats of two sets of logits (rows, vocabulary) -> (rows,)."""
     log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
-    # Written so that equal inputs give exactly 0: log1p(exp(-0)) is log 2 to the last bit.
+    # This form gives exactly 0 for equal inputs: log1p(exp(-0)) equals log 2 to the last bit.
     log_m = torch.maximum(log_p, log_q) + ((-(log_p - log_q).abs()).exp().log1p() - math.log(2))
     divergence = 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(dim=-1)
-    # The sum over a large vocabulary leaves the bounds by its rounding alone.
+    # Rounding of the sum over a large vocabulary can exceed the bounds.
     return divergence.clamp(0, math.log(2))
 
 
@@ -44,14 +44,13 @@ def degradations(
     progress: Callable[[int, int], None] | None = None,
     folder: Path | None = None,
 ) -> tuple[list[float], list[float], Tensor]:
-    """What every sample lost; neither model is ever whole in memory.
+    """Measure the degradation on every sample; neither model is ever whole in memory.
 
-    Every chunk of samples is kept in `folder` once it is done, and taken from there if an earlier run with the same models
-    and samples left it.
+    Each finished chunk of samples is saved in `folder` and reused by later runs with the same models and samples.
 
     Returns:
-        (divergences by sample, in nats, from 0 to ln 2; by how much their losses grew, in nats a token, below 0 where the
-        compressed model is better; the compressed model's states of `embeddings.own_states`, from the same pass).
+        (divergences by sample, in nats, from 0 to ln 2; loss increases, in nats per token, negative if the compressed model is
+        better; the compressed model's states as in `embeddings.own_states`, from the same pass).
 
     Raises:
         NumericalError: a prediction is NaN.
@@ -72,7 +71,7 @@ def degradations(
 
 
 def _kept(file: Path | None, original: Walk, compressed: Walk, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """What `_measured` says, from the file where there is one."""
+    """Result of `_measured`, read from the file if it exists."""
     if file and file.is_file():
         found = load_file(file)
     else:
@@ -83,7 +82,7 @@ def _kept(file: Path | None, original: Walk, compressed: Walk, samples: Sequence
 
 
 def _measured(original: Walk, compressed: Walk, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """((2, samples) float64, divergence and lost loss of each sample; (samples, hidden) float32, its mean state)."""
+    """Return ((2, samples) float64, divergence and loss increase; (samples, hidden) float32, mean state) of each sample."""
     both = walked([original, compressed], samples)
     sums = torch.zeros(2, len(samples), dtype=torch.float64)
     for rows in predictions(both, samples):

@@ -1,13 +1,13 @@
-"""dsir: samples whose words are likelier in the target text than in the pool (importance resampling).
+"""dsir: select samples whose words are likelier in the target text than in the pool (importance resampling).
 
 DSIR, arXiv 2302.03169, section 3: texts are counts of hashed unigrams and bigrams, both distributions are bags of them.
 
     log w(x) = sum over its n-grams of log p_target(h) - log p_pool(h)
     taken: the largest log w(x) + g, g ~ Gumbel(0, 1)                     (the same as drawing by w without replacement)
 
-Differs from the paper: the target is the calibration text, by default what the original model itself says, because
-recovery has no target task. The weight is a mean over n-grams times their typical number, as the released code's
-length correction would have it: a sum lets length alone decide between short and long samples.
+Differs from the paper: the target is the calibration text, by default text from the original model itself, because
+recovery has no target task. The weight is a mean over n-grams times their typical number, which follows the released code's
+length correction: with a sum, length alone decides between short and long samples.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class DSIR(BudgetMethod):
     """Importance resampling towards the calibration text."""
 
     buckets: Annotated[int, Field(ge=2)] = 10_000
-    """Hash buckets of n-grams."""
+    """Hash buckets for n-grams."""
 
     def select(self, pool: Pool) -> Selection:
-        """Weigh every sample, perturb, take the largest."""
+        """Weight every sample, perturb, and take the largest."""
         grams = [hashed_ngrams(sample.instruction.text, self.buckets) for sample in pool.samples]
         target = distribution([hashed_ngrams(text, self.buckets) for text in pool.target()], self.buckets)
         gain = np.log(target) - np.log(distribution(grams, self.buckets))

@@ -1,7 +1,7 @@
-"""Vectors of samples: the compressed model's own mean-pooled hidden states, or an encoder's from a folder.
+"""Vectors of samples: the compressed model's mean-pooled hidden states, or those of an encoder in a folder.
 
-The default is the model's own states: they need no network and no second model, and say which samples the model that is
-to be repaired treats alike. Their common mean, which most of each vector is, is taken off; all have length 1.
+The default, the model's own states, needs no network and no second model, and shows which samples the compressed model
+treats as similar. The common mean, which dominates the vectors, is subtracted; all vectors have length 1.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from compresskit.walk.walk import Walk
 
 ENCODER_BATCH = 32
 ENCODER_TOKENS = 256
-"""Tokens of a sample that an encoder reads; the sentence encoders in use were trained on at most 256 or 512."""
+"""Tokens per sample for an encoder; common sentence encoders were trained on at most 256 or 512."""
 
 Progress = Callable[[int, int], None]
 
 
 def centred(vectors: Tensor) -> Tensor:
-    """(samples, width) -> the same without their mean, each of length 1."""
+    """Subtract the mean and normalise to length 1, (samples, width)."""
     moved = vectors - vectors.mean(dim=0)
     lengths: Tensor = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
     return moved / lengths.clamp(min=torch.finfo(moved.dtype).tiny)
 
 
 def own_states(walk: Walk, samples: Sequence[Sample], progress: Progress | None = None) -> Tensor:
-    """What `centred` makes vectors of: (samples, hidden) float32, the last block's output averaged over a sample's tokens."""
+    """Input of `centred`: (samples, hidden) float32, the mean of the last block's output over a sample's tokens."""
     found = torch.empty(len(samples), walk.model.hidden_size)
     done = 0
     for chunk in chunks(samples, walk.model.hidden_size):
@@ -46,13 +46,13 @@ def own_states(walk: Walk, samples: Sequence[Sample], progress: Progress | None 
 
 @torch.no_grad()
 def encoder_embeddings(folder: Path, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
-    """Mean-pooled states of an encoder, as sentence-transformers folders hold it.
+    """Mean-pooled states of an encoder in a sentence-transformers folder.
 
     Returns:
         (texts, width) float32, centred and of length 1.
 
     Raises:
-        RequestError: the folder holds no encoder that transformers opens.
+        RequestError: transformers finds no encoder in the folder.
     """
     from transformers import AutoModel, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The selection as files: one line a sample with why it was taken, and what the method found. Loads no torch."""
+"""Files of a selection: one line per sample with the reason, and the method's facts. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from compresskit.recovery.method import Choice, Selection
 FILE = "selection.jsonl"
 STATE = "selection.json"
 VECTORS = "vectors.safetensors"
-"""The vectors of the pool and of what is held back, in the workspace."""
+"""File in the workspace with the vectors of the pool and the held-back samples."""
 
 
 def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
-    """JSONL in the messages shape, which can be read again as instruction data."""
+    """JSONL in the messages shape, which can be read as instruction data."""
     lines = []
     for choice in selection.choices:
         sample = pool[choice.sample]
@@ -41,13 +41,13 @@ def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
 
 
 def write_selection(folder: Path, selection: Selection) -> None:
-    """Keep a selection for a resumed run."""
+    """Save a selection for a resumed run."""
     choices = [list(choice) for choice in selection.choices]
     write_whole(folder / STATE, json.dumps({"choices": choices, "facts": selection.facts, "labels": selection.labels}))
 
 
 def read_selection(folder: Path) -> Selection | None:
-    """What `write_selection` kept, None where there is nothing."""
+    """Read what `write_selection` saved, None if there is nothing."""
     if not (folder / STATE).is_file():
         return None
     state = read_json(folder / STATE)

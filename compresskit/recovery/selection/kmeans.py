@@ -1,7 +1,7 @@
-"""kmeans: as many samples from every cluster of the vectors, for diversity alone.
+"""kmeans: equally many samples from every cluster of the vectors, for diversity alone.
 
-arXiv 2409.11378: clusters of sentence embeddings, from each of which the same number is drawn. Differs from the paper:
-the draw is uniform, because its quality scores come from a second model, and not iterated.
+arXiv 2409.11378 clusters sentence embeddings and draws the same number from each cluster. Differs from the paper: the draw
+is uniform, because the paper's quality scores come from a second model, and it is not iterated.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from compresskit.recovery.method import BudgetMethod, Choice, Pool, Selection
 
 
 class KMeans(BudgetMethod):
-    """Diversity: the budget is dealt alike to clusters."""
+    """Diversity: split the budget equally over clusters."""
 
     passes: ClassVar[float] = 1.0
 
     clusters: Annotated[int, Field(ge=1)] = 20
     """Number of clusters."""
     embedder: str = ""
-    """Folder of an encoder; left out, the compressed model's own hidden states."""
+    """Folder of an encoder; default: the compressed model's own hidden states."""
 
     def select(self, pool: Pool) -> Selection:
         """Cluster, split the budget, draw."""

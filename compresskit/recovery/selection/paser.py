@@ -13,18 +13,18 @@ CDS_k   degradation of a cluster          (clusters,)  degradations
 n_k     samples of a cluster              (clusters,)  counts
 IES     efficiency score                  (samples,)   scores
 
-Differs from the paper, by default, in three choices; the option beside each brings the paper's back:
+Differs from the paper, by default, in three choices; the option in each line selects the paper's:
 
-    lost_i takes the place of JSD_i: by how much the response's loss grew, at least 0       --lost-by divergence
+    lost_i replaces JSD_i: the increase of the response's loss, at least 0                  --lost-by divergence
     n_k by size_k CDS_k: a mean gives a cluster of 40 samples as much as one of 800         --share-by degradation
-    taken: a draw in proportion to lost_i, not the largest IES, all short and all alike     --pick-by efficiency
+    taken: a draw in proportion to lost_i; the largest IES are all short and similar        --pick-by efficiency
 
-In five comparisons of 10% they left 0.04 nats less of the held-back loss in the mean, in three of these 0.003
+In five comparisons at 10% these choices lowered the held-back loss by 0.04 nats on average, in three of them by 0.003
 (docs/evidence/recover.md, Which selection).
 
-Differs too: clusters are found in a sparse neighbour graph (clustering.py), and a cluster whose consistent samples run out is
-filled up with the skipped ones of fewest conflicts, so that n_k stays exact. Each of the five parts can be switched off alone by
-its setting.
+Also differs: clusters are found in a sparse neighbour graph (clustering.py). A cluster that runs out of consistent samples
+is filled with the skipped ones of fewest conflicts, so that n_k stays exact. Each of the five parts can be switched off by
+its own setting.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cost(tokens: int) -> int:
 
 
 def efficiency(lost: float, tokens: int) -> float:
-    """IES, of what a sample lost in nats; the logarithm is taken of at least 2 tokens' cost, so that it is positive."""
+    """IES of a sample's loss in nats; the logarithm uses a cost of at least 2 tokens, so that it is positive."""
     return lost / math.log(cost(max(2, tokens)))
 
 
@@ -58,36 +58,36 @@ REASONS = {
     "lost": "most lost of its cluster",
     "random": "drawn from its cluster",
 }
-"""Why a sample is taken, by what picks it."""
+"""Reason for a selected sample, by `pick_by`."""
 
 
 class Paser(BudgetMethod):
-    """Clusters, what they lost, an exact budget, a draw in proportion, consistency."""
+    """Clusters, their degradation, an exact budget, a draw in proportion, consistency."""
 
     passes: ClassVar[float] = 2.0
 
     clusters: Annotated[int, Field(ge=0)] = 0
     """Number of clusters; 0 finds it by the eigengap."""
     most_clusters: Annotated[int, Field(ge=2)] = 20
-    """The most clusters that the eigengap may find."""
+    """Maximum number of clusters that the eigengap may find."""
     neighbours: Annotated[int, Field(ge=1)] = 15
-    """Neighbours of a sample in the graph."""
+    """Neighbours per sample in the graph."""
     embedder: str = ""
-    """Folder of an encoder; left out, the compressed model's own hidden states."""
+    """Folder of an encoder; default: the compressed model's own hidden states."""
     lost_by: Literal["loss", "divergence"] = "loss"
-    """What says how much was lost on a sample: the growth of its response's loss, or its predictions' divergence."""
+    """Degradation of a sample: loss (increase of its response's loss) or divergence (of its predictions)."""
     cluster_by: Literal["diffusion", "kmeans", "none"] = "diffusion"
-    """How samples are grouped; none makes one cluster."""
+    """Clustering of the samples: diffusion, kmeans, or none (one cluster)."""
     share_by: Literal["total", "degradation", "size"] = "total"
-    """What deals the budget to clusters: what they lost in all, what they lost in the mean, or the number of samples."""
+    """Split of the budget over clusters: by total degradation, mean degradation (degradation), or number of samples (size)."""
     pick_by: Literal["drawn", "efficiency", "lost", "random"] = "drawn"
-    """Which samples of a cluster come first; drawn: by chance, in proportion to what they lost."""
+    """Order of samples in a cluster: drawn (at random, in proportion to what was lost), efficiency, lost or random."""
     consistency: bool = True
     """Skip samples that pair known concepts never seen together."""
 
     def select(self, pool: Pool) -> Selection:
-        """The five parts in order."""
-        divergences, losses = pool.lost()  # first: the pass that measures them makes the vectors too
+        """Run the five parts in order."""
+        divergences, losses = pool.lost()  # first: the pass that measures them also computes the vectors
         lost = [max(0.0, each) for each in losses] if self.lost_by == "loss" else divergences
         scores = [efficiency(each, len(sample.tokens)) for each, sample in zip(lost, pool.samples, strict=True)]
         labels = self._labels(pool)
@@ -100,7 +100,7 @@ class Paser(BudgetMethod):
         graph = ConceptGraph()
         choices: list[Choice] = []
         skipped = 0
-        # The most degraded first: what they teach sets the concepts that later clusters may not contradict.
+        # The most degraded cluster first: its concepts constrain the later clusters.
         for k in sorted(range(len(members)), key=lambda k: -degradations[k]):
             taken, passed = _take(sorted(members[k], key=lambda i: -order[i]), counts[k], graph, concepts, REASONS[self.pick_by])
             skipped += passed
@@ -113,7 +113,7 @@ class Paser(BudgetMethod):
         return Selection(choices, {"clusters": clusters, "conflicting": skipped}, labels if self.cluster_by != "none" else [])
 
     def _labels(self, pool: Pool) -> list[int]:
-        """The cluster of every sample."""
+        """Cluster of every sample."""
         if self.cluster_by == "none":
             return [0] * len(pool.samples)
         from compresskit.recovery.selection import clustering
@@ -126,12 +126,12 @@ class Paser(BudgetMethod):
         return [int(k) for k in labels]
 
     def _weights(self, sizes: Sequence[int], degradations: Sequence[float]) -> list[float]:
-        """What the budget is dealt in proportion to."""
+        """Weights for splitting the budget."""
         totals = [size * degradation for size, degradation in zip(sizes, degradations, strict=True)]
         return {"degradation": [*degradations], "total": totals, "size": [float(size) for size in sizes]}[self.share_by]
 
     def _order(self, seed: int, lost: Sequence[float], scores: Sequence[float]) -> list[float]:
-        """What samples of a cluster are sorted by, the largest first."""
+        """Sort keys of the samples in a cluster, largest first."""
         generator = random.Random(seed)  # noqa: S311
         return {
             "efficiency": lambda: [*scores],
@@ -142,21 +142,21 @@ class Paser(BudgetMethod):
 
 
 def _drawn(weight: float, generator: random.Random) -> float:
-    """A sample's key; the largest of all keys are a draw without replacement in proportion to the weights.
+    """Random sort key; taking the largest keys draws without replacement in proportion to the weights.
 
     Source: Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006, algorithm A.
 
     Returns:
-        log u^(1 / weight) for a uniform u, at most 0; a weight of 0 comes last.
+        log u^(1 / weight) for a uniform u, at most 0; a weight of 0 sorts last.
     """
-    chance = 1 - generator.random()  # (0, 1]: its logarithm is finite
+    chance = 1 - generator.random()  # (0, 1]: the logarithm is finite
     return math.log(chance) / weight if weight > 0 else -math.inf
 
 
 def _take(
     ordered: Sequence[int], count: int, graph: ConceptGraph, concepts: Sequence[frozenset[str]] | None, reason: str
 ) -> tuple[list[tuple[int, str]], int]:
-    """(`count` samples with the reason of each, how many were skipped): consistent ones, then those of fewest conflicts."""
+    """Return (`count` samples with reasons, number skipped): consistent samples first, then those of fewest conflicts."""
     if concepts is None:
         return [(i, reason) for i in ordered[:count]], 0
     taken: list[tuple[int, str]] = []
@@ -177,7 +177,7 @@ def _take(
 
 
 def _sources(pool: Pool, members: Sequence[int]) -> dict[str, int]:
-    """How many of a cluster's samples come from which data source, the largest first."""
+    """Number of a cluster's samples per data source, largest first."""
     counts: dict[str, int] = {}
     for i in members:
         name = pool.samples[i].instruction.source

@@ -1,4 +1,4 @@
-"""What a selection asks of the two models, computed when it is asked for and kept until the recovery is whole."""
+"""Model-based inputs of a selection, computed on demand and kept until the recovery is complete."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from compresskit.recovery.selection.files import VECTORS
 from compresskit.recovery.work import Recovery
 
 STATES = "states.safetensors"
-"""The compressed model's states of the pool, from the pass that measured what was lost."""
+"""File with the compressed model's states of the pool, from the pass that measures degradation."""
 DEGRADATIONS = "degradations.json"
 PARTS = "lost"
-"""Folder of what was measured so far."""
+"""Folder of the finished measurements."""
 
 
 def open_pool(recovery: Recovery) -> Pool:
-    """The samples, and how what costs passes of a model is computed; an interrupted run's passes are not repeated."""
+    """Build the pool with on-demand values; passes finished by an interrupted run are not repeated."""
     return Pool(
         recovery.data.pool,
         recovery.request.options.seed,
@@ -41,7 +41,7 @@ def open_pool(recovery: Recovery) -> Pool:
 
 
 def _vectors(recovery: Recovery, embedder: str) -> torch.Tensor:
-    """Of the pool; those of what is held back are made with them, for the report by cluster."""
+    """Vectors of the pool; those of the held-back samples are computed with them, for the report by cluster."""
     data, file = recovery.data, recovery.request.workspace / VECTORS
     if not file.is_file():
         progress = recovery.bars.of("embedding samples")
@@ -61,7 +61,7 @@ def _vectors(recovery: Recovery, embedder: str) -> torch.Tensor:
 
 
 def _lost(recovery: Recovery) -> Lost:
-    """What the compressed model lost on each sample of the pool."""
+    """The compressed model's degradation on each sample of the pool."""
     workspace = recovery.request.workspace
     file = workspace / DEGRADATIONS
     if not file.is_file():
@@ -78,7 +78,7 @@ def _lost(recovery: Recovery) -> Lost:
 
 
 def _target(recovery: Recovery) -> list[str]:
-    """Texts of the distribution that is to be recovered."""
+    """Texts of the target distribution."""
     options = recovery.request.options
     asked = TextRequest(options.calibration, options.samples, options.sequence_length, options.seed)
     found = calibration.calibrate(asked, recovery.original, recovery.where, recovery.bars.of("sampling text"))

@@ -1,4 +1,4 @@
-"""random and full: samples drawn by chance, the floor that a selection has to beat, and all samples, whose time it saves."""
+"""random and full: randomly drawn samples, the baseline of any selection, and all samples, at the full training time."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from compresskit.recovery.method import BudgetMethod, Choice, Pool, Selection, S
 
 
 class Random(BudgetMethod):
-    """Every sample has the same chance."""
+    """Every sample has the same probability."""
 
     def select(self, pool: Pool) -> Selection:
-        """Draw without replacement."""
+        """Draw samples without replacement."""
         drawn = random.Random(pool.seed).sample(range(len(pool.samples)), self.count(pool))  # noqa: S311
         return Selection([Choice(sample, "drawn by chance") for sample in drawn])
 
 
 class Full(SelectionMethod):
-    """All samples of the pool, in an order drawn by chance."""
+    """All samples of the pool, in random order."""
 
     def select(self, pool: Pool) -> Selection:
-        """A shuffle."""
+        """Shuffle the pool."""
         order = list(range(len(pool.samples)))
         random.Random(pool.seed).shuffle(order)  # noqa: S311
         return Selection([Choice(sample, "everything is taken") for sample in order])

@@ -1,12 +1,12 @@
-"""zip-fit: samples that a compressor finds most like the target text.
+"""zip-fit: select samples that a compressor finds most similar to the target text.
 
 ZIP-FIT, arXiv 2410.18194, eq. 1 and 2, with C the size under gzip:
 
     NCD(x, y) = (C(xy) - min(C(x), C(y))) / max(C(x), C(y))
     alignment(x) = 1 - mean over target texts y of NCD(x, y)
 
-Differs from the paper: the target is the calibration text, by default what the original model itself says, and of it
-the first `targets` texts, because the cost is one compression a pair.
+Differs from the paper: the target is the calibration text, by default text from the original model itself. Only its first
+`targets` texts are used, because each pair costs one compression.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field
 from compresskit.recovery.method import BudgetMethod, Choice, Pool, Selection
 
 LEVEL = 6
-"""gzip's default."""
+"""gzip's default level."""
 
 
 def compressed_bytes(text: bytes) -> int:
@@ -30,12 +30,12 @@ def compressed_bytes(text: bytes) -> int:
 
 
 def distance(first: bytes, second: bytes, sizes: tuple[int, int]) -> float:
-    """Normalised compression distance; `sizes`: those of the two alone."""
+    """Normalised compression distance; `sizes`: compressed sizes of the two texts alone."""
     return (compressed_bytes(first + second) - min(sizes)) / max(sizes)
 
 
 def alignments(texts: Sequence[bytes], targets: Sequence[bytes]) -> list[float]:
-    """1 minus the mean distance from the targets, of every text."""
+    """1 minus the mean distance from the targets, for every text."""
     target_sizes = [compressed_bytes(target) for target in targets]
     found = []
     for text in texts:
@@ -49,10 +49,10 @@ class ZipFit(BudgetMethod):
     """Alignment under gzip with the calibration text."""
 
     targets: Annotated[int, Field(ge=1)] = 16
-    """Target texts that every sample is compressed with."""
+    """Number of target texts to compare with every sample."""
 
     def select(self, pool: Pool) -> Selection:
-        """Align every sample, take the best."""
+        """Compute every alignment and take the best."""
         targets = [text.encode("utf-8", "surrogatepass") for text in pool.target()[: self.targets]]
         scores = alignments([s.instruction.text.encode("utf-8", "surrogatepass") for s in pool.samples], targets)
         best = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[: self.count(pool)]

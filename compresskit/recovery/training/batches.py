@@ -1,6 +1,6 @@
-"""What a fine-tuning sees, step by step: which samples, which of them are computed together, and as which tensors.
+"""Build the steps of a fine-tuning: the samples, their micro-batches and their tensors.
 
-The order is decided before training starts, so that a resumed run sees what the interrupted one would have seen.
+The order is decided before training starts, so a resumed run sees the same steps as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from compresskit.recovery.training.distillation import TeacherPredictions, with_
 MicroBatches = list[list[int]]
 """Micro-batches of one optimiser step, as positions of samples."""
 Grouping = Callable[[Sequence[int], Sequence[int]], MicroBatches]
-"""Called with a step's samples, the longest first, and the lengths of all."""
+"""Called with a step's samples, longest first, and the lengths of all samples."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained on, in which order, how fast."""
+    """Training samples, their order and the learning rate."""
 
     samples: Sequence[Sample]
     whole: Sequence[bool]
-    """Whether every token of a sample counts, not only its response."""
+    """Whether all tokens of a sample are learned, not only its response."""
     steps: Sequence[MicroBatches]
     teacher: TeacherPredictions | None
     hard_weights: Sequence[float]
-    """Of each sample: how much its own next tokens count beside the teacher's predictions, 0 to 1."""
+    """Weight of each sample's own next tokens relative to the teacher's predictions, 0 to 1."""
     learning_rate: float
     seed: int
     checkpoint_steps: int
     precision: Precision
     packed: bool = False
-    """Whether the samples of a micro-batch stand in one row (packing.py), not in a padded rectangle."""
+    """Whether a micro-batch packs its samples into one row (packing.py) instead of a padded rectangle."""
 
 
 def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int) -> list[list[int]]:
-    """The samples of every optimiser step: each epoch a new shuffle. `steps`: 0 for as many as the epochs take."""
+    """Samples of every optimiser step, shuffled anew in each epoch. `steps` is 0 for as many as the epochs take."""
     wanted = steps or max(1, math.ceil(epochs * samples / batch_size))
     generator = random.Random(seed)  # noqa: S311
     queue: list[int] = []
@@ -62,12 +62,12 @@ def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int
 
 
 def steps_of(lengths: Sequence[int], order: Sequence[Sequence[int]], group: Grouping) -> list[MicroBatches]:
-    """The steps of `order_of`, the samples of each in micro-batches by `group`."""
+    """The steps of `order_of`, with each step's samples grouped into micro-batches by `group`."""
     return [group(sorted(chosen, key=lambda i: (-lengths[i], i)), lengths) for chosen in order]
 
 
 def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> MicroBatches:
-    """Micro-batches to be padded: samples of like length, as many as stay below the bound."""
+    """Micro-batches for padding: samples of similar length, as many as stay below the bound."""
     step: MicroBatches = []
     for index in longest_first:
         if not step or (len(step[-1]) + 1) * lengths[step[-1][0]] > most_tokens:
@@ -77,7 +77,7 @@ def rectangles(longest_first: Sequence[int], lengths: Sequence[int], most_tokens
 
 
 def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int = MICRO_BATCH_TOKENS) -> MicroBatches:
-    """Micro-batches without padding, of like numbers of tokens: as few as the bound allows, more where they do not fit."""
+    """Micro-batches without padding, with similar numbers of tokens: as few as the bound allows, more if they do not fit."""
     step: MicroBatches = [[] for _ in range(math.ceil(sum(lengths[i] for i in longest_first) / most_tokens))]
     for index in longest_first:
         emptiest = min(step, key=lambda row: sum(lengths[i] for i in row))
@@ -88,13 +88,13 @@ def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int 
 
 
 def collate(data: TrainingData, step: int) -> list[dict[str, Tensor]]:
-    """The micro-batches of a step.
+    """Build the micro-batches of a step.
 
     Returns:
-        For each its "tokens" (samples, length), the columns "kept" of which logits are made, the "rows" and "columns"
-        (places,) of those logits that are learned, and their "targets" (places,), all int64; with a teacher also its "top"
-        tokens and their log-probabilities "values", (places, width) each. Packed samples have "tokens" (1, length), and
-        "positions" of that shape that begin again with each.
+        For each its "tokens" (samples, length), the columns "kept" for which logits are computed, the "rows" and "columns"
+        (places,) of the learned logits, and their "targets" (places,), all int64; with a teacher also its "top" tokens and
+        their log-probabilities "values", (places, width) each. Packed samples have "tokens" (1, length), and "positions" of
+        that shape that restart with each sample.
     """
     found = []
     for members in data.steps[step]:
@@ -118,13 +118,13 @@ def collate(data: TrainingData, step: int) -> list[dict[str, Tensor]]:
 
 
 def _rectangle(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:
-    """Texts padded on the right, and the places as rows and columns."""
+    """Pad texts on the right; the places become rows and columns."""
     rows = torch.cat([torch.full_like(place, row) for row, place in enumerate(places)])
     return {"tokens": pad_sequence(texts, batch_first=True), "rows": rows, "columns": torch.cat(places)}
 
 
 def _row(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:
-    """Texts one after the other, and the places in that row."""
+    """Concatenate texts in one row, with the places in that row."""
     before = [0, *itertools.accumulate(len(text) for text in texts)]
     columns = torch.cat([place + start for place, start in zip(places, before[:-1], strict=True)])
     positions = torch.cat([torch.arange(len(text)) for text in texts])

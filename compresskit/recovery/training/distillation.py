@@ -1,9 +1,9 @@
-"""The original's predictions for training samples, computed once by the walk and kept on the disk.
+"""The original's predictions for training samples, computed once by the walk and stored on disk.
 
-Of every position the `TOP` most likely tokens and their log-probabilities are kept; the mass of all others is one more
-outcome, known because all must sum to 1. At 49,152 tokens of vocabulary that is 0.2% of the whole distribution.
+For every position the `TOP` most likely tokens and their log-probabilities are stored. The mass of all other tokens is one
+more outcome, known because probabilities sum to 1. With a vocabulary of 49,152 this is 0.2% of the whole distribution.
 
-The data's own next tokens can be mixed into them: soft and hard targets as in arXiv 1503.02531, section 2, at temperature 1.
+The data's own next tokens can be mixed in: soft and hard targets as in arXiv 1503.02531, section 2, at temperature 1.
 """
 
 from __future__ import annotations
@@ -28,60 +28,60 @@ from compresskit.walk.cost import FLOAT32_BYTES
 from compresskit.walk.walk import Walk
 
 TOP = 64
-"""Tokens kept of a position."""
+"""Tokens stored per position."""
 FILES = {"tokens.i32": np.int32, "log_probabilities.f16": np.float16}
 STATE = "teacher.json"
-"""How many chunks of samples are done."""
+"""File with the number of finished chunks of samples."""
 CHUNK_BYTES = 16 << 20
-"""Of the float32 logits from which losses and gradients are made at a time: so few are found in memory that was just used."""
+"""Float32 logits per chunk when losses and gradients are computed; a small chunk stays in memory that was just used."""
 SMALLEST = torch.finfo(torch.float32).tiny
-"""Probabilities count as this at least in logarithms: float32 rounds smaller ones to 0, on devices that know no denormals."""
+"""Lower bound of probabilities in logarithms: float32 rounds smaller ones to 0 on devices without denormals."""
 SMALLEST_REST = 1e-6
-"""Mass of all other tokens that is counted at least; the rounding of float16 log-probabilities is larger."""
+"""Lower bound of the mass of all other tokens; the rounding of float16 log-probabilities is larger."""
 
 
 class TeacherPredictions:
-    """The original's most likely tokens by sample: memory-mapped, so that they take no memory."""
+    """The original's most likely tokens by sample, memory-mapped so that they take no memory."""
 
     def __init__(self, folder: Path, lengths: Sequence[int], width: int):
-        """`lengths`: tokens of every sample, 1 where nothing is predicted; position t predicts token t + 1.
+        """`lengths`: tokens of every sample, 1 for samples without predictions; position t predicts token t + 1.
 
-        `width`: tokens kept of a position.
+        `width`: tokens stored per position.
         """
         self.offsets = np.concatenate([[0], np.cumsum([length - 1 for length in lengths])])
         self.folder, self.width = folder, width
 
     def reserve(self) -> None:
-        """Make the files of `open`, with room on the disk for all of them.
+        """Create the files of `open` and reserve their disk space.
 
         Raises:
-            CheckpointError: the disk has none.
+            CheckpointError: the disk is full.
         """
         for name, kind in FILES.items():
             _reserve(self.folder / name, int(self.offsets[-1]) * self.width * np.dtype(kind).itemsize)
 
     def open(self, mode: Literal["r", "r+"] = "r") -> tuple[np.memmap, np.memmap]:
-        """(token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
+        """Open (token numbers int32, log-probabilities float16), each (positions of all samples, width)."""
         shape = (int(self.offsets[-1]), self.width)
         tokens, values = (np.memmap(self.folder / name, kind, mode, shape=shape) for name, kind in FILES.items())
         return tokens, values
 
     def read(self, sample: int) -> tuple[Tensor, Tensor]:
-        """(token numbers (length - 1, width) int64, log-probabilities float32) of one sample."""
+        """Read (token numbers (length - 1, width) int64, log-probabilities float32) of one sample."""
         tokens, values = self.open()
         part = slice(int(self.offsets[sample]), int(self.offsets[sample + 1]))
         return torch.from_numpy(tokens[part].astype(np.int64)), torch.from_numpy(values[part].astype(np.float32))
 
 
 def _reserve(file: Path, size: int) -> None:
-    """An empty file of this size, for which the disk has room: a mapped one that runs out of it ends the process."""
+    """Create an empty file of this size with reserved disk space: a memory-mapped file that runs out kills the process."""
     with file.open("wb") as opened:
         try:
             opened.truncate(size)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(opened.fileno(), 0, size)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot say
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # the file system cannot reserve space
                 return
             raise CheckpointError(
                 f"{file}: no room for the original's predictions, {size / 1e9:.1f} GB ({error.strerror}); free some space"
@@ -89,7 +89,7 @@ def _reserve(file: Path, size: int) -> None:
 
 
 def width_of(vocabulary: int) -> int:
-    """Tokens kept of a position: `TOP`, fewer where the vocabulary is smaller."""
+    """Tokens stored per position: `TOP`, or fewer for a smaller vocabulary."""
     return min(TOP, vocabulary - 1)
 
 
@@ -100,10 +100,10 @@ def predict(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> TeacherPredictions:
-    """Let the model predict every token; chunks that an earlier run for the same samples left in the folder are taken from there.
+    """Predict every token with the model; reuses chunks that an earlier run for the same samples left in the folder.
 
     Returns:
-        The predictions for the samples at the positions `wanted`; for the others there are none.
+        The predictions for the samples at the positions `wanted`; the other samples have none.
     """
     among = set(wanted)
     lengths = [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)]
@@ -124,7 +124,7 @@ def predict(
 
 
 def _write(predicted: TeacherPredictions, walk: Walk, samples: Sequence[Sample], chunk: Sequence[int]) -> None:
-    """Put the predictions for the samples at these positions on the disk."""
+    """Write the predictions for the samples at these positions to disk."""
     offsets, members = torch.from_numpy(predicted.offsets[chunk]), [samples[i] for i in chunk]
     tokens, values = predicted.open("r+")
     for rows in predictions(walked([walk], members), members, whole=True):
@@ -137,14 +137,14 @@ def _write(predicted: TeacherPredictions, walk: Walk, samples: Sequence[Sample],
 
 
 def with_hard_targets(tokens: Tensor, log_probabilities: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's distribution p mixed with the text's own next token y: (1 - w) p + w [y], at every position.
+    """Mix the teacher's distribution p with the text's own next token y: (1 - w) p + w [y], at every position.
 
     tokens (positions, width) int64, the most likely first, and their log_probabilities float32; targets (positions,) int64;
     weights w (positions,) from 0 to 1. The gradient of the divergence from it is that of (1 - w) KL + w cross-entropy.
 
     Returns:
-        Tokens and log-probabilities of the mixture. A target that is not among the kept tokens takes the place of the
-        last of them, whose mass goes to the rest, where the target's own chance by the teacher, a smaller one, stays.
+        Tokens and log-probabilities of the mixture. A target outside the stored tokens replaces the last of them. The mass of
+        the replaced token moves to the rest; the target's own smaller teacher probability stays in the rest.
     """
     is_target = tokens == targets[:, None]
     replaced = (weights > 0) & ~is_target.any(dim=-1)
@@ -158,7 +158,7 @@ def with_hard_targets(tokens: Tensor, log_probabilities: Tensor, targets: Tensor
 
 
 def distillation_losses(logits: Tensor, tokens: Tensor, log_probabilities: Tensor) -> Tensor:
-    """KL(teacher || student) over the kept tokens and the rest as one outcome.
+    """KL(teacher || student) over the stored tokens and the rest as one outcome.
 
     logits (rows, vocabulary), tokens int64 and log_probabilities (rows, width).
 
@@ -172,16 +172,16 @@ def distillation_losses(logits: Tensor, tokens: Tensor, log_probabilities: Tenso
 class _Distillation(torch.autograd.Function):
     """The divergence and its gradient in closed form.
 
-    With p the teacher, q = softmax(z) the student, K the kept tokens, p_R and q_R the mass of all others:
+    With p the teacher, q = softmax(z) the student, K the stored tokens, p_R and q_R the mass of all others:
 
         loss = sum over j in K of p_j log(p_j / q_j) + p_R log(p_R / q_R)
         d loss / d z_j = s q_j - p_j for j in K, q_j (s - p_R / q_R) for the others
 
-    s = sum of all p is 1 but for the rounding of what is stored.
+    s = sum of all p is 1 except for the rounding of the stored values.
 
-    The gradient is made with the loss, in the one tensor of the logits' size and dtype that is kept; differentiated step by
-    step the same loss keeps three in float32, which at 49,152 words and 1,024 positions are 0.2 GB each. What is in float32
-    here exists for `CHUNK_BYTES` of positions at a time.
+    The gradient is computed with the loss and is the only saved tensor of the logits' size and dtype. Autograd would keep three
+    float32 tensors, 0.2 GB each at 49,152 words and 1,024 positions. Here float32 values exist only for `CHUNK_BYTES` of
+    positions at a time.
     """
 
     @staticmethod
@@ -201,13 +201,13 @@ class _Distillation(torch.autograd.Function):
 
 
 def _parts(logits: Tensor) -> list[slice]:
-    """Positions of which the logits take `CHUNK_BYTES` in float32."""
+    """Slices of positions whose logits take `CHUNK_BYTES` in float32."""
     size = max(1, CHUNK_BYTES // (logits.shape[-1] * FLOAT32_BYTES))
     return [slice(start, start + size) for start in range(0, max(1, len(logits)), size)]
 
 
 def _differentiated(logits: Tensor, tokens: Tensor, log_probabilities: Tensor, gradient: Tensor) -> Tensor:
-    """The losses of some positions, (positions,); their gradient is written into `gradient`."""
+    """Losses of some positions, (positions,); writes their gradient into `gradient`."""
     probabilities = log_probabilities.exp()
     teacher_rest = (1 - probabilities.sum(dim=-1)).clamp(min=SMALLEST_REST)
     total = (probabilities.sum(dim=-1) + teacher_rest)[:, None]

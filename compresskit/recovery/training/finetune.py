@@ -1,4 +1,4 @@
-"""From a selection to trained factors: the training data, the original's predictions, the fine-tuning."""
+"""Fine-tune on a selection: the training data, the original's predictions, the trained factors or weights."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4}
-"""Of full updates 1e-4 and 4e-4 won back less on SmolLM2-135M (docs/evidence/recover.md)."""
+"""For full updates, 1e-4 and 4e-4 recovered less on SmolLM2-135M (docs/evidence/recover.md)."""
 DEFAULT_DATA_WEIGHT = 0.5
-"""Won back more than 0 and than 1 on three texts, two of them no instructions (docs/evidence/recover.md)."""
+"""Recovered more than 0 and than 1 on three texts, two of them not instructions (docs/evidence/recover.md)."""
 ACCELERATOR_MICRO_BATCH_TOKENS = 4096
-"""The bound on a micro-batch on an accelerator, whose time goes into starting kernels rather than into small products."""
+"""Bound on a micro-batch on an accelerator, where kernel launches cost more than small products."""
 TEACHER, TRAINER = "teacher", "trainer"
-"""Folders of the workspace: of the original's predictions, and of the training's checkpoints."""
+"""Workspace folders for the original's predictions and for the training checkpoints."""
 CURVE_POINTS = 40
 MARKS = "▁▂▃▄▅▆▇█"
 
 History = list[dict[str, float]]
-"""For every step its "loss" in nats a token, and the "tokens" learned in it."""
+"""For every step its "loss" in nats per token, and the number of learned "tokens"."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What came of the fine-tuning."""
+    """Result of a fine-tuning."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """(A, B) by linear, float32."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """Whole weights by plain name, float32, where those were trained."""
+    """Whole weights by plain name, float32, if they were trained."""
 
 
 def fine_tune(recovery: Recovery, selection: Selection) -> Training:
-    """Train the blocks' weights, or low-rank pairs beside them, on the selection and on texts of the original itself."""
+    """Train the blocks' weights, or low-rank pairs on them, with the selection and texts from the original itself."""
     options = recovery.request.options
     own = _own_samples(recovery)
     samples = [recovery.data.pool[choice.sample] for choice in selection.choices] + own
@@ -78,7 +78,7 @@ def fine_tune(recovery: Recovery, selection: Selection) -> Training:
 
 
 def _own_samples(recovery: Recovery) -> list[Sample]:
-    """Fresh texts of the original: another seed than calibration text has."""
+    """Sample fresh texts from the original, with a different seed than the calibration text."""
     options = recovery.request.options
     if not options.self_samples:
         return []
@@ -90,8 +90,8 @@ def _own_samples(recovery: Recovery) -> list[Sample]:
 
 
 def _teacher(recovery: Recovery, samples: list[Sample], order: list[list[int]]) -> TeacherPredictions:
-    """The original's predictions for the samples that the steps see."""
-    seen = sorted({i for step in order for i in step})  # fewer than all where --steps or --epochs end before one epoch
+    """The original's predictions for the samples that the steps use."""
+    seen = sorted({i for step in order for i in step})  # fewer than all if --steps or --epochs end before one epoch
     walk, folder = open_walk(recovery.original, recovery.where), recovery.request.workspace / TEACHER
     precision = recovery.request.options.precision
     with timed(recovery.seconds, "teacher"), matrix_products(recovery.where.device, precision):
@@ -99,11 +99,11 @@ def _teacher(recovery: Recovery, samples: list[Sample], order: list[list[int]]) 
 
 
 def _network(recovery: Recovery) -> PreTrainedModel:
-    """The model to be trained, without its adapter, which pairs go on from."""
+    """The model to train, without its adapter, whose pairs are trained further."""
     from compresskit.recovery.training.trainer import whole_network
 
     options, where = recovery.request.options, recovery.where
-    if options.update == "full":  # small steps would be lost in the rounding of a narrower dtype; products still take one
+    if options.update == "full":  # a narrower dtype would round small steps away; products may still use one
         where = where._replace(dtype=torch.float32)
     return whole_network(replace(recovery.request.model, adapter=None), where, options.gradient_checkpointing)
 
@@ -116,18 +116,18 @@ def _training_data(
     chosen: int,
     teacher: TeacherPredictions | None,
 ) -> TrainingData:
-    """What is learned, in which order; the first `chosen` samples are the selection. The network packs texts from here on."""
+    """Build the training data; the first `chosen` samples are the selection. The network may be set to pack texts."""
     from compresskit.recovery.training.packing import pack
 
     options, lengths = recovery.request.options, [len(sample.tokens) for sample in samples]
     on_cpu = network.device.type == "cpu"
-    packed = on_cpu and pack(network, max(lengths))  # many small attentions would keep an accelerator waiting
+    packed = on_cpu and pack(network, max(lengths))  # an accelerator would wait for many small attention calls
     most = MICRO_BATCH_TOKENS if on_cpu else ACCELERATOR_MICRO_BATCH_TOKENS
-    # The original's own texts are samples of its predictions: beside these they would be noise.
+    # The original's own texts are samples of its predictions, so as hard targets they would only add noise.
     weight = DEFAULT_DATA_WEIGHT if options.data_weight is None else options.data_weight
     return TrainingData(
         samples=samples,
-        # The original's predictions say at the prompt's tokens as much as at the response's.
+        # The original's predictions are as informative at the prompt's tokens as at the response's.
         whole=[options.loss == "distill" or i >= chosen for i in range(len(samples))],
         steps=steps_of(lengths, order, partial(rows if packed else rectangles, most_tokens=most)),
         teacher=teacher,
@@ -141,7 +141,7 @@ def _training_data(
 
 
 def _train_weights(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
-    """Every weight of the blocks."""
+    """Train every weight of the blocks."""
     from compresskit.recovery.training.trainer import BlockWeights, block_weights, train
 
     trained = BlockWeights(network, recovery.request.model.architecture.blocks)
@@ -151,7 +151,7 @@ def _train_weights(recovery: Recovery, network: PreTrainedModel, data: TrainingD
 
 
 def _train_pairs(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
-    """A low-rank pair beside every linear."""
+    """Train a low-rank pair on every linear."""
     from compresskit.recovery.training.trainer import add_factors, factors, train
 
     model, ranks = recovery.request.model, recovery.request.ranks
@@ -163,7 +163,7 @@ def _train_pairs(recovery: Recovery, network: PreTrainedModel, data: TrainingDat
 
 
 def loss_curve(losses: Sequence[float]) -> str:
-    """The losses of all steps as one line of at most `CURVE_POINTS` marks, each a mean, the lowest to the highest."""
+    """Draw the losses of all steps as one line of at most `CURVE_POINTS` marks, each a mean, lowest to highest."""
     points = min(CURVE_POINTS, len(losses))
     bounds = [len(losses) * i // points for i in range(points + 1)] if points else []
     means = [sum(losses[first:last]) / (last - first) for first, last in itertools.pairwise(bounds)]

@@ -1,7 +1,7 @@
-"""Texts of several lengths in one row, without padding: each attends to itself alone.
+"""Pack texts of different lengths into one row, without padding; each attends only to itself.
 
-A step's samples differ in length; padded to rectangles, a quarter of what is computed is padding. In one row only the
-attention has to know where a text ends, and it is told by the positions, which begin again at 0.
+A step's samples differ in length; padded to rectangles, a quarter of the computation is padding. In one row only the
+attention has to know where a text ends. The positions, which restart at 0, tell it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 STOCK = "sdpa"
-"""The attention that `attend` cuts into texts; models that compute theirs by another one are not packed."""
+"""The attention that `attend` replaces; models with another attention are not packed."""
 PACKED = "compresskit-packed"
 PROBE = (7, 5)
-"""Lengths of the texts by which a model is tried."""
+"""Lengths of the texts for testing a model."""
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.02}
-"""Of the largest logit: what rounding may change in weights of this dtype."""
+"""Rounding tolerance for weights of this dtype, relative to the largest logit."""
 
 
 def text_lengths(positions: Tensor) -> list[int]:
-    """Positions (1, tokens) that begin at 0 with every text -> the texts' lengths, in order."""
+    """Lengths of the texts, in order, from positions (1, tokens) that restart at 0 with every text."""
     starts = (positions[0] == 0).nonzero()[:, 0].tolist()
     return [end - start for start, end in zip(starts, [*starts[1:], positions.shape[1]], strict=True)]
 
@@ -31,12 +31,12 @@ def text_lengths(positions: Tensor) -> list[int]:
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each text of one row; transformers calls it as it calls its own.
+    """Causal attention inside each text of one row; transformers calls it like its own.
 
-    query (1, heads, tokens, size), key and value with as many or fewer heads; `how` holds the "position_ids" (1, tokens),
-    without which the row is one text, and what transformers tells its own attention. It makes no mask for one that it does
-    not know: `attention_mask` is None. The products are in float32 at least: on a CPU the backward pass in bfloat16 takes
-    two to four times as long at 40 to 300 tokens a text.
+    query (1, heads, tokens, size), key and value with as many or fewer heads. `how` holds "position_ids" (1, tokens), without
+    which the row is one text, and the arguments for transformers' own attention. transformers makes no mask for unknown
+    attentions, so `attention_mask` is None. Products use at least float32: on a CPU the backward pass in bfloat16 takes two to
+    four times as long at 40 to 300 tokens per text.
 
     Returns:
         (1, tokens, heads, size) in the value's dtype, and no weights.
@@ -57,13 +57,13 @@ AttentionInterface.register(PACKED, attend)
 
 
 def pack(network: PreTrainedModel, longest: int) -> bool:
-    """Let the network compute texts of one row apart, where it can; otherwise it stays as it is.
+    """Make the network compute the texts of one row separately, if it can; otherwise it is unchanged.
 
-    `longest`: tokens of the longest text. Tried on two short texts, since families differ in what they tell their attention:
-    the second must come out as it does alone, whatever the first is.
+    `longest`: tokens of the longest text. Families pass different arguments to their attention, so two short texts are tried:
+    the second must give the same result as alone, whatever the first is.
 
     Returns:
-        Whether it does.
+        Whether the network packs texts.
     """
     config = network.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -78,7 +78,7 @@ def pack(network: PreTrainedModel, longest: int) -> bool:
 
 @torch.no_grad()
 def _keeps_apart(network: PreTrainedModel) -> bool:
-    """Whether the second of two texts in one row has the logits that it has alone, after either of two first texts."""
+    """Whether the second of two packed texts has the same logits as alone, for two different first texts."""
     weight = next(network.parameters())
     first, second = (torch.arange(1, length + 1, device=weight.device)[None] for length in PROBE)
     positions = torch.cat([torch.arange(length, device=weight.device) for length in PROBE])[None]

@@ -1,8 +1,8 @@
-"""Train low-rank updates of all linears of the blocks, or all their weights, with transformers' Trainer, resumably.
+"""Train low-rank updates of all linears in the blocks, or all their weights, with transformers' Trainer, resumably.
 
-The model is the stock one in plain form (meta.py), whole and in memory: dense, ragged and low-bit sources train
-alike, low-bit weights as what they unpack to. An item of the data is a whole optimiser step, whose micro-batches are
-weighted by their tokens: the gradient is that of the mean over all tokens of the step.
+The whole stock model is in memory in plain form (meta.py). Dense, ragged and low-bit sources train alike; low-bit weights
+are unpacked. One data item is a whole optimiser step. Its micro-batches are weighted by their tokens, which gives the
+gradient of the mean over all tokens of the step.
 
 LoRA: arXiv 2106.09685, W + B A with lora_alpha = rank.
 """
@@ -35,23 +35,23 @@ from compresskit.recovery.training.batches import TrainingData, collate
 from compresskit.recovery.training.distillation import distillation_losses
 
 WARM_UP = 0.05
-"""Share of the steps over which the learning rate rises."""
+"""Share of the steps for the learning rate's warm-up."""
 KEPT_CHECKPOINTS = 2
-"""The newest may be torn by a kill; the one before it is whole."""
+"""A kill may damage the newest checkpoint; the one before it is complete."""
 COMPLETE = "complete"
-"""Name of the empty file that says a checkpoint is on the disk as a whole."""
+"""Name of the empty file that marks a checkpoint as complete."""
 CHECKPOINTS = "checkpoint-*"
 RELEASE_STEPS = 5
-"""Steps after which freed memory is given back."""
+"""Number of steps between releases of freed memory."""
 LARGEST_NORM = 1.0
-"""Gradients are cut to this norm, Trainer's default."""
+"""Gradient clipping norm, Trainer's default."""
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, total steps)."""
 
 
 def whole_network(model: Model, where: Where, gradient_checkpointing: bool = False) -> PreTrainedModel:
-    """The model in plain form with all its weights, without its adapter; `gradient_checkpointing`: computes activations twice."""
+    """The model in plain form with all weights, without its adapter; `gradient_checkpointing` computes activations twice."""
     network = meta.build(model, where.trust_remote_code)
     for prefix in ("", *(model.block_name(index) for index in range(model.block_count))):
         meta.fill(model, network, prefix, where.device, where.dtype)
@@ -59,14 +59,14 @@ def whole_network(model: Model, where: Where, gradient_checkpointing: bool = Fal
     network.name_or_path = str(model.checkpoint.folder)
     if gradient_checkpointing:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.24 has another name for it, earlier ones only this
+            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.24 renamed it; earlier versions know only this name
             network.gradient_checkpointing_enable()
         network.enable_input_require_grads()
     return network
 
 
 def add_factors(network: PreTrainedModel, ranks: Mapping[str, int], start: Adapter | None, seed: int) -> PeftModel:
-    """Low-rank pairs on the named linears; they begin as the adapter's where there is one, else as no change."""
+    """Add low-rank pairs to the named linears, initialised from the adapter if given, else to no change."""
     common = max(ranks.values())
     others = {name: rank for name, rank in ranks.items() if rank != common}
     torch.manual_seed(seed)
@@ -74,7 +74,7 @@ def add_factors(network: PreTrainedModel, ranks: Mapping[str, int], start: Adapt
         r=common, lora_alpha=common, target_modules=list(ranks), rank_pattern=others, alpha_pattern=others, task_type="CAUSAL_LM"
     )
     with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that 5.24 replaced
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a transformers name that 5.24 replaced
         trained = get_peft_model(network, configuration)
     if start is not None:
         for name in start.names:
@@ -87,7 +87,7 @@ def add_factors(network: PreTrainedModel, ranks: Mapping[str, int], start: Adapt
 
 
 def factors(trained: PeftModel, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A (rank, in), B (out, rank)) of every linear, float32 on the CPU."""
+    """Return (A (rank, in), B (out, rank)) of every linear, float32 on the CPU."""
     found = {}
     for name in names:
         pair = trained.base_model.model.get_submodule(name)
@@ -96,34 +96,34 @@ def factors(trained: PeftModel, names: Sequence[str]) -> dict[str, tuple[Tensor,
 
 
 class BlockWeights(nn.Module):
-    """A network of which the weights of the blocks alone are trained, and saved in the training's checkpoints."""
+    """A network in which only the blocks' weights are trained and saved in training checkpoints."""
 
     _keys_to_ignore_on_save = None
-    """Trainer asks any model that it resumes for this."""
+    """Trainer reads this from any model that it resumes."""
 
     def __init__(self, network: PreTrainedModel, blocks: str):
-        """`blocks`: name of the module that holds them."""
+        """`blocks` is the name of the module that holds the blocks."""
         super().__init__()
         self.network = network
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name.startswith(f"{blocks}."))
 
     def forward(self, **inputs: Any) -> Any:
-        """As the network."""
+        """Run the network."""
         return self.network(**inputs)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """What is trained; the rest is read from the source again."""
+        """Trained weights only; the rest is read from the source again."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
 
 def block_weights(trained: BlockWeights) -> dict[str, Tensor]:
-    """Every trained weight by its plain name, float32 on the CPU."""
+    """Trained weights by plain name, float32 on the CPU."""
     return {name: p.detach().float().cpu() for name, p in trained.network.named_parameters() if p.requires_grad}
 
 
 class _Steps(torch.utils.data.Dataset[int]):
-    """Numbers of the optimiser steps; the collator makes their tensors when they are due."""
+    """Numbers of the optimiser steps; the collator builds their tensors on demand."""
 
     def __init__(self, count: int):
         self.count = count
@@ -136,8 +136,8 @@ class _Steps(torch.utils.data.Dataset[int]):
 
 
 def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Losses in nats: logits (samples, kept, vocabulary) -> one for every learned position, (positions,)."""
-    # One row has no logits but those that are learned: nothing of their size is copied.
+    """Losses in nats: logits (samples, kept, vocabulary) -> one per learned position, (positions,)."""
+    # A single row has only learned logits, so nothing of their size is copied.
     said = logits[0] if len(logits) == 1 else logits[batch["rows"], batch["columns"]]
     if "top" in batch:
         return distillation_losses(said, batch["top"], batch["values"])
@@ -145,13 +145,13 @@ def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """Steps in their given order, each made of micro-batches; losses in full precision in the state's history."""
+    """Runs steps of micro-batches in the given order; records losses in full precision in the state's history."""
 
     in_bfloat16 = False
-    """Whether matrix products are; accelerate's own way widens all logits, which take most of the memory, to float32."""
+    """Whether matrix products use bfloat16; accelerate's own mode would widen all logits, most of the memory, to float32."""
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of the mean loss over all learned tokens of the step."""
+        """Compute the gradients of the mean loss over all learned tokens of the step."""
         model.train()
         batches = self._prepare_inputs(inputs)["batches"]
         positions = sum(len(batch["rows"]) for batch in batches)
@@ -188,22 +188,22 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Tells the progress after every step, and gives freed memory back now and then."""
+    """Reports progress after every step and regularly releases freed memory."""
 
     def __init__(self, progress: Progress):
         self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the Trainer."""
-        # Micro-batches of ever other lengths leave holes that the next ones do not fit, 0.15 GB more at each new length; what is
-        # given back has to be asked for again, which after every step was a seventh of the time.
+        """Trainer's callback."""
+        # Micro-batches of ever new lengths leave holes that the next ones do not fit, 0.15 GB more at each new length. Releasing
+        # memory means requesting it again; after every step this took a seventh of the time.
         if state.global_step % RELEASE_STEPS == 0:
             release_freed_memory()
         self.progress(state.global_step, state.max_steps)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None where there is none."""
+    """The newest complete checkpoint, None if there is none."""
     whole = [path for path in folder.glob(CHECKPOINTS) if (path / COMPLETE).is_file()]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
@@ -211,10 +211,10 @@ def last_checkpoint(folder: Path) -> Path | None:
 def train(
     trained: PeftModel | BlockWeights, data: TrainingData, device: torch.device, workspace: Path, progress: Progress
 ) -> list[dict[str, float]]:
-    """Train in place what asks for gradients, from the last whole checkpoint in `workspace` on.
+    """Train the parameters that require gradients in place, resuming from the last complete checkpoint in `workspace`.
 
     Returns:
-        For every step "step", its "loss" in nats a token, and the "tokens" learned in it.
+        For every step "step", its "loss" in nats per token, and the number of learned "tokens".
 
     Raises:
         NumericalError: the loss became NaN or infinity.
@@ -231,7 +231,7 @@ def train(
         remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=False,
     )  # fmt: skip
     with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft and the data loader warn of settings that are meant here
+        warnings.simplefilter("ignore")  # peft and the data loader warn about settings that are intended here
         trainer = _Trainer(
             model=trained, args=arguments, train_dataset=_Steps(len(data.steps)), callbacks=[_Watch(progress)],
             data_collator=lambda items: {"batches": collate(data, items[0])},

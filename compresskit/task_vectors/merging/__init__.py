@@ -1,1 +1,1 @@
-"""Ways to merge task vectors, one file a method."""
+"""Merging methods for task vectors, one file per method."""

@@ -1,4 +1,4 @@
-"""What merging methods share: weights, a factor, and one verb over the sources' values at the same places."""
+"""Interface of merging methods: weights, a factor, and a merge of the sources' values at the same entries."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def weighted_sum(values: Values, weights: Values) -> Values:
 class MergeMethod(Method, frozen=True):
     """Merge task vectors entry by entry.
 
-    Sums run over the sources one after the other, so that an entry's result depends on its values alone, not on where it
-    lies: that is what makes the ternary path (a table of all patterns of signs) equal the one on floats exactly.
+    Sums run over the sources one after the other, so that an entry's result depends only on its values, not on its position.
+    This makes the ternary path (a table of all sign patterns) exactly equal to the float path.
     """
 
     weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Weight of a source, in their order; repeated, once a source. Left out, all weigh 1."""
+    """Weight of each source, in order; repeat once per source. Default: all 1."""
     scaling: Annotated[float, Field(gt=0)] = 1.0
     """Factor of the merged vector."""
 
     whole: ClassVar[bool] = False
-    """Whether `merge` must see all entries at once."""
+    """Whether `merge` needs all entries at once."""
 
     def source_weights(self, count: int) -> Values:
-        """One weight a source, (sources,); 1 where the settings name none."""
+        """One weight per source, (sources,); 1 if the settings name none."""
         return np.array(self.weights or [1.0] * count, np.float32)
 
     def merge(self, values: Values, weights: Values) -> Values:
-        """One vector of several, without `scaling`: values (sources, entries), weights (sources,) -> (entries,)."""
+        """Merge several vectors, without `scaling`: values (sources, entries), weights (sources,) -> (entries,)."""
         raise TypeError(f"{type(self).__name__} defines no merge")
 
     @property
     def trims_to(self) -> float:
-        """Share of each dense source's entries that are kept before merging."""
+        """Share of each dense source's entries to keep before merging."""
         return 1.0

@@ -1,4 +1,4 @@
-"""PCB-Merging: parameters compete within their task and between tasks; the losers are dropped, the winners rescaled.
+"""PCB-Merging: parameters compete within their task and between tasks; losers are dropped, winners are rescaled.
 
 Du et al., arXiv 2410.02396, section 3, and the authors' code where the two differ.
 
@@ -11,11 +11,11 @@ Du et al., arXiv 2410.02396, section 3, and the authors' code where the two diff
 symbol  meaning                 shape                 name here
 tau_i   task vectors            (sources, entries)    values
 m       number of sources       ()                    len(values)
-r       share that is kept      ()                    ratio
+r       share to keep           ()                    ratio
 w_i     weights                 (sources,)            weights
 
-Differs from the code: magnitudes are not clipped at their outermost 0.01%, which on ternary vectors does nothing. The
-vectors are held whole: 4 bytes x entries x sources, and three times that while at work.
+Differs from the code: magnitudes are not clipped at their outermost 0.01%, which has no effect on ternary vectors. The
+vectors are held in memory: 4 bytes x entries x sources, and three times that during the merge.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from compresskit.task_vectors.merging.method import MergeMethod, Values, weighte
 
 
 def normalized(row: Values) -> Values:
-    """N: (entries,) to [0, 1]; zeros where all are alike."""
+    """N: (entries,) to [0, 1]; zeros if all entries are equal."""
     low, high = row.min(), row.max()
     found: Values = (row - low) / (high - low) if high > low else np.zeros_like(row)
     return found
 
 
 def balance(row: Values, total: Values, sources: int) -> Values:
-    """Equations 1 to 3 before the cut, of one source: (entries,). `total`: the sum of all sources."""
+    """Equations 1 to 3 of one source, before the cut: (entries,). `total` is the sum of all sources."""
     beta: Values = np.exp(sources * normalized(np.abs(row)) ** 2) * np.tanh(row * total)
     return beta
 
@@ -51,7 +51,7 @@ class PCB(MergeMethod, frozen=True):
     """Equations 1 to 5."""
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of each source's entries that compete successfully."""
+    """Share of each source's entries that win the competition."""
 
     whole: ClassVar[bool] = True
 

@@ -5,7 +5,7 @@ Ilharco et al., arXiv 2212.04089, section 2.
     tau = lambda sum_i w_i tau_i                                                                                (1)
 
 lambda is `scaling`; tau_i (sources, entries) `values`; w_i (sources,) `weights`. The paper finds lambda between 0.3 and 0.5
-for several tasks; 0.4 is the default that TIES-Merging (arXiv 2306.01708, section 4) compares with.
+for several tasks; the default here, 0.4, is the one that TIES-Merging (arXiv 2306.01708, section 4) compares with.
 """
 
 from __future__ import annotations

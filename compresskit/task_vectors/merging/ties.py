@@ -1,4 +1,4 @@
-"""TIES-Merging: trim, elect a sign, average those that agree with it.
+"""TIES-Merging: trim, elect a sign, average the values that agree with it.
 
 Yadav, Tam, Choshen, Raffel, Bansal, arXiv 2306.01708, section 3, algorithm 1.
 
@@ -10,10 +10,10 @@ symbol  meaning              shape                 name here
 tau_i   task vectors         (sources, entries)    values
 w_i     weights              (sources,)            weights
 gamma   elected signs        (entries,)            elected
-k       share that is kept   ()                    density
+k       share to keep        ()                    density
 
-Differs from the paper: weights; an entry whose sources cancel exactly stays 0, where the authors' code takes the sign that
-most entries of the whole vector have; ternary sources are trimmed already and are not trimmed again.
+Differs from the paper: sources have weights. An entry whose sources cancel exactly stays 0; the authors' code takes the
+majority sign of the whole vector. Ternary sources are already trimmed and are not trimmed again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def elected_signs(values: Values, weights: Values) -> Values:
 
 
 def disjoint_mean(values: Values, weights: Values, elected: Values) -> Values:
-    """Equation 3: (entries,); 0 where nobody agrees."""
+    """Equation 3: (entries,); 0 if no source agrees."""
     total, mass = np.zeros_like(elected), np.zeros_like(elected)
     for row, weight in zip(values, weights, strict=True):
         agrees = row * elected > 0
@@ -45,7 +45,7 @@ class Ties(MergeMethod, frozen=True):
     """Equations 1 to 3."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of a dense source's entries that are kept."""
+    """Share of each dense source's entries to keep."""
 
     @property
     def trims_to(self) -> float:

@@ -1,4 +1,4 @@
-"""The streamed threshold against a sort of the whole vector (oracle), over vectors with ties, zeros and tiny values."""
+"""formats/ternary/threshold.py: against a sort of the whole vector, with ties, zeros and tiny values. Oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instruction data: four shapes, three kinds of file, what is dropped, what is refused. Against rows written by hand."""
+"""recovery/data/instructions.py: four shapes in three kinds of file, what is dropped, what is refused. Against rows by hand."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ import pytest
 from pyarrow import parquet
 
 from compresskit.errors import RequestError
-from compresskit.recovery.data.duplicates import drop_duplicates
-from compresskit.recovery.data.encoding import (
-    ALPACA_PROMPT,
-    check_same_tokenizer,
-    encode,
-    encode_samples,
-    is_truncated,
-    open_tokenizer,
-)
 from compresskit.recovery.data.instructions import read_instructions
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -81,53 +72,3 @@ def test_unusable_files_are_refused_by_name(text: str, said: str, tmp_path: Path
     with pytest.raises(RequestError, match=said) as caught:
         read_instructions([path])
     assert str(path) in str(caught.value)
-
-
-def test_duplicates_are_found_whatever_their_case_and_near_ones_by_their_shingles() -> None:
-    words = [f"word{i}" for i in range(60)]
-    text = " ".join(words)
-    near = " ".join([*words[:-1], "other"])
-    far = " ".join(words[30:] + [f"new{i}" for i in range(30)])
-    kept, dropped = drop_duplicates([text, text.upper() + "!", near, far])
-    assert kept == [0, 3]
-    assert dropped == {"duplicate": 1, "near duplicate": 1}
-
-
-@pytest.mark.parametrize(("response", "cut"), [("Done.", False), ("```python\nx", True), ("```x```", False), ("first,", True)])
-def test_a_response_that_was_cut_off_is_recognised(response: str, cut: bool) -> None:
-    assert is_truncated(response) is cut
-
-
-def test_without_a_chat_template_the_prompt_is_alpacas_and_the_response_ends_with_the_end_of_text(
-    tiny: dict[str, Path], tmp_path: Path
-) -> None:
-    tokenizer = open_tokenizer(tiny["llama"])
-    sample = encode(read_instructions([write(tmp_path / "d.jsonl", [ROWS["alpaca"]])]).samples[0], tokenizer)
-    assert tokenizer.decode(sample.tokens[: sample.response_start]) == ALPACA_PROMPT.format(asked="Add.\n\n1 and 2")
-    assert tokenizer.decode(sample.tokens[sample.response_start :]) == "3</s>"
-
-
-def test_a_chat_template_decides_what_stands_before_and_after_the_response(tiny: dict[str, Path], tmp_path: Path) -> None:
-    tokenizer = open_tokenizer(tiny["llama"])
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    sample = encode(read_instructions([write(tmp_path / "d.jsonl", [ROWS["alpaca"]])]).samples[0], tokenizer)
-    assert tokenizer.decode(sample.tokens[: sample.response_start]) == "[user]Add.\n\n1 and 2[end]\n[assistant]"
-    assert tokenizer.decode(sample.tokens[sample.response_start :]) == "3[end]"
-
-
-def test_data_of_which_nothing_is_left_is_refused_with_the_counts(tiny: dict[str, Path], tmp_path: Path) -> None:
-    reading = read_instructions([write(tmp_path / "d.jsonl", [ROWS["alpaca"]])])
-    with pytest.raises(RequestError, match="1 are longer than 16 tokens"):
-        encode_samples(reading, open_tokenizer(tiny["llama"]), 16)
-
-
-def test_an_original_with_another_tokenizer_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (other / name).write_text((tiny["llama"] / name).read_text().replace("</s>", "<stop>"))
-    with pytest.raises(RequestError, match="another tokenizer"):
-        check_same_tokenizer(tiny["llama"], other)

@@ -1,12 +1,14 @@
-"""Texts of one row come out as each does alone, in every family that packs; the others are left as they are."""
+"""recovery/training/packing.py: texts of one row come out as each does alone, in every family that packs. Oracle, end to end."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recovery_data import options
 from tiny_models import FAMILIES, VOCABULARY, make_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +18,8 @@ from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.data.instructions import Instruction
+from compresskit.recovery.run import recover
+from compresskit.recovery.selection.random import Random
 from compresskit.recovery.training import packing
 from compresskit.recovery.training.batches import TrainingData, collate, order_of, rectangles, rows, steps_of
 from compresskit.recovery.training.trainer import whole_network
@@ -23,6 +27,8 @@ from compresskit.recovery.training.trainer import whole_network
 LENGTHS = (9, 1, 30, 14)
 PADDED = {"mistral", "gemma2", "gemma3_text"}
 """Families whose tiny models have a window shorter than the longest text."""
+
+pytest.importorskip("scipy")
 
 
 def network_of(folder: Path) -> PreTrainedModel:
@@ -100,3 +106,18 @@ def test_a_row_says_where_each_text_begins_and_learns_the_same_tokens_as_a_recta
             assert packing.text_lengths(batch["positions"]) == sorted(map(len, parts), reverse=True)
     assert learned[True] == learned[False]
     assert len(learned[True]) == 6 + 29 + 11
+
+
+@pytest.mark.parametrize("loss", ["response", "distill"])
+def test_packed_rows_are_learned_as_padded_samples_are(
+    loss: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for name in ("packed", "padded"):
+        weight = 0.0 if loss == "distill" else None  # small losses, whose last digits are seen
+        asked = options(tiny["llama"], data, steps=6, loss=loss, data_weight=weight, learning_rate=1e-2, precision="float32")
+        recover(Random(budget=0.5), str(damaged), tmp_path / name, asked)
+        losses.append(json.loads((tmp_path / name / "recover.json").read_text())["losses"])
+        monkeypatch.setattr("compresskit.recovery.training.packing.pack", lambda network, longest: False)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0] != losses[1]  # other sums, so that it is seen that there were rows

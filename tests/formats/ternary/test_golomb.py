@@ -1,4 +1,4 @@
-"""The codings of a block: what is decoded is what was encoded (property), and the sizes and masks are as defined (oracle)."""
+"""formats/ternary/golomb.py: what is decoded is what was encoded (property); bits and sizes are as defined (oracle)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from ternary_files import random_signs
 
-from compresskit.formats.ternary import bitmask, golomb
+from compresskit.formats.ternary import golomb
 
 SIGNS = arrays(np.int8, st.integers(0, 8192), elements=st.sampled_from([-1, 0, 1]), fill=st.sampled_from([-1, 0, 1]))
-
-
-def random_signs(entries: int, density: float, seed: int = 0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    kept = generator.random(entries) < density
-    return (kept * (1 - 2 * generator.integers(0, 2, entries))).astype(np.int8)
 
 
 def written_out(signs: np.ndarray, rice: int) -> str:
@@ -45,15 +40,6 @@ def test_golomb_bits_are_those_of_the_definition(signs: np.ndarray, rice: int) -
     assert bits == text + "0" * (-len(text) % 8)
 
 
-@given(SIGNS)
-def test_mask_blocks_decode_to_what_was_encoded(signs: np.ndarray) -> None:
-    count, data = bitmask.encode(signs)
-    assert len(data) == bitmask.size(len(signs), count)
-    found = np.zeros(len(signs), np.int8)
-    assert bitmask.decode(np.frombuffer(data, np.uint8), count, found)
-    assert np.array_equal(found, signs)
-
-
 @pytest.mark.parametrize("density", [0.001, 0.01, 0.05, 0.1, 0.2, 0.3])
 def test_golomb_blocks_are_as_long_as_the_paper_expects(density: float) -> None:
     rice = golomb.rice_parameter(density)
@@ -62,17 +48,6 @@ def test_golomb_blocks_are_as_long_as_the_paper_expects(density: float) -> None:
     expected = density * (rice + 1 / (1 - (1 - density) ** (1 << rice)) + 1)
     assert math.isclose(bits, expected, rel_tol=0.08 if density < 0.01 else 0.03)
     assert bits < 1.05 * golomb.entropy(density) + 4 / 8192
-
-
-@given(st.data())
-def test_arithmetic_on_masks_is_that_on_the_vectors(data: st.DataObject) -> None:
-    entries = data.draw(st.integers(1, 300))
-    same_length = arrays(np.int8, entries, elements=st.sampled_from([-1, 0, 1]))
-    first, second = data.draw(same_length), data.draw(same_length)
-    masks = bitmask.masks(first), bitmask.masks(second)
-    assert bitmask.dot(*masks) == int(first.astype(int) @ second.astype(int))
-    assert bitmask.norm_squared(masks[0]) == int(np.abs(first).sum())
-    assert np.array_equal(bitmask.signs_of(masks[0]), first)
 
 
 def test_forged_blocks_are_told_apart() -> None:

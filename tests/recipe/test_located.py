@@ -1,4 +1,4 @@
-"""Every mistake in a recipe is refused with file, line, key and remedy, before any work, in well under a second."""
+"""recipe/located.py, recipe/reading.py: every mistake is refused with file, line, key and remedy, at once. End to end."""
 
 from __future__ import annotations
 
