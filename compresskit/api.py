@@ -111,7 +111,7 @@ def run(
     from compresskit.recipe.run import Wanted
     from compresskit.recipe.run import run as run_recipe
     from compresskit.recipe.shipped import find
-    from compresskit.report.writing import write_reports
+    from compresskit.report.page import write_reports
 
     result = run_recipe(load(find(str(recipe)), variables), Path(out), Wanted(first=first), say or (lambda line: None))
     write_reports(Path(out), result)

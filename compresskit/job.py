@@ -1,17 +1,17 @@
-"""The shared run of the stages that write a model: a checked request, where it computes, on which text, a resumable output.
+"""Shared run of the stages that write a model: checked request, device, calibration text, resumable output.
 
-A stage's `request.py` makes a `Request` and answers what it will write and need; its `run.py` does the work through a `Job`.
-Loads no torch before the work begins.
+A stage's `request.py` makes a `Request` and answers what the stage will write and need; its `run.py` does the work through
+a `Job`. torch is imported when the work begins, not before.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compresskit import calibration
 from compresskit.calibration.sources import TextRequest
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HELD_BACK = 4
-"""Calibration windows that a method never sees, for the figure that a stage closes with."""
+"""Held-back calibration windows for the stage's final KL divergence; no method sees them."""
 PASSES_SAMPLING = 2.0
 """Sampling `self` takes about as long as two forward passes over as many tokens."""
 TEXT_SETTINGS = frozenset({"calibration", "samples", "sequence_length", "seed"})
@@ -39,7 +39,7 @@ TEXT_SETTINGS = frozenset({"calibration", "samples", "sequence_length", "seed"})
 
 @dataclass(frozen=True)
 class Request:
-    """What a stage is asked for. Stages say in a class of their own what it writes and needs; nothing here loads torch."""
+    """A request to a stage. Each stage subclasses it and states what it writes and needs."""
 
     method: Method
     model: Model
@@ -49,12 +49,12 @@ class Request:
 
     stage: ClassVar[str] = ""
     fixed_seconds: ClassVar[float] = 5.0
-    """Imports, hashes, files: what a run takes whatever its size."""
+    """Fixed seconds of a run: imports, hashes, files."""
     left_bytes: ClassVar[int] = 0
-    """What stays in the process for the steps after it."""
+    """Memory in bytes that stays allocated for later steps."""
 
     def check(self) -> None:
-        """Refuse what the stage cannot do with this model, from its shapes alone."""
+        """Refuse what the stage cannot do with this model; looks at shapes only."""
         raise TypeError(f"{type(self).__name__} defines no check")
 
     def outputs(self) -> Outputs:
@@ -66,11 +66,11 @@ class Request:
         raise TypeError(f"{type(self).__name__} defines no result_model")
 
     def passes(self) -> float:
-        """Forward passes of one window through all blocks that the work comes to."""
+        """Number of forward passes of one window through all blocks."""
         raise TypeError(f"{type(self).__name__} defines no passes")
 
     def peak_bytes(self) -> int:
-        """Bytes at the peak, on top of the process as it is."""
+        """Peak bytes, in addition to the process as it is."""
         raise TypeError(f"{type(self).__name__} defines no peak_bytes")
 
     @property
@@ -80,7 +80,7 @@ class Request:
 
     @property
     def text(self) -> TextRequest | None:
-        """The calibration text that the work takes, None for none."""
+        """Calibration text, None if not needed."""
         return None
 
     @property
@@ -90,16 +90,16 @@ class Request:
 
     @property
     def inputs(self) -> list[dict[str, str]]:
-        """SHA-256 of the weight files that decide the result, by model."""
+        """SHA-256 of the weight files that determine the result, per model."""
         return [self.model.checkpoint.hashes]
 
     @property
     def sampling_passes(self) -> float:
-        """Passes that sampling the text comes to; the text may lie in the cache already."""
+        """Forward passes for sampling the text; the cache may hold it already."""
         return PASSES_SAMPLING * self.options.samples if self.options.calibration == "self" else 0.0
 
     def settings(self, where: Where) -> dict[str, Any]:
-        """Everything that decides the weights, besides the models and the text."""
+        """Settings that determine the weights, besides the models and the text."""
         shared = self.options.model_dump(include=set(TEXT_SETTINGS))
         return {"method": self.name, **self.method.model_dump(), **shared, **where_used(where)}
 
@@ -111,6 +111,9 @@ class Request:
         check_out(self.out, self.model.checkpoint.folder, needed_bytes, self.options.overwrite)
 
 
+R = TypeVar("R", bound=Request)
+
+
 def where_used(where: Where) -> dict[str, str]:
     """Device and dtype as the manifest names them."""
     return {"dtype": str(where.dtype).removeprefix("torch."), "device": where.device.type}
@@ -118,7 +121,7 @@ def where_used(where: Where) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A checked request at work."""
+    """A running request."""
 
     request: Request
     where: Where
@@ -128,14 +131,14 @@ class Job:
     """What text they are, for the manifest."""
     settings: dict[str, Any]
     key: str
-    """Fingerprint of all that decides the result; an interrupted run is resumed by the same key alone."""
+    """Fingerprint of everything that determines the result; an interrupted run is resumed only with the same key."""
     progress: dict[str, Any] | None
-    """What an interrupted run left."""
+    """Progress of an interrupted run, None if there is none."""
     bars: ProgressBars
 
     @contextmanager
     def writer(self, outputs: Outputs, facts: dict[str, Any]) -> Iterator[Writer]:
-        """The writer of these outputs: begun anew, with these facts for the manifest, or where an interrupted run stopped.
+        """Open the writer for these outputs, new with these facts for the manifest, or resumed.
 
         Yields:
             The writer; its `done` lists the blocks that are on the disk already.
@@ -161,11 +164,20 @@ class Job:
         return stage_result(self.request.stage, self.settings, self.request.out, self.request.model.checkpoint, before, after)
 
 
+def run_request(open_request: Callable[[], R], work: Callable[[R, Job], dict[str, Any]], quiet: bool) -> dict[str, Any]:
+    """Open and check a request, run its work, and add time and memory to the result; `quiet` draws no progress bar."""
+    started = time.monotonic()
+    request = open_request()
+    with ProgressBars(quiet) as bars:
+        result = work(request, begin(request, bars))
+    return result | time_and_memory(started)
+
+
 def begin(request: Request, bars: ProgressBars) -> Job:
-    """Choose the device, get the text, and see what an interrupted run left.
+    """Choose the device, read the text and look for an interrupted run.
 
     Returns:
-        The request at work; nothing is written yet.
+        The running request; nothing is written yet.
 
     Raises:
         RequestError: there is no such device, or another request's unfinished output is in the way.

@@ -1,4 +1,4 @@
-"""THE tables: stage -> what runs it; stage -> name of a method -> where its class is. A new method is a file and a line here.
+"""THE tables of stages and methods: where each stage's runner and each method's class is. A new method is a file and a line.
 
 Loads no torch, no pydantic and no method: `compresskit --help` and `compresskit methods` answer from this table alone.
 """
@@ -41,7 +41,7 @@ class Stage:
     several: bool = False
     """Whether it takes several sources."""
     request: str = ""
-    """Class that answers what a step will write and need; none where that depends on the data."""
+    """Class of the stage's request, which answers `plan`; empty if sizes depend on the data."""
 
 
 STAGES: dict[str, Stage] = {
@@ -97,7 +97,7 @@ STAGES: dict[str, Stage] = {
         "Make a normal adapter or checkpoint of a ternary task vector.",
     ),
 }
-"""A method whose work is not its stage's has a line of its own, under "stage method"; evaluate and expand have no methods."""
+"""A method with its own runner has a separate line under "stage method"; evaluate and expand have no methods."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {
@@ -154,7 +154,7 @@ METHODS: dict[str, dict[str, Entry]] = {
 
 
 def entry(stage: str, name: str) -> Entry:
-    """The table's line for a method; RequestError with the near miss where there is none."""
+    """The entry of a method; RequestError with the nearest name if there is none."""
     known = METHODS[stage]
     if name not in known:
         raise RequestError(f"{stage}: no method {name!r}; there are {', '.join(known)}.{near_miss(name, known)}")
@@ -191,7 +191,7 @@ def options_class(stage: str, method: str) -> type[Any]:
 
 
 def request_class(stage: str, method: str) -> type[Any] | None:
-    """Import the class that answers what a step will write and need; None where nothing is known beforehand."""
+    """Import the class of a stage's request; None if sizes depend on the data."""
     target = stage_of(stage, method).request
     found: type[Any] | None = _load(target) if target else None
     return found

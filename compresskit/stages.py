@@ -1,4 +1,4 @@
-"""Settings shared by all stages: the base class of methods and the common options. Does not import torch."""
+"""Settings shared by all stages: the base class of methods and the common options."""
 
 from __future__ import annotations
 

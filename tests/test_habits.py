@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from compresskit.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "compresskit"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+STAGE_FOLDERS = ("pruning", "quantization", "compensation", "recovery")
 WHOLE_REPOSITORY = ("test_habits", "test_docs", "test_snippets", "test_recipe_docs", "test_demo_model", "test_contributing")
 """Test files whose subject is no file of the package."""
 BIN = Path(sys.executable).parent
@@ -85,10 +88,18 @@ def test_no_function_takes_more_than_seven_parameters_but_for_commands() -> None
     assert guilty == []
 
 
-@pytest.mark.parametrize("stage", ["pruning", "quantization", "compensation", "recovery"])
-def test_a_stage_s_folder_has_the_same_file_names_and_checks_requests_without_torch(stage: str) -> None:
+@pytest.mark.parametrize("stage", STAGE_FOLDERS)
+def test_a_stage_s_folder_has_the_same_file_names(stage: str) -> None:
     assert {f"{name}.py" for name in ("method", "request", "run")} <= {path.name for path in (PACKAGE / stage).glob("*.py")}
-    program = f"import sys, compresskit.{stage}.request, compresskit.{stage}.method; sys.exit('torch' in sys.modules)"
+
+
+def test_the_command_line_the_recipes_and_all_requests_and_methods_load_without_torch() -> None:
+    """A wrong request is refused in under a second; importing torch alone takes longer."""
+    classes = [name for entries in METHODS.values() for name in {entry.target.partition(":")[0] for entry in entries.values()}]
+    modules = [f"compresskit.{name}" for name in classes]
+    modules += [f"compresskit.{stage}.{name}" for stage in STAGE_FOLDERS for name in ("request", "method", "run")]
+    modules += [name for name in MODULES if name.startswith(("compresskit.cli.", "compresskit.recipe.", "compresskit.report."))]
+    program = f"import sys, {', '.join(['compresskit.job', *modules])}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -34,7 +34,11 @@ SIZES = {
 }  # fmt: skip
 """Widths that groups of 64 divide, and a context for windows of 1,024 tokens."""
 SHELLS = ("console", "sh")
-SHOWN = {"yaml": "test_recipe_docs.py", "py": "test_contributing.py", "text": "output", "": "the README's map", "{toctree}": "made into links by the site"}
+SHOWN = {
+    "yaml": "test_recipe_docs.py", "py": "test_contributing.py", "text": "output", "": "the README's map",
+    "{toctree}": "made into links by the site",
+}  # fmt: skip
+}
 """Languages of blocks that no shell can run, with who checks them."""
 GIVEN: dict[str, str] = {
     "compeft.md": (

@@ -1,4 +1,4 @@
-"""Read text from UTF-8 .txt, .jsonl and .parquet files, reporting every fault. Does not import torch.
+"""Read text from UTF-8 .txt, .jsonl and .parquet files, reporting every fault.
 
 From a file above `PART_BYTES`, only a contiguous part of that size is read; the seed picks its position. Rows are joined
 by a blank line; null rows are skipped.

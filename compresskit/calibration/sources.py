@@ -1,4 +1,4 @@
-"""Parse a calibration SPEC and refuse unusable ones before any work. Does not import torch."""
+"""Parse a calibration SPEC and refuse unusable ones before any work."""
 
 from __future__ import annotations
 

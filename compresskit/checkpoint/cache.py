@@ -1,4 +1,4 @@
-"""The user's cache for results that are expensive to recompute. Does not import torch."""
+"""The user's cache for results that are expensive to recompute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a folder atomically: unfinished output stays in `OUT.partial/` until it is complete. Does not import torch."""
+"""Write a folder atomically: unfinished output stays in `OUT.partial/` until it is complete."""
 
 from __future__ import annotations
 

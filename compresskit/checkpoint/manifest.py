@@ -1,7 +1,4 @@
-"""`compresskit.json`: settings, inputs and results of a stage. Each manifest contains its predecessor's.
-
-Does not import torch.
-"""
+"""`compresskit.json`: settings, inputs and results of a stage. Each manifest contains its predecessor's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan a stage's output files before any tensor exists: names, headers, offsets, sizes. Does not import torch."""
+"""Plan a stage's output files before any tensor exists: names, headers, offsets, sizes."""
 
 from __future__ import annotations
 

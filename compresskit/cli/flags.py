@@ -1,4 +1,4 @@
-"""Map settings to command-line flags, and parsed flags back to typed settings. Does not import torch."""
+"""Map settings to command-line flags, and parsed flags back to typed settings."""
 
 from __future__ import annotations
 

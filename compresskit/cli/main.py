@@ -1,6 +1,6 @@
 """The command line: parse flags into a method and options, call the stage, print the result.
 
-Standard output carries only the result; everything else goes to standard error. Does not import torch.
+Standard output carries only the result; everything else goes to standard error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The recipe commands: run, plan, report and schema. Does not import torch."""
+"""The recipe commands: run, plan, report and schema."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(  # noqa: PLR0913, PLR0917 - each parameter is a flag
     say = _say(quiet)
     result = run.run(loaded, out, run.Wanted(first, only, dry_run, overwrite, quiet), say)
     if not dry_run:
-        from compresskit.report.writing import write_reports
+        from compresskit.report.page import write_reports
 
         write_reports(out, result)
         _write_for_ci(result, junit, summary)
@@ -136,7 +136,7 @@ def report(
 ) -> None:
     """Rewrite report.html and the model card of a run."""
     from compresskit.report.collecting import read_result
-    from compresskit.report.writing import write_reports
+    from compresskit.report.page import write_reports
 
     page = write_reports(out, read_result(out))
     typer.echo(json.dumps({"stage": "report", "output": str(page)}) if json_output else str(page))

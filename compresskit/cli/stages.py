@@ -1,4 +1,4 @@
-"""The stage commands, built from methods and options, and inspect. Does not import torch."""
+"""The stage commands, built from methods and options, and inspect."""
 
 from __future__ import annotations
 

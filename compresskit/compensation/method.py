@@ -1,4 +1,4 @@
-"""Interface of compensation methods. Does not import torch."""
+"""Interface of compensation methods."""
 
 from __future__ import annotations
 

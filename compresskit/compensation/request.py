@@ -1,7 +1,4 @@
-"""What `compensate` is asked for: the pair of models, the checks that need no weights, what the run will write and need.
-
-Loads no torch.
-"""
+"""What `compensate` is asked for: the pair of models, the checks that need no weights, what the run will write and need."""
 
 from __future__ import annotations
 
@@ -43,9 +40,9 @@ class CompensateOptions(Options):
     """The shared options, the original, and what comes out."""
 
     original: str
-    """The model that SOURCE was made from: a folder, a Hub id, or demo:smollm2-135m."""
+    """Model from which SOURCE was made: a folder, a Hub id, or demo:smollm2-135m."""
     merge: bool = False
-    """Write a dense checkpoint with the repair added, instead of an adapter beside SOURCE."""
+    """Write a dense checkpoint with the repair merged, instead of an adapter."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class CompensateRequest(Request):
 
     @property
     def text_model(self) -> Model:
-        """The original samples `self`."""
+        """The original, which also samples `self`."""
         return self.original or self.model
 
     @property
@@ -113,7 +110,7 @@ class CompensateRequest(Request):
         return [self.model.checkpoint.hashes, self.text_model.checkpoint.hashes]
 
     def settings(self, where: Where) -> dict[str, Any]:
-        """Everything that decides the weights, the aim that was chosen included."""
+        """Settings that determine the weights, the aim that was chosen included."""
         return super().settings(where) | {"merge": self.options.merge, "aim": self.aim}
 
     def check(self) -> None:
@@ -144,13 +141,13 @@ class CompensateRequest(Request):
 
     @property
     def dense_dtype(self) -> str:
-        """The dtype of the tensors that are not in low bits, in safetensors' spelling."""
+        """The dtype of the tensors that are not in low bits, as safetensors names it."""
         found = [spec.dtype for spec in self.model.checkpoint.tensors.values() if len(spec.shape) > 1 and spec.dtype in DENSE]
         return found[0] if found else "F16"
 
     @property
     def factor_dtype(self) -> str:
-        """The dtype of the adapter's factors, in safetensors' spelling."""
+        """The dtype of the adapter's factors, as safetensors names it."""
         return peft.factor_dtype(self.method.adapter_bits, "BF16" if self.dense_dtype == "BF16" else "F16")
 
     def even_ranks(self) -> dict[str, int]:
@@ -210,7 +207,7 @@ class CompensateRequest(Request):
         return adapter_shapes(dense_shapes(model, outputs) if self.dense else model, factors)
 
     def passes(self) -> float:
-        """Forward passes of a window: the repair, the gains of a budget, the weights of outputs, the closing figure."""
+        """Forward passes of a window: the repair, the gains of a budget, the weights of outputs, the final KL divergence."""
         method, windows, share = self.method, self.options.samples, 1 + head_share(self.model)
         passes = 2 * HELD_BACK * share + (self.sampling_passes if self.needs_text else 0.0)
         if self.needs_text:
@@ -222,7 +219,7 @@ class CompensateRequest(Request):
         return passes
 
     def peak_bytes(self) -> int:
-        """Bytes at the peak: of the walk, of the gradient at the head, or of the closing figure."""
+        """Peak bytes: of the walk, of the gradient at the head, or of the final KL divergence."""
         model, length = self.model, self.options.sequence_length
         windows = self.options.samples if self.needs_text else 0
         walked = walk_bytes(model, (windows, length), edit_bytes(model, self.method.needs_activations))
@@ -237,7 +234,7 @@ class CompensateRequest(Request):
 
 
 def open_request(method: CompensateMethod, source_name: str, out: Path, options: CompensateOptions) -> CompensateRequest:
-    """Open both models and refuse what cannot be done; bad input is named in under a second, before any weight is read.
+    """Open both models and refuse what cannot be done; invalid input is refused in under a second, before any weight is read.
 
     Returns:
         The request, whose models belong together.

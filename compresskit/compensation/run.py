@@ -1,4 +1,4 @@
-"""The compensate stage at work: ranks, the repairing walk, and what was won on text that was held back."""
+"""Run the compensate stage: ranks, the repairing walk, KL divergence on held-back text before and after."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from compresskit.walk.walk import Walk
 
 WORSE = 1.05
-"""KL after a repair over that before it, above which the repair is called a failure; less is noise of few windows."""
+"""KL ratio (after / before) above which a repair counts as failed; smaller increases are noise of few windows."""
 
 
 def compensate(
@@ -109,7 +109,7 @@ def _repair(request: CompensateRequest, job: Job, tokens: torch.Tensor) -> Repai
 
 
 def _output_weights(request: CompensateRequest, job: Job, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How much the original's predictions mind errors of the repaired linears' outputs, from some of the windows."""
+    """Effect of output errors of the repaired linears on the original's predictions, from some of the windows."""
     from compresskit.compensation.output_fisher import LEAST, output_weights
     from compresskit.walk.walk import Walk
 

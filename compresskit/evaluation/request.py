@@ -1,4 +1,4 @@
-"""What `evaluate` is asked for: its options, the checks that need no weights, and what scoring needs. Loads no torch."""
+"""What `evaluate` is asked for: its options, the checks that need no weights, and what scoring needs."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ class EvaluateOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     against: str | None = None
-    """The model to compare with: a folder, a Hub id, or demo:smollm2-135m."""
+    """Model to compare with: a folder, a Hub id, or demo:smollm2-135m."""
     adapter: str | None = None
-    """A PEFT LoRA adapter to add to the model; left out, the one that SOURCE keeps in its folder adapter; none for no adapter."""
+    """PEFT LoRA adapter to add; default: the one in SOURCE's folder adapter; none for no adapter."""
     data: str = "builtin"
-    """Text: FILE.txt, .jsonl or .parquet, hub:DATASET, or builtin, prose that calibration never takes."""
+    """Text: FILE.txt, .jsonl or .parquet, hub:DATASET, or builtin (never used for calibration)."""
     windows: Annotated[int, Field(ge=1)] = 20
-    """Windows of text to score, from the start of the text."""
+    """Number of windows to score, from the start of the text."""
     sequence_length: Annotated[int, Field(ge=2)] = 1024
-    """Tokens in a window."""
+    """Tokens per window."""
     speed: bool = False
     """Measure prefill and decode tokens per second and peak memory; loads the models whole."""
     tasks: str | None = None
     """Tasks to score, such as arc_easy,lambada: files of --tasks-folder, else tasks of lm-eval."""
     tasks_folder: str | None = None
-    """Folder of NAME.jsonl files: question, choices, answer; or text, whose last word is to be predicted."""
+    """Folder of NAME.jsonl files with question, choices, answer; or text, whose last word is predicted."""
     limit: Annotated[int | None, Field(ge=1)] = None
-    """Score only so many rows of each task."""
+    """Maximum number of rows per task."""
     few_shot: Annotated[int, Field(ge=0)] = 0
-    """Solved rows of the same task before each question."""
+    """Solved examples of the same task before each question."""
     gate: tuple[str, ...] = ()
-    """A limit such as 'perplexity_ratio<=1.2'; may be repeated. Exit code 3 where one is not met."""
+    """Limit such as 'perplexity_ratio<=1.2'; may be repeated. Exit code 3 if one fails."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the accelerator where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision; auto is float32 on the CPU, the checkpoint's own elsewhere."""
     trust_remote_code: bool = False
-    """Run the code that a checkpoint brings."""
+    """Run code that the checkpoint ships."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class EvaluateRequest:
         return self.options.windows * models * (1 + head_share(self.model))
 
     def peak_bytes(self) -> int:
-        """Bytes at the peak, on top of the process as it is."""
+        """Peak bytes, on top of the process as it is."""
         tokens = self.options.windows, self.options.sequence_length
         return max(walk_bytes(self.model, tokens, 0), scoring_bytes(self.model, tokens[0] * tokens[1]))
 

@@ -1,4 +1,4 @@
-"""Tasks in local files: FOLDER/NAME.jsonl, one row per line. Does not import torch.
+"""Tasks in local files: FOLDER/NAME.jsonl, one row per line.
 
 {"question": "...", "choices": ["...", "..."], "answer": 1}    choose the likeliest continuation of the question
 {"text": "... word"}                                            predict the last word (LAMBADA)

@@ -1,4 +1,4 @@
-"""Measure the peak memory of this process and release freed memory to the system. Does not import torch."""
+"""Measure the peak memory of this process and release freed memory to the system."""
 
 from __future__ import annotations
 

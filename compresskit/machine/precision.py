@@ -1,4 +1,4 @@
-"""Names of dtypes, and the precision of matrix products in training. Does not import torch."""
+"""Names of dtypes, and the precision of matrix products in training."""
 
 from __future__ import annotations
 

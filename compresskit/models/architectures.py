@@ -1,7 +1,7 @@
 """THE table of model families: the module paths of their blocks, attention and feed-forward networks.
 
 A *sublayer* consists of the linears that read the residual stream (`in_projections`) and the one that writes to it
-(`out_projection`). No other file of this package names a module of a model. Does not import torch.
+(`out_projection`). No other file of this package names a module of a model.
 
 Names are *plain* names: the module names of transformers, with one set of linears per expert. `Model.stored_name`
 (model.py) maps a plain name to the name in the checkpoint.

@@ -1,4 +1,4 @@
-"""Store per-block FFN widths so that stock tools can load them. Does not import torch.
+"""Store per-block FFN widths so that stock tools can load them.
 
 uniform  every block has the same width: the plain architecture with that width in its configuration.
 padded   the plain architecture at the largest width; narrower blocks are padded with zeros, which have no effect.

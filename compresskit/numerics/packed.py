@@ -1,4 +1,4 @@
-"""Storage of a block's parts: their dtypes and their tensors. Does not import torch."""
+"""Storage of a block's parts: their dtypes and their tensors."""
 
 from __future__ import annotations
 

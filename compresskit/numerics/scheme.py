@@ -1,4 +1,4 @@
-"""Quantisation scheme of a linear: bits, group size, symmetry. Does not import torch."""
+"""Quantisation scheme of a linear: bits, group size, symmetry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interface of pruning methods: one score per channel. Does not import torch."""
+"""Interface of pruning methods: one score per channel."""
 
 from __future__ import annotations
 

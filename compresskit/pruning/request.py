@@ -1,4 +1,4 @@
-"""What `prune` is asked for: the checks that need no weights, and what the run will write and need. Loads no torch."""
+"""Request of `prune`: checks without weights, planned output and cost."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class PruneRequest(Request):
         return self.sampling_passes + self.options.samples * each
 
     def peak_bytes(self) -> int:
-        """Bytes at the peak of the walk."""
+        """Peak bytes of the walk."""
         windows = self.options.samples if self.needs_text else 0
         moments = self.method.refit or self.method.needs_covariance
         return walk_bytes(self.model, (windows, self.options.sequence_length), edit_bytes(self.model, moments))
@@ -120,7 +120,7 @@ class PruneRequest(Request):
 
 
 def open_request(method: PruneMethod, source_name: str, out: Path, options: Options) -> PruneRequest:
-    """Open the source and refuse what cannot be done; bad input is named in under a second, before any weight is read.
+    """Open the source and refuse what cannot be done; invalid input is refused in under a second, before any weight is read.
 
     Returns:
         The request, all checks passed.

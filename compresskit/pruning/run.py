@@ -1,13 +1,11 @@
-"""The prune stage at work: widths for every block, then the pruning walk."""
+"""Run the prune stage: widths for every block, then the pruning walk."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-from compresskit.job import Job, begin, time_and_memory
-from compresskit.machine.progress import ProgressBars
+from compresskit.job import Job, run_request
 from compresskit.models import layouts
 from compresskit.models.load import open_model
 from compresskit.pruning.method import PruneMethod
@@ -24,11 +22,7 @@ def prune(method: PruneMethod, source_name: str, out: Path, options: Options, qu
     Raises:
         CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
     """
-    started = time.monotonic()
-    request = open_request(method, source_name, out, options)
-    with ProgressBars(quiet) as bars:
-        result = _prune(request, begin(request, bars))
-    return result | time_and_memory(started)
+    return run_request(lambda: open_request(method, source_name, out, options), _prune, quiet)
 
 
 def _prune(request: PruneRequest, job: Job) -> dict[str, Any]:

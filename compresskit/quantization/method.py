@@ -1,4 +1,4 @@
-"""Interface of quantization methods: the stored form of linears or of whole blocks. Does not import torch."""
+"""Interface of quantization methods: the stored form of linears or of whole blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `quantize` is asked for: the checks that need no weights, and what the run will write and need. Loads no torch."""
+"""Request of `quantize`: checks without weights, planned output and cost."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class QuantizeRequest(Request):
 
     @property
     def scale_dtype(self) -> str:
-        """Of the stored scales, in safetensors' spelling: bfloat16 for a bfloat16 checkpoint, else float16, the finer one."""
+        """Of the stored scales, as safetensors names it: bfloat16 for a bfloat16 checkpoint, else float16, the finer one."""
         return "BF16" if self.model.weight_dtype == "BF16" else "F16"
 
     @property
@@ -112,7 +112,7 @@ class QuantizeRequest(Request):
         return peft.factor_dtype(8 if small else 16, self.scale_dtype)
 
     def settings(self, where: Where) -> dict[str, Any]:
-        """Everything that decides the weights; a grid with the group size and the symmetry that were chosen for it."""
+        """Settings that determine the weights; a grid with the group size and the symmetry that were chosen for it."""
         chosen = next(iter(self.schemes.values()))
         grid = {"group_size": chosen.group_size, "symmetric": chosen.symmetric} if chosen else {}
         return super().settings(where) | grid
@@ -184,7 +184,7 @@ class QuantizeRequest(Request):
         return (self.sampling_passes + windows * PASSES if method.needs_activations else 0.0) + closing
 
     def peak_bytes(self) -> int:
-        """Bytes at the peak: of the walk, or of the closing figure."""
+        """Peak bytes: of the walk, or of the final KL divergence."""
         model, length = self.model, self.options.sequence_length
         windows = self.options.samples if self.method.needs_activations else 0
         edited = edit_bytes(model, self.method.needs_activations)
@@ -204,7 +204,7 @@ def _even_bits(average: float, block: int) -> int:
 
 
 def open_request(method: QuantizeMethod, source_name: str, out: Path, options: Options) -> QuantizeRequest:
-    """Open the source and refuse what cannot be done; bad input is named in under a second, before any weight is read.
+    """Open the source and refuse what cannot be done; invalid input is refused in under a second, before any weight is read.
 
     Returns:
         The request, all checks passed.

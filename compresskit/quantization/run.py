@@ -1,21 +1,19 @@
-"""The quantize stage at work: grids, the walk or the two streams, the figure that no collapse survives.
+"""Run the quantize stage: grids, the walk or the two streams, and a final check for a collapsed model.
 
-That figure is the KL divergence from the original on calibration windows that were held back.
+The check is the KL divergence from the original on held-back calibration windows.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats import peft
-from compresskit.job import HELD_BACK, Job, begin, time_and_memory
-from compresskit.machine.progress import ProgressBars
+from compresskit.job import HELD_BACK, Job, run_request
 from compresskit.models.load import open_model, with_adapter
 from compresskit.models.model import Model
 from compresskit.quantization.method import BlockMethod, GridMethod, QuantizeMethod
@@ -44,11 +42,7 @@ def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Optio
     Raises:
         CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
     """
-    started = time.monotonic()
-    request = open_request(method, source_name, out, options)
-    with ProgressBars(quiet) as bars:
-        result = _quantize(request, begin(request, bars))
-    return result | time_and_memory(started)
+    return run_request(lambda: open_request(method, source_name, out, options), _quantize, quiet)
 
 
 def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""YAML values with their file and line, so that errors show the position. Does not import torch."""
+"""YAML values with their file and line, so that errors show the position."""
 
 from __future__ import annotations
 

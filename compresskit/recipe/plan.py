@@ -1,7 +1,7 @@
-"""plan: what a recipe would write and need, step by step; nothing is computed but a short probe of this machine's speed.
+"""Plan a recipe: size, memory and time of every step, without running it except for a short speed probe.
 
-Every stage's request answers for itself (`outputs`, `passes`, `peak_bytes`, by the functions that its run uses); here the
-answers are put in a row and added up. Bytes are exact where the text decides nothing; memory and time are estimates.
+Every stage's request answers with the functions that its run uses (`outputs`, `passes`, `peak_bytes`); this file sums the
+answers. Bytes are exact unless the calibration text determines widths, bits or ranks. Memory and time are estimates.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ DEFAULT_LENGTH = 512
 
 @dataclass(frozen=True)
 class Planned:
-    """A model that a step reads or gives, before it is there."""
+    """A model that a step reads or writes, before it exists."""
 
     model: Model
     bytes: int
     """Size of its weight files, an adapter's included."""
     checkpoint_bytes: int
-    """Size of those without an adapter."""
+    """Size without an adapter."""
 
 
 def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
-    """Every step's parameters, bytes, memory and time; nothing is computed but, with `probe`, a moment's work.
+    """Parameters, bytes, memory and time of every step; `probe` times this machine for a moment.
 
     Returns:
         The dictionary that `--json` prints: bytes and seconds, None where they are not known beforehand.
@@ -87,7 +87,7 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
 def _request(
     step: Step, models: dict[str, Planned | None], sources: dict[str, Planned]
 ) -> tuple[Planned | None, Request | EvaluateRequest | None]:
-    """The model that a step reads and its request; None where the one is not known, or the other answers nothing."""
+    """The model that a step reads, None if unknown, and its request, None if sizes depend on the data."""
     kind = request_class(step.stage, step.method_name or "")
     found = REFERENCE.fullmatch(step.sources[0])
     given = models[found[1]] if found else None
@@ -106,7 +106,7 @@ def _request(
 
 
 def _opened(name: str, trust_remote_code: bool) -> Planned:
-    """The model that a SOURCE means; a folder with a configuration and no weights will do."""
+    """Open SOURCE; a folder with a configuration but no weights is enough."""
     folder = source.resolve(name)
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
         model = bind(without_weights(folder, trust_remote_code), trust_remote_code)

@@ -1,4 +1,4 @@
-"""Summarise a run for people and CI: a table of the gates, a Markdown job summary, JUnit XML. Does not import torch."""
+"""Summarise a run for people and CI: a table of the gates, a Markdown job summary, JUnit XML."""
 
 from __future__ import annotations
 

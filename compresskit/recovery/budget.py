@@ -1,4 +1,4 @@
-"""Split a budget over clusters: exactly, in proportion to their weights, limited to their sizes. Does not import torch."""
+"""Split a budget over clusters: exactly, in proportion to their weights, limited to their sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interface of selection methods. Does not import torch."""
+"""Interface of selection methods."""
 
 from __future__ import annotations
 

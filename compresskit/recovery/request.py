@@ -1,7 +1,4 @@
-"""What `recover` is asked for: its options, the checks that need no weights, and what the run will write and need.
-
-Loads no torch.
-"""
+"""What `recover` is asked for: its options, the checks that need no weights, and what the run will write and need."""
 
 from __future__ import annotations
 
@@ -73,35 +70,35 @@ class RecoverOptions(Options):
     select_only: bool = False
     """Stop after the selection."""
     adapter_only: bool = False
-    """Write a PEFT adapter alone, for the source as it is."""
+    """Write only a PEFT adapter, for the unchanged source."""
     pool: Annotated[int, Field(ge=0)] = 0
-    """Samples of the data to choose from, drawn by the seed; 0 takes all."""
+    """Number of samples to choose from, drawn by the seed; 0 takes all."""
     held_back: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of each data source that is never trained on, for the loss before and after."""
+    """Share of each data source held back to measure the loss before and after."""
     self_samples: Annotated[int, Field(ge=0)] = 0
-    """Texts sampled from the original model itself to train on beside the selection."""
+    """Number of texts sampled from the original model as additional training data."""
     loss: Loss = "response"
-    """response: the data's own answers; distill: the original's predictions at every token."""
+    """Training loss: response (the data's own answers) or distill (the original's predictions at every token)."""
     data_weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    """With distill: share of the data's own next token in what is learned at a token, beside the predictions; left out, 0.5."""
+    """Weight of the data's own next token relative to the predictions, with distill; default: 0.5."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Times that the training samples are seen."""
+    """Passes over the training samples."""
     steps: Annotated[int, Field(ge=0)] = 0
-    """Optimiser steps, whatever the epochs; 0 goes by them."""
+    """Number of optimiser steps; 0 derives it from the epochs."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Samples of an optimiser step."""
+    """Samples per optimiser step."""
     update: Update = "low-rank"
-    """low-rank: a pair beside every linear of the blocks; full: every weight of the blocks, of a dense source."""
+    """Trained weights: low-rank (a pair per linear) or full (every weight of the blocks, dense sources only)."""
     rank: Annotated[int, Field(ge=1)] = 16
-    """Mean rank of the low-rank updates; blocks share it by their importances, where pruning measured them."""
+    """Mean rank of the low-rank updates, distributed by block importance if pruning measured it."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak of the cosine schedule; left out, 1e-3 for low-rank updates, 2e-4 for full ones."""
+    """Peak learning rate of the cosine schedule; default: 1e-3 for low-rank, 2e-4 for full."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 20
-    """Steps after which the training is saved for --resume."""
+    """Steps between training checkpoints for --resume."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to keep fewer of them."""
+    """Recompute activations to save memory."""
     precision: Precision = "auto"
-    """Of the matrix products in selection and training: bfloat16 where the device multiplies it faster."""
+    """Precision of the matrix products in selection and training; auto uses bfloat16 if the device multiplies it faster."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class RecoverRequest(Request):
         return [store.hashes for store in stores]
 
     def settings(self, where: Where) -> dict[str, Any]:
-        """Everything that decides the weights, besides the models and the content of the data files."""
+        """Settings that determine the weights, besides the models and the content of the data files."""
         chosen = self.options.model_dump(exclude=set(NO_SETTINGS))
         files = {"data": [Path(path).name for path in self.options.data]}
         return {"method": self.name, **self.method.model_dump(), **chosen, **files, **where_used(where)}
@@ -213,7 +210,7 @@ class RecoverRequest(Request):
         return (selected + sampled + predicted + judged + trained) * share
 
     def peak_bytes(self) -> int:
-        """Bytes at the peak: of the fine-tuning, of a walk, or of two models' predictions side by side."""
+        """Peak bytes: of the fine-tuning, of a walk, or of two models' predictions side by side."""
         model, windows, length = self.model, self.options.samples, self.options.sequence_length
         walked = walk_bytes(model, (windows, length), edit_bytes(model, True))
         return max(self._fine_tuning_bytes(), walked, scoring_bytes(model, windows * length))

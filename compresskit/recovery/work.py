@@ -1,4 +1,4 @@
-"""State shared by the parts of a recovery. Does not import torch."""
+"""State shared by the parts of a recovery."""
 
 from __future__ import annotations
 

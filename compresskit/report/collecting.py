@@ -1,4 +1,4 @@
-"""Collect a run's result and the manifests of its steps. Does not import torch."""
+"""Collect a run's result and the manifests of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspect command: show the contents of a checkpoint or adapter folder from its headers. Does not import torch."""
+"""The inspect command: show the contents of a checkpoint or adapter folder from its headers."""
 
 from __future__ import annotations
 

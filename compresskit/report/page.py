@@ -1,4 +1,4 @@
-"""The report as one HTML file without scripts or network, in light and dark, for screens, phones and paper."""
+"""The report of a run: one HTML file without scripts or network, for screens, phones and paper, and the model card beside it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
+from compresskit.checkpoint.folder import write_whole
 from compresskit.recipe import verdict
 from compresskit.report import charts, collecting
+from compresskit.report.card import card
 from compresskit.report.serving import commands
 
+PAGE = "report.html"
+CARD = "README.md"
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 BLOCK_CHARTS = {
     "widths": ("FFN channels a block keeps", "channels"),
@@ -21,6 +25,15 @@ BLOCK_CHARTS = {
     "rank": ("Mean rank of a block's repair", "rank"),
     "error": ("Relative error of a block", "error"),
 }
+
+
+def write_reports(out: Path, result: Mapping[str, Any]) -> Path:
+    """Rewrite the page, and the card of the final model; returns the page's path."""
+    write_whole(out / PAGE, page(out, result))
+    name = collecting.final_model(out, result)
+    if name is not None:
+        write_whole(out / name / CARD, card(out, result, name))
+    return out / PAGE
 
 
 def page(out: Path, result: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Output folder of `expand` and `merge`: an adapter that stock peft loads, or a checkpoint. Does not import torch."""
+"""Output folder of `expand` and `merge`: an adapter that stock peft loads, or a checkpoint."""
 
 from __future__ import annotations
 

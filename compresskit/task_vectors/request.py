@@ -1,4 +1,4 @@
-"""What `quantize compeft`, `expand` and `merge` take besides a method's settings. Loads no torch."""
+"""What `quantize compeft`, `expand` and `merge` take besides a method's settings."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ class TernaryOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     base: str | None = None
-    """The checkpoint that SOURCE was fine-tuned from; for an adapter only --alpha auto reads it."""
+    """Checkpoint from which SOURCE was fine-tuned; adapters need it only for --alpha auto."""
     validation: str | None = None
-    """Text on which --alpha auto is picked: FILE.txt, .jsonl or .parquet, hub:DATASET."""
+    """Validation text for --alpha auto: FILE.txt, .jsonl or .parquet, hub:DATASET."""
     windows: Annotated[int, Field(ge=1)] = 8
-    """Windows of that text."""
+    """Number of validation windows."""
     sequence_length: Annotated[int, Field(ge=2)] = 256
-    """Tokens in a window."""
+    """Tokens per window."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; for --alpha auto."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the forward passes for --alpha auto."""
     overwrite: bool = False
-    """Replace an existing OUT, at the end."""
+    """Replace an existing OUT once the work is complete."""
     trust_remote_code: bool = False
-    """Run the code that a checkpoint brings."""
+    """Run code that the checkpoint ships."""
 
 
 class ExpandOptions(BaseModel):
@@ -36,11 +36,11 @@ class ExpandOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     base: str | None = None
-    """The checkpoint to which the vector is added; for a vector of a whole checkpoint."""
+    """Checkpoint to which the vector is added; for a vector of a whole checkpoint."""
     max_shard_size: str = "5GB"
-    """Largest weight file of a checkpoint."""
+    """Maximum size of a weight file."""
     overwrite: bool = False
-    """Replace an existing OUT, at the end."""
+    """Replace an existing OUT once the work is complete."""
 
 
 class MergeOptions(BaseModel):
@@ -49,10 +49,10 @@ class MergeOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     base: str | None = None
-    """The checkpoint that the sources were fine-tuned from; for whole checkpoints, which are merged into one."""
+    """Checkpoint from which the sources were fine-tuned; for merging whole checkpoints."""
     rank: Annotated[int, Field(ge=1)] | None = None
-    """Merge LoRA adapters as updates of the weights and factorise the result at this rank."""
+    """Merge LoRA adapters as weight updates and factorise the result at this rank."""
     max_shard_size: str = "5GB"
-    """Largest weight file of a checkpoint."""
+    """Maximum size of a weight file."""
     overwrite: bool = False
-    """Replace an existing OUT, at the end."""
+    """Replace an existing OUT once the work is complete."""

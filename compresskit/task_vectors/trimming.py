@@ -1,7 +1,4 @@
-"""Find the largest entries of a whole vector in passes over its tensors, with one section in memory.
-
-Does not import torch.
-"""
+"""Find the largest entries of a whole vector in passes over its tensors, with one section in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost of a walk: micro-batch size, peak memory and the head's share of the work. Does not import torch.
+"""Cost of a walk: micro-batch size, peak memory and the head's share of the work.
 
 The phases of a stage run one after the other, so the largest one sets the peak:
 

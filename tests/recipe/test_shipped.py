@@ -16,7 +16,7 @@ from compresskit.methods import options_class
 from compresskit.recipe import shipped
 from compresskit.recipe.reading import load
 from compresskit.recipe.run import run
-from compresskit.report.writing import write_reports
+from compresskit.report.page import write_reports
 
 ROOT = Path(__file__).parents[2]
 WANTED = {

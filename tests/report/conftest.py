@@ -8,7 +8,7 @@ import pytest
 
 from compresskit.recipe.reading import load
 from compresskit.recipe.run import run
-from compresskit.report.writing import write_reports
+from compresskit.report.page import write_reports
 
 TEXT = """
 source: {source}

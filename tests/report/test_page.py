@@ -1,4 +1,4 @@
-"""report/page.py, report/writing.py: one file that needs nothing else, whose text can be read.
+"""report/page.py: one file that needs nothing else, whose text can be read.
 
 Oracles: an HTML parser, WCAG's contrast formula, and, where there is one, a real browser with axe-core.
 """

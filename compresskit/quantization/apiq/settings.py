@@ -1,4 +1,4 @@
-"""Hyperparameters of ApiQ, shared by method.py and trainer.py. Does not import torch."""
+"""Hyperparameters of ApiQ, shared by method.py and trainer.py."""
 
 from __future__ import annotations
 

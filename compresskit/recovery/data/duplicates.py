@@ -3,7 +3,7 @@
 Near duplicates have an estimated Jaccard similarity of at least `SIMILAR` between their sets of 3-word shingles. MinHash
 (Broder 1997): under a random hash, two sets have the same minimum with probability J, so the share of equal minima over
 many hashes estimates J. Only pairs that agree on a whole band of minima are compared; at J = 0.9 one band of 16 agrees with
-probability 1 - (1 - 0.9^4)^16 > 0.9999. Does not import torch.
+probability 1 - (1 - 0.9^4)^16 > 0.9999.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encode instructions as tokens, with the model's chat template or Alpaca's prompt. Does not import torch.
+"""Encode instructions as tokens, with the model's chat template or Alpaca's prompt.
 
 A sample ends with the template's end-of-turn tokens or the end-of-text token, so that a model learns to stop.
 """

@@ -1,4 +1,4 @@
-"""Held-back samples: a share of each data source, never trained on, to measure the response loss. Does not import torch."""
+"""Held-back samples: a share of each data source, never trained on, to measure the response loss."""
 
 from __future__ import annotations
 

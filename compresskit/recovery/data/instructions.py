@@ -5,7 +5,7 @@
     messages         messages or conversations: [{role, content}] or ShareGPT's [{from, value}]; the last answer is the response
     prompt-response  prompt (or question) and response (completion, answer, output)
 
-The shape of each file is detected from its first row and reported. Does not import torch.
+The shape of each file is detected from its first row and reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prepare the instruction data of a recovery: read, remove duplicates, encode, hold a part back. Does not import torch."""
+"""Prepare the instruction data of a recovery: read, remove duplicates, encode, hold a part back."""
 
 from __future__ import annotations
 

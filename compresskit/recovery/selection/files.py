@@ -1,4 +1,4 @@
-"""Files of a selection: one line per sample with the reason, and the method's facts. Does not import torch."""
+"""Files of a selection: one line per sample with the reason, and the method's facts."""
 
 from __future__ import annotations
 
