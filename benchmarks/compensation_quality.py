@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.checkpoint.source import DEMO, resolve
-from compresskit.compensation.method import CompensateMethod, CompensateOptions
+from compresskit.compensation.method import CompensateMethod
+from compresskit.compensation.request import CompensateOptions
 from compresskit.compensation.run import compensate
-from compresskit.evaluation.run import EvaluateOptions, evaluate
+from compresskit.evaluation.request import EvaluateOptions
+from compresskit.evaluation.run import evaluate
 from compresskit.methods import method_class
 from compresskit.models.load import open_model
 from compresskit.pruning.run import prune

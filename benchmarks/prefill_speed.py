@@ -18,15 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.checkpoint.source import DEMO, resolve
 from compresskit.evaluation.speed import PROMPT_TOKENS, speed
+from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.models.ragged import load_stock
 from compresskit.pruning.magnitude import Magnitude
 from compresskit.pruning.run import prune
 from compresskit.stages import Options
 
+CPU = Where(torch.device("cpu"), torch.float32)
+
 
 def prefill_flops(folder: Path) -> int:
-    network = load_stock(open_model(folder), torch.float32)
+    network = load_stock(open_model(folder), CPU)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, PROMPT_TOKENS, dtype=torch.int64), use_cache=True, logits_to_keep=1)
     return int(counter.get_total_flops())
@@ -46,7 +49,7 @@ def main() -> None:
             prune(Magnitude(sparsity=sparsity, refit=False), str(source), out, Options())
             predicted = dense_flops / prefill_flops(out)
             models = open_model(out), open_model(source)
-            found = speed(models[0], torch.device("cpu"), torch.float32, models[1], rounds=arguments.rounds).prefill_speedup
+            found = speed(models[0], CPU, models[1], arguments.rounds).prefill_speedup
             assert found is not None
             line = {"sparsity": sparsity, "predicted": round(predicted, 3), "measured": round(found, 3)}
             print(json.dumps(line | {"share": round(found / predicted, 3)}), flush=True)

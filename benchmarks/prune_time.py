@@ -20,7 +20,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compresskit.calibration import calibrate
+from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.pruning.cfsp import CFSP
 from compresskit.pruning.run import prune
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.3)
     arguments = parser.parse_args()
     model = open_model(resolve(DEMO))
-    text = calibrate(str(arguments.text), model, arguments.samples, 512, 0, torch.device("cpu"), torch.float32)
+    text = calibrate(TextRequest(str(arguments.text), arguments.samples, 512), model, Where(torch.device("cpu"), torch.float32))
     network = AutoModelForCausalLM.from_pretrained(resolve(DEMO), dtype=torch.float32).eval()
     forward_seconds(network, text.tokens[:SEQUENCES_A_BATCH])
     ratios: dict[str, list[float]] = {"cfsp": [], "uniform": []}

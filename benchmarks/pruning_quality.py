@@ -23,7 +23,8 @@ import torch
 from compresskit.calibration import encode
 from compresskit.checkpoint.source import DEMO, resolve
 from compresskit.evaluation.language_modelling import cut_windows, score
-from compresskit.evaluation.run import read_evaluation_text
+from compresskit.evaluation.request import read_evaluation_text
+from compresskit.machine.device import Where
 from compresskit.methods import method_class
 from compresskit.models.load import open_model
 from compresskit.pruning.run import prune
@@ -69,7 +70,7 @@ def perplexities(folder: Path, data: Path, windows: list[int]) -> dict[str, floa
     for (name, file), count in zip(TEXTS.items(), windows, strict=True):
         text, _ = read_evaluation_text(str(data / file))
         ids = torch.tensor(encode(folder, text, True))
-        found[name] = score(model, cut_windows(ids, WINDOW, count), torch.device("cpu"), torch.float32).perplexity
+        found[name] = score(model, cut_windows(ids, WINDOW, count), Where(torch.device("cpu"), torch.float32)).perplexity
     return found
 
 

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compresskit.calibration.sources import TextRequest
 from compresskit.calibration.windows import calibrate
 from compresskit.checkpoint.source import DEMO, resolve
+from compresskit.machine.device import Where
 from compresskit.models import meta
 from compresskit.models.load import open_model
 from compresskit.numerics.packed import Storage
@@ -72,19 +74,18 @@ def measure(blocks: tuple[Block, Block], stages: Any, settings: dict[str, Any], 
     vectors = {name: each.detach().clone() for name, each in compressed.module.named_parameters() if each.ndim == 1}
     method = ApiQ(bits=bits, **{"rank": 0, **settings})
     for block, hidden in ((original, model_inputs), (compressed, inputs)):
-        block.hidden[:] = hidden[:samples]
+        block.take_inputs(hidden[:samples])
         block.advanced = False
     started = time.monotonic()
     factors = torch.float8_e4m3fn if method.has_small_factors else torch.float16
     storage = Storage(Scheme(bits, 64, False), torch.float16, method.rank or 0, factors, dict.fromkeys(vectors, torch.float32))
-    for _ in original.advance():
-        pass
+    original.advance()
     method.quantize_block(compressed, original.hidden, stages, storage, {})
     seconds = time.monotonic() - started
     seen = relative_error(outputs(compressed, inputs[:samples]), outputs(original, model_inputs[:samples]))
     others = relative_error(outputs(compressed, inputs[samples:]), outputs(original, model_inputs[samples:]))
     for block, hidden in ((original, model_inputs), (compressed, inputs)):
-        block.hidden[:] = hidden
+        block.take_inputs(hidden)
         block.remembered.clear()
     for name, weight in weights.items():
         replace_weight(compressed.linear(name), weight)
@@ -105,10 +106,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="; ".join(ROWS))
     arguments = parser.parse_args()
     model, prefix = open_model(resolve(DEMO)), open_model(arguments.prefix)
-    count = arguments.samples + arguments.unseen
-    tokens = calibrate(arguments.text, model, count, LENGTH, 0, CPU, torch.float32).tokens
-    before = lambda index: None if index in arguments.blocks else prefix  # noqa: E731
-    walks = Walk(model, tokens, CPU, torch.float32, micro_batch=1), Walk(model, tokens, CPU, torch.float32, False, before, 1)
+    count, where = arguments.samples + arguments.unseen, Where(CPU, torch.float32)
+    tokens = calibrate(TextRequest(arguments.text, count, LENGTH), model, where).tokens
+    finished = {index: prefix for index in range(model.block_count) if index not in arguments.blocks}
+    walks = Walk(model, tokens, where, 1), Walk(model, tokens, where, 1).resumed(finished)
     for original, compressed in zip(*walks, strict=True):
         if original.index not in arguments.blocks:
             continue

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint.source import DEMO
-from compresskit.evaluation.run import EvaluateOptions, evaluate
+from compresskit.evaluation.request import EvaluateOptions
+from compresskit.evaluation.run import evaluate
 from compresskit.methods import method_class
 from compresskit.quantization.run import quantize
 from compresskit.stages import Options

@@ -40,6 +40,7 @@ from compresskit.recovery import forward
 from compresskit.recovery.data import reading
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.request import RecoverOptions
+from compresskit.recovery.run import recover
 from compresskit.recovery.selection import degradation, embeddings
 from compresskit.walk.walk import Walk
 
@@ -190,7 +191,7 @@ def one(run: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
         calibration=arguments.calibration, samples=16,
     )  # fmt: skip
     started, processor = time.monotonic(), time.process_time()
-    result = run.recover(method, arguments.compressed, out, options)
+    result = recover(method, arguments.compressed, out, options)
     took = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - processor, 1)}
     found = texts(arguments.data, source.resolve(arguments.dense), SimpleNamespace(**{**vars(arguments), "responses": 0}))
     after: dict[str, Any] = losses(out, {name: samples for name, samples in found.items() if samples}, "auto")

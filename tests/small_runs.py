@@ -13,7 +13,7 @@ from compresskit.pruning.run import prune as prune_stage
 from compresskit.stages import Options
 
 
-def slow_but(*quick: str, of: Iterable[str]) -> list[Any]:
+def slow_but(*quick: object, of: Iterable[object]) -> list[Any]:
     """Parameters of a test that takes seconds for each of them; all but the quick ones are left to the whole run."""
     return [pytest.param(each, marks=() if each in quick else pytest.mark.slow) for each in of]
 

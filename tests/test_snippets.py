@@ -38,7 +38,6 @@ SHOWN = {
     "yaml": "test_recipe_docs.py", "py": "test_contributing.py", "text": "output", "": "the README's map",
     "{toctree}": "made into links by the site",
 }  # fmt: skip
-}
 """Languages of blocks that no shell can run, with who checks them."""
 GIVEN: dict[str, str] = {
     "compeft.md": (

@@ -27,7 +27,7 @@ class Storage(NamedTuple):
     """Stored dtypes of norms and biases that may change, by their names inside the block."""
 
 
-class StoredLinear(NamedTuple):
+class QuantizedLinear(NamedTuple):
     """One quantised linear, ready to write."""
 
     tensors: dict[str, Tensor]
@@ -40,10 +40,10 @@ class StoredLinear(NamedTuple):
     """Scale of the product of the adapter's factors."""
 
 
-class StoredBlock(NamedTuple):
+class QuantizedBlock(NamedTuple):
     """Result of one block."""
 
-    linears: dict[str, StoredLinear]
+    linears: dict[str, QuantizedLinear]
     """Quantised linears by plain name."""
     vectors: dict[str, Tensor]
     """Changed norms and biases, in their stored dtypes, by their names inside the block."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.formats.compressed_tensors import stored_linear
-from compresskit.numerics.packed import StoredLinear
+from compresskit.numerics.packed import QuantizedLinear
 from compresskit.quantization.method import GridMethod
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class GPTQ(GridMethod, frozen=True):
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
-    ) -> list[StoredLinear]:
+    ) -> list[QuantizedLinear]:
         """Run the recursion over all rows of the linears (out, in); an expert that no token reached is rounded to nearest."""
         import torch
 
@@ -65,5 +65,5 @@ class GPTQ(GridMethod, frozen=True):
         for weight, part, scale, zero_point in zip(*parts, strict=True):
             own = Grid(scale, zero_point)
             error = relative_output_error(weight, part, hessian, own, scheme)
-            found.append(StoredLinear(*stored_linear(part, own, scheme, scale_dtype), error=error))
+            found.append(QuantizedLinear(*stored_linear(part, own, scheme, scale_dtype), error=error))
         return found

@@ -12,7 +12,7 @@ from compresskit.checkpoint.reader import TensorSpec
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.formats import compressed_tensors
 from compresskit.models.model import Model
-from compresskit.numerics.packed import Storage, StoredBlock, StoredLinear
+from compresskit.numerics.packed import QuantizedBlock, QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
 from compresskit.stages import Method
 
@@ -64,7 +64,7 @@ class QuantizeMethod(Method):
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
-    ) -> list[StoredLinear]:
+    ) -> list[QuantizedLinear]:
         """Quantise linears (out, in) with a shared input; `gram` holds its second moments over the calibration text."""
         raise TypeError(f"{type(self).__name__} defines no quantize_group")
 
@@ -177,7 +177,7 @@ class BlockMethod(GridMethod):
         sequence: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
-    ) -> StoredBlock:
+    ) -> QuantizedBlock:
         """Quantise one block of the quantised stream and advance it.
 
         `targets`: the original block's outputs, one (batch, length, hidden) per micro-batch. `sequence`: the linears to quantise,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.formats import bitsandbytes
-from compresskit.numerics.packed import StoredLinear
+from compresskit.numerics.packed import QuantizedLinear
 from compresskit.quantization.method import QuantizeMethod
 
 if TYPE_CHECKING:
@@ -54,6 +54,6 @@ class NF4(QuantizeMethod, frozen=True):
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
-    ) -> list[StoredLinear]:
+    ) -> list[QuantizedLinear]:
         """Equation 1 on each linear (out, in)."""
-        return [StoredLinear(*bitsandbytes.quantize(w, int(self.block_size), self.nested), error=None) for w in weights]
+        return [QuantizedLinear(*bitsandbytes.quantize(w, int(self.block_size), self.nested), error=None) for w in weights]

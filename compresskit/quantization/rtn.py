@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from compresskit.formats.compressed_tensors import stored_linear
-from compresskit.numerics.packed import StoredLinear
+from compresskit.numerics.packed import QuantizedLinear
 from compresskit.quantization.method import GridMethod
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class RTN(GridMethod, frozen=True):
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
-    ) -> list[StoredLinear]:
+    ) -> list[QuantizedLinear]:
         """Equation 1 on each linear (out, in)."""
         from compresskit.numerics.grid import min_max_grid, searched_grid, to_codes
 
@@ -41,5 +41,5 @@ class RTN(GridMethod, frozen=True):
         found = []
         for weight in weights:
             grid = make_grid(weight.float(), scheme, scale_dtype)
-            found.append(StoredLinear(*stored_linear(to_codes(weight, grid, scheme), grid, scheme, scale_dtype), error=None))
+            found.append(QuantizedLinear(*stored_linear(to_codes(weight, grid, scheme), grid, scheme, scale_dtype), error=None))
         return found

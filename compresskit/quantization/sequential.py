@@ -11,7 +11,7 @@ import torch
 from compresskit.checkpoint.writer import Writer
 from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
-from compresskit.numerics.packed import StoredLinear
+from compresskit.numerics.packed import QuantizedLinear
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import ATTENTION_POSITIONS, OnBlock, chosen_sequence, collected, finish_block, replace_weight
@@ -61,7 +61,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
     return errors
 
 
-def put(model: Model, block: Block, name: str, stored: StoredLinear, writer: Writer) -> None:
+def put(model: Model, block: Block, name: str, stored: QuantizedLinear, writer: Writer) -> None:
     """Write one quantised linear, and set the block's weight to what readers will unpack."""
     for leaf, tensor in stored.tensors.items():
         writer.put(f"{model.stored_name(name)}.{leaf}", tensor)

@@ -15,7 +15,7 @@ from compresskit.checkpoint.writer import Writer
 from compresskit.formats.peft import factor_names
 from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
-from compresskit.numerics.packed import Storage, StoredBlock, StoredLinear
+from compresskit.numerics.packed import QuantizedBlock, QuantizedLinear, Storage
 from compresskit.quantization.method import BlockMethod
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.quantization.sequential import put, write_shapes
@@ -74,7 +74,7 @@ def _vectors(model: Model, block: Block) -> dict[str, torch.dtype]:
     return found
 
 
-def _write(walk: Walk, block: Block, found: StoredBlock, writer: Writer) -> None:
+def _write(walk: Walk, block: Block, found: QuantizedBlock, writer: Writer) -> None:
     for name, vector in found.vectors.items():
         writer.put(walk.model.stored_name(f"{block.name}.{name}"), vector)
     for name, stored in found.linears.items():
@@ -83,4 +83,4 @@ def _write(walk: Walk, block: Block, found: StoredBlock, writer: Writer) -> None
             factor: torch.Tensor | None = tensors.pop(leaf, None)
             if factor is not None:
                 writer.put(stored_name, factor)
-        put(walk.model, block, name, StoredLinear(tensors, stored.weight, None), writer)
+        put(walk.model, block, name, QuantizedLinear(tensors, stored.weight, None), writer)

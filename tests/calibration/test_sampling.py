@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from small_runs import slow_but
 from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
@@ -23,13 +24,7 @@ from compresskit.models.load import open_model
 HOW = Sampling(0, Where(torch.device("cpu"), torch.float32))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("COMPRESSKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but("llama", "gpt2", of=FAMILIES))
 def test_sampling_with_the_cache_equals_recomputing_everything(family: str, tiny: dict[str, Path]) -> None:
     network = AutoModelForCausalLM.from_pretrained(tiny[family], dtype=torch.float32).eval()
     found = torch.full((5, 24), 1)

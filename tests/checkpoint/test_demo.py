@@ -16,6 +16,14 @@ from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import NetworkError, RequestError
 
 
+@pytest.fixture(autouse=True)
+def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if "slow" not in request.keywords:
+        monkeypatch.setenv("COMPRESSKIT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv(demo.WHEEL_VARIABLE, raising=False)
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):

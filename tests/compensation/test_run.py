@@ -28,6 +28,7 @@ from compresskit.quantization.run import quantize
 from compresskit.stages import Options
 
 
+@pytest.mark.slow
 def test_adapters_and_merged_models_give_our_logits_in_stock_tools(
     tiny: dict[str, Path], rounded: Path, text: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_repair_that_made_it_worse_is_written_and_named(
     assert f"KL {result['kl_before']:.4g} -> {result['kl_after']:.4g}" in result["warning"]
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes_and_goes_on_after_a_kill(
     tiny: dict[str, Path], rounded: Path, text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

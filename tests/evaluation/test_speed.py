@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import slow_but
 from tiny_models import FAMILIES
 
 from compresskit.errors import RequestError
@@ -29,7 +30,7 @@ def test_two_models_are_timed_and_compared(tiny: dict[str, Path]) -> None:
     assert (found.rounds, found.prompt_tokens, found.decoded_tokens) == (2, 224, 32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but("llama", "gpt2", "mixtral", of=FAMILIES))
 def test_every_family_is_timed_alone(family: str, tiny: dict[str, Path]) -> None:
     found = speed(open_model(tiny[family]), Where(CPU, torch.float32), rounds=1).model_dump()
     alone = {name for name in found if not name.startswith("reference") and not name.endswith("speedup")}

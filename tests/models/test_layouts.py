@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import prune
+from small_runs import prune, slow_but
 from stock_tools import stock_logits, tokens, walked_logits
 from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
@@ -20,7 +20,7 @@ from compresskit.pruning.cfsp import CFSP
 RAGGED_FAMILIES = tuple(family for family in FAMILIES if can_be_ragged(ARCHITECTURES[family]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but("llama", "gpt2", "mixtral", "phi3", of=FAMILIES))
 def test_uniform_widths_give_a_plain_checkpoint(family: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = prune(tiny[family], out, text_file, CFSP(sparsity=0.25, allocation="uniform", round_to=8))
@@ -33,7 +33,7 @@ def test_uniform_widths_give_a_plain_checkpoint(family: str, tiny: dict[str, Pat
     assert result["parameters_after"] < result["parameters_before"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but("llama", "gpt2", "mixtral", "phi3", of=FAMILIES))
 def test_padded_widths_compute_what_the_narrow_ones_do(
     family: str, tiny: dict[str, Path], text_file: Path, ragged: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -10,57 +10,46 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_damage import edit_tensors
+from conftest import SMALL, Run
 from safetensors.torch import load_file
 from stock_tools import stock_logits, walked_logits
 from tiny_models import make_model
 from warm_processes import finish, interrupt
 
 from compresskit.checkpoint.reader import sha256
-from compresskit.cli.main import main
 from compresskit.pruning.cfsp import CFSP
 from compresskit.pruning.run import prune
 from compresskit.quantization.gptq import GPTQ
 from compresskit.quantization.rtn import RTN
 from compresskit.stages import Options
 
-SMALL = ("--samples", "8", "--sequence-length", "64")
 STAGE_KEYS = {
     "stage", "method", "output", "source", "seconds", "peak_memory_bytes", "parameters_before", "parameters_after",
     "bytes_before", "bytes_after", "settings", "bits_per_weight", "kl_held_back",
 }  # fmt: skip
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()  # what making the tiny models printed
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return int(caught.value.code or 0), output.out, output.err
-
-
 @pytest.mark.parametrize("method", ["rtn", "gptq", "apiq", "nf4"])
 def test_every_method_prints_one_json_object_with_the_documented_keys(
-    method: str, capsys: pytest.CaptureFixture[str], tiny: dict[str, Path], text_file: Path, tmp_path: Path
+    method: str, run: Run, tiny: dict[str, Path], text_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    code, text, err = run(capsys, "quantize", method, tiny["llama"], out, "--calibration", text_file, *SMALL, "--json")
+    code, text, err = run("quantize", method, tiny["llama"], out, "--calibration", text_file, *SMALL, "--json")
     assert code == 0, err
     result = json.loads(text)
     assert result.keys() >= STAGE_KEYS
     assert result["bytes_after"] < result["bytes_before"]
     assert result["parameters_after"] == result["parameters_before"]
     assert "on held-back text KL" in err
-    code, text, _ = run(capsys, "evaluate", out, "--against", tiny["llama"], "--data", text_file, "--windows", 2, "--sequence-length", 64, "--json")  # fmt: skip # noqa: E501
+    code, text, _ = run("evaluate", out, "--against", tiny["llama"], "--data", text_file, "--windows", 2, "--sequence-length", 64, "--json")  # fmt: skip # noqa: E501
     assert code == 0
     assert 0 < json.loads(text)["kl"] < 0.1
-    code, text, _ = run(capsys, "inspect", out)
+    code, text, _ = run("inspect", out)
     assert code == 0
     assert "low_bit" in text
 
 
-def test_a_collapsed_model_is_written_and_named_and_exits_3(
-    capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path
-) -> None:
+def test_a_collapsed_model_is_written_and_named_and_exits_3(run: Run, text_file: Path, tmp_path: Path) -> None:
     """A head and an embedding so large that 2 bits in between leave nothing of what the model says."""
     source = make_model(tmp_path / "loud", "llama", tie_word_embeddings=False)
 
@@ -69,7 +58,7 @@ def test_a_collapsed_model_is_written_and_named_and_exits_3(
 
     edit_tensors(source, louder)
     out = tmp_path / "out"
-    code, text, err = run(capsys, "quantize", "rtn", source, out, "--bits", 2, "--calibration", text_file, *SMALL)
+    code, text, err = run("quantize", "rtn", source, out, "--bits", 2, "--calibration", text_file, *SMALL)
     assert (code, text) == (3, f"{out}\n"), err
     assert "The model has collapsed" in err
     assert (out / "model.safetensors").exists()
@@ -89,22 +78,22 @@ def test_a_collapsed_model_is_written_and_named_and_exits_3(
 def test_unusable_settings_are_refused_with_one_line(
     arguments: tuple[str, ...],
     said: str,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
     tiny: dict[str, Path],
     text_file: Path,
     tmp_path: Path,
 ) -> None:
     command = ("quantize", "gptq", tiny["llama"], tmp_path / "out", "--calibration", text_file, *SMALL, *arguments)
-    code, text, err = run(capsys, *command)
+    code, text, err = run(*command)
     assert (code, text, err.count("\n")) == (2, "", 1), err
     assert said in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_activations_fail_with_the_block_named(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path) -> None:
+def test_nan_activations_fail_with_the_block_named(run: Run, text_file: Path, tmp_path: Path) -> None:
     source = make_model(tmp_path / "bad", "llama")
     edit_tensors(source, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].fill_(3e38))
-    code, _, err = run(capsys, "quantize", "gptq", source, tmp_path / "out", "--calibration", text_file, *SMALL)
+    code, _, err = run("quantize", "gptq", source, tmp_path / "out", "--calibration", text_file, *SMALL)
     assert code == 1
     assert "model.layers.1" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from small_runs import slow_but
 from tiny_models import make_adapter
 
 from compresskit.cli.main import main
@@ -79,7 +80,7 @@ def tiny_step(step: dict[str, Any], text_file: Path) -> dict[str, Any]:
     return changed
 
 
-@pytest.mark.parametrize("name", shipped.names())
+@pytest.mark.parametrize("name", slow_but("ci-gate", "cfsp", "gptq", of=shipped.names()))
 def test_a_shipped_recipe_runs(name: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(shipped.find(name).read_text())
     document["steps"] = [tiny_step(step, text_file) for step in document["steps"]]

@@ -11,7 +11,7 @@ from torch import Tensor
 from compresskit.formats.compressed_tensors import stored_linear
 from compresskit.numerics.grid import Grid, grid_of_range, grouped, range_of
 from compresskit.numerics.lowrank import EIGHT_BITS, Metric, eight_bit_factors, in_eight_bits, low_rank_factors, rounded_pair
-from compresskit.numerics.packed import Storage, StoredLinear
+from compresskit.numerics.packed import QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
 
 START_CLIPPING = 4.0
@@ -113,18 +113,18 @@ class TrainedLinear:
             first, second = straight_through(first, rounded[0]), straight_through(second, rounded[1])
         return weight, weight + second @ first
 
-    def stored(self) -> StoredLinear:
+    def stored(self) -> QuantizedLinear:
         """Stored tensors at the current parameters, with the adapter's factors as `lora_A.weight` and `lora_B.weight`."""
         scheme, scale_dtype, factor_dtype = self.storage.scheme, self.storage.scale_dtype, self.storage.factor_dtype
         grid = self.grid()
         codes = soft_codes(self.target, self.offset, grid, scheme).flatten(1)
         tensors, weight = stored_linear(codes, grid, scheme, scale_dtype)
         if self.adapter is None:
-            return StoredLinear(tensors, weight, None)
+            return QuantizedLinear(tensors, weight, None)
         first, second, scale = in_eight_bits(*self.adapter) if self.eight_bits else (*self.adapter, 1.0)
         first, second = first.to(factor_dtype), second.to(factor_dtype)
         tensors |= {"lora_A.weight": first, "lora_B.weight": second}
-        return StoredLinear(tensors, weight + scale * (second.float() @ first.float()), None, scale)
+        return QuantizedLinear(tensors, weight + scale * (second.float() @ first.float()), None, scale)
 
     def distance(self, weight: Tensor) -> Tensor:
         """sum(F * (W_q - W)^2) of equation 1, a number; weight: W_q (out, in)."""

@@ -41,7 +41,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from compresskit.errors import RequestError, UnsupportedArchitecture
-from compresskit.numerics.packed import Storage, StoredBlock
+from compresskit.numerics.packed import QuantizedBlock, Storage
 from compresskit.quantization.apiq.settings import ApiQSettings
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class ApiQ(ApiQSettings, frozen=True):
         sequence: Sequence[Sequence[tuple[str, ...]]],
         storage: Storage,
         saliencies: Mapping[str, Tensor],
-    ) -> StoredBlock:
+    ) -> QuantizedBlock:
         """Start, train and keep the better result (equation 1). The block is edited in place and advanced."""
         from compresskit.quantization.apiq.trainer import Trainer
 
@@ -122,4 +122,4 @@ class ApiQ(ApiQSettings, frozen=True):
             trainer.settle()
         block.hand_over(trainer.outputs)
         linears, vectors = trainer.stored()
-        return StoredBlock(linears, vectors, {"start_error": before, "trained_error": after, "kept_error": min(before, after)})
+        return QuantizedBlock(linears, vectors, {"start_error": before, "trained_error": after, "kept_error": min(before, after)})

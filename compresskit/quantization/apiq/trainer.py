@@ -11,7 +11,7 @@ from torch import Tensor
 from compresskit.machine.precision import matrix_products
 from compresskit.numerics.grid import min_max_grid
 from compresskit.numerics.lowrank import Metric
-from compresskit.numerics.packed import Storage, StoredLinear
+from compresskit.numerics.packed import QuantizedLinear, Storage
 from compresskit.quantization.apiq.linear import TrainedLinear
 from compresskit.quantization.apiq.settings import ApiQSettings
 from compresskit.quantization.error_feedback import round_with_feedback
@@ -225,6 +225,6 @@ class Trainer:
         return {name: vector.to(self.storage.vectors[name]) for name, vector in self.vectors.items()}
 
     @torch.no_grad()
-    def stored(self) -> tuple[dict[str, StoredLinear], dict[str, Tensor]]:
+    def stored(self) -> tuple[dict[str, QuantizedLinear], dict[str, Tensor]]:
         """Return the linears, and the norms and biases, to write."""
         return {name: linear.stored() for name, linear in self.linears.items()}, self._stored_vectors()

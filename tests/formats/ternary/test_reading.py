@@ -33,6 +33,7 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, di
     return folder, small_file(folder), read(folder / "original")
 
 
+@pytest.mark.slow
 @settings(max_examples=2000)
 @given(st.sampled_from(["flip", "cut", "swap", "header", "length"]), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 def test_a_damaged_file_gives_the_original_or_a_clean_error(

@@ -8,7 +8,7 @@ from apiq_parts import storage
 
 from compresskit.numerics.grid import from_codes, min_max_grid, to_codes
 from compresskit.numerics.lowrank import Metric
-from compresskit.numerics.packed import StoredLinear
+from compresskit.numerics.packed import QuantizedLinear
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.apiq.linear import TrainedLinear, clipped_grid
 from compresskit.quantization.error_feedback import round_with_feedback
@@ -63,6 +63,6 @@ def test_what_is_stored_is_what_was_trained(bits: int) -> None:
     assert left < 0.6 * before
 
 
-def from_adapter(stored: StoredLinear) -> torch.Tensor:
+def from_adapter(stored: QuantizedLinear) -> torch.Tensor:
     first, second = (stored.tensors[f"lora_{each}.weight"].float() for each in "AB")
     return stored.adapter_scale * second @ first

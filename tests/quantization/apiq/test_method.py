@@ -20,7 +20,7 @@ from compresskit.quantization.apiq.method import ApiQ
 from compresskit.quantization.run import quantize
 
 
-@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("bits", slow_but(2, of=(2, 3)))
 def test_the_loss_falls_in_every_block_and_the_result_beats_its_start(
     bits: int, tiny: dict[str, Path], text_file: Path, tmp_path: Path
 ) -> None:
@@ -76,7 +76,7 @@ def test_an_adapter_in_eight_bits_takes_half_the_bytes_and_loads_with_stock_tool
     tiny: dict[str, Path], text_file: Path, tmp_path: Path
 ) -> None:
     for bits in (16, 8):
-        method = ApiQ(bits=2, group_size=16, epochs=2, rank=4, adapter_bits=bits)
+        method = ApiQ(bits=2, group_size=16, epochs=1, rank=4, adapter_bits=bits)
         quantize(method, str(tiny["llama"]), tmp_path / str(bits), options(text_file))
     large, small = (load_file(tmp_path / str(bits) / "adapter" / "adapter_model.safetensors") for bits in (16, 8))
     assert {tensor.dtype for tensor in small.values()} == {torch.float8_e4m3fn}
@@ -85,7 +85,7 @@ def test_an_adapter_in_eight_bits_takes_half_the_bytes_and_loads_with_stock_tool
     assert (found - walked_logits(tmp_path / "8")).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("saliency", ["fisher", "none"])
+@pytest.mark.parametrize("saliency", slow_but("none", of=("fisher", "none")))
 @pytest.mark.parametrize("start", ["gptq", "rtn"])
 def test_every_variant_runs_and_is_reproducible(
     saliency: str, start: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path

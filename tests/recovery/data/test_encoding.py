@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 
 from compresskit.errors import RequestError
 from compresskit.recovery.data.encoding import (
@@ -19,24 +16,15 @@ from compresskit.recovery.data.encoding import (
     is_truncated,
     open_tokenizer,
 )
-from compresskit.recovery.data.instructions import read_instructions
-
-ROWS: dict[str, dict[str, Any]] = {
-    "alpaca": {"instruction": "Add.", "input": "1 and 2", "output": "3"},
-    "dolly": {"instruction": "Add.", "context": "1 and 2", "response": "3", "category": "maths"},
-    "messages": {"messages": [{"role": "user", "content": "Add.\n\n1 and 2"}, {"role": "assistant", "content": "3"}]},
-    "prompt-response": {"prompt": "Add.\n\n1 and 2", "completion": "3"},
-}
+from compresskit.recovery.data.instructions import Reading, read_instructions
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    if path.suffix == ".parquet":
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return path
+@pytest.fixture
+def reading(tmp_path: Path) -> Reading:
+    """One sample, read from a file."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"instruction": "Add.", "input": "1 and 2", "output": "3"}) + "\n")
+    return read_instructions([path])
 
 
 @pytest.mark.parametrize(("response", "cut"), [("Done.", False), ("```python\nx", True), ("```x```", False), ("first,", True)])
@@ -45,27 +33,26 @@ def test_a_response_that_was_cut_off_is_recognised(response: str, cut: bool) -> 
 
 
 def test_without_a_chat_template_the_prompt_is_alpacas_and_the_response_ends_with_the_end_of_text(
-    tiny: dict[str, Path], tmp_path: Path
+    tiny: dict[str, Path], reading: Reading
 ) -> None:
     tokenizer = open_tokenizer(tiny["llama"])
-    sample = encode(read_instructions([write(tmp_path / "d.jsonl", [ROWS["alpaca"]])]).samples[0], tokenizer)
+    sample = encode(reading.samples[0], tokenizer)
     assert tokenizer.decode(sample.tokens[: sample.response_start]) == ALPACA_PROMPT.format(asked="Add.\n\n1 and 2")
     assert tokenizer.decode(sample.tokens[sample.response_start :]) == "3</s>"
 
 
-def test_a_chat_template_decides_what_stands_before_and_after_the_response(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_a_chat_template_decides_what_stands_before_and_after_the_response(tiny: dict[str, Path], reading: Reading) -> None:
     tokenizer = open_tokenizer(tiny["llama"])
     tokenizer.chat_template = (
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    sample = encode(read_instructions([write(tmp_path / "d.jsonl", [ROWS["alpaca"]])]).samples[0], tokenizer)
+    sample = encode(reading.samples[0], tokenizer)
     assert tokenizer.decode(sample.tokens[: sample.response_start]) == "[user]Add.\n\n1 and 2[end]\n[assistant]"
     assert tokenizer.decode(sample.tokens[sample.response_start :]) == "3[end]"
 
 
-def test_data_of_which_nothing_is_left_is_refused_with_the_counts(tiny: dict[str, Path], tmp_path: Path) -> None:
-    reading = read_instructions([write(tmp_path / "d.jsonl", [ROWS["alpaca"]])])
+def test_data_of_which_nothing_is_left_is_refused_with_the_counts(tiny: dict[str, Path], reading: Reading) -> None:
     with pytest.raises(RequestError, match="1 are longer than 16 tokens"):
         encode_samples(reading, open_tokenizer(tiny["llama"]), 16)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from recovery_data import options
+from warm_processes import start
 
 from compresskit.checkpoint.reader import sha256
 from compresskit.errors import CompresskitError
@@ -47,14 +45,12 @@ def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
         "--loss", "distill", "--update", update, "--checkpoint-steps", "2", "--budget", "0.5",
         "--original", str(tiny["llama"]), "--data", str(data),
     ]  # fmt: skip
-    child = subprocess.Popen(
-        [sys.executable, "-m", "compresskit", "recover", "random", str(damaged), str(out), *flags, "--quiet"]
-    )
+    child = start(["recover", "random", str(damaged), str(out), *flags, "--quiet"], tmp_path / "log")
     trainer = tmp_path / "out.training" / "trainer"
-    while child.poll() is None and not any(trainer.glob("checkpoint-*/complete")):
+    while child.is_alive() and not any(trainer.glob("checkpoint-*/complete")):
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
     assert not out.exists()
     recover(Random(budget=0.5), str(damaged), out, options(tiny["llama"], data, resume=True, **settings))
     assert sha256(out / "model.safetensors") == sha256(whole / "model.safetensors")
