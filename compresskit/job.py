@@ -24,7 +24,7 @@ from compresskit.machine.memory import peak_memory_bytes
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
 from compresskit.models.model import Model
-from compresskit.stages import Method, Options
+from compresskit.stages import Method, Options, parse_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ class Request:
 
     def check_text_and_out(self, needed_bytes: int) -> None:
         """Refuse an unusable calibration text, shard size or OUT; `needed_bytes`: room for the result."""
-        assert self.options.shard_bytes
+        parse_bytes(self.options.max_shard_size)
         if self.text is not None:
             calibration.check(self.text.spec, self.text.samples, self.text.sequence_length)
         check_out(self.out, self.model.checkpoint.folder, needed_bytes, self.options.overwrite)

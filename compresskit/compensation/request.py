@@ -250,9 +250,9 @@ def open_request(method: CompensateMethod, source_name: str, out: Path, options:
     original = with_adapter(open_model(source.resolve(options.original), options.trust_remote_code), None)
     base = source_name if source.is_hub_id(source_name) else str(folder.resolve())
     request = CompensateRequest(method, compressed, out, options, original, base)
-    assert request.pair
+    both = request.pair  # which is refused where the models do not belong together
     request.check()
-    weights = sum(math.prod(compressed.linear_shape(name)) for name in request.names)
+    weights = sum(math.prod(both.compressed.linear_shape(name)) for name in request.names)
     request.check_text_and_out(FLOAT32_BYTES * weights if request.dense else 0)
     return request
 
