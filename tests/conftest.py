@@ -8,17 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
-from tiny_models import make_model
 
-from compresskit.cli.main import main
+from compresskit.cli.main import app, main
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--samples", "8", "--sequence-length", "64")
 """Flags for calibration with little text."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    import torch  # here and below, because the process that only hands out the tests needs none of it
+
     # Test processes run side by side: spinning threads of the one would slow the other, and its children.
     torch.set_num_threads(1)
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -30,9 +30,18 @@ settings.load_profile("noisy")
 TEXT = "the quick brown fox jumps over a lazy dog while seven quiet engineers measure how small a model can be"
 
 
+@pytest.fixture(autouse=True)
+def forgotten_commands() -> None:
+    """Every call of `main` adds all commands to the app, which a process is meant to do once: forget those of other tests."""
+    app.registered_commands.clear()
+    app.registered_groups.clear()
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny checkpoints by family, made when first asked for."""
+    from tiny_models import make_model
+
     root = tmp_path_factory.mktemp("tiny")
 
     class Models(dict[str, Path]):
@@ -46,6 +55,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40,000 characters of prose-like text: enough for 64 windows of 128 byte tokens."""
+    import torch
+
     path = tmp_path_factory.mktemp("text") / "prose.txt"
     words = TEXT.split()
     generator = torch.Generator().manual_seed(0)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compresskit import evaluate, prune
 from compresskit.checkpoint.demo import demo_checkpoint
-from compresskit.evaluation.run import EvaluateOptions
+from compresskit.evaluation.request import EvaluateOptions
+from compresskit.evaluation.run import evaluate
 from compresskit.pruning.cfsp import CFSP
+from compresskit.pruning.run import prune
 from compresskit.stages import Options
 
 

@@ -14,6 +14,7 @@ import pytest
 from compresskit import errors
 from compresskit.methods import METHODS, method_class, options_class
 
+pytestmark = pytest.mark.slow  # the site takes seconds to build, in every worker
 DOCS = Path(__file__).parents[1] / "docs"
 
 

@@ -153,6 +153,7 @@ def test_the_snippets_of_a_page_run(page: Path, folder: Path, environment: dict[
         assert finished.returncode == 0, f"{page.name}, block {number}: {script}\n{finished.stderr[-3000:]}"
 
 
+@pytest.mark.slow
 def test_a_snippet_with_a_mistake_fails(folder: Path, environment: dict[str, str]) -> None:
     for script, said in {
         "compresskit prune cfsp demo:smollm2-135m out --sparsty 0.3": "--sparsity",

@@ -44,7 +44,7 @@ def interrupt(arguments: list[str], out: Path, log: Path, stop: signal.Signals) 
     process = start(arguments, log)
     while process.is_alive() and not (progress.exists() and len(json.loads(progress.read_text())["blocks"]) >= 2):
         time.sleep(0.01)
-    assert process.pid is not None
+    assert process.pid is not None and process.is_alive(), log.read_text()
     os.kill(process.pid, stop)
     process.join()
     assert not out.exists(), "it came to its end before it was stopped"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from recovery_data import samples_of, stock_logits
+from small_runs import slow_but
 from tiny_models import FAMILIES
 
 from compresskit.machine.device import Where
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("size", [2, 100])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but("llama", "gpt2", "mixtral", of=FAMILIES))
 def test_losses_of_padded_samples_are_those_of_each_sample_alone(
     family: str, size: int, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,6 @@ from compresskit.recovery.selection.paser import Paser, efficiency
 PAPER: dict[str, Any] = {"lost_by": "divergence", "share_by": "degradation", "pick_by": "efficiency"}
 """What brings `paser` back to its paper."""
 
-pytest.importorskip("scipy")
-
 
 @pytest.mark.parametrize("settings", [PAPER, {}])
 def test_the_capability_that_was_lost_gets_the_largest_share_and_the_best_of_it_are_taken(settings: dict[str, Any]) -> None:
@@ -102,6 +100,7 @@ def test_what_lost_nothing_is_drawn_last() -> None:
 
 def test_a_capability_lost_on_purpose_gets_the_largest_share(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Arithmetic and words; the damaged model can no longer read digits."""
+    pytest.importorskip("scipy")
     from checkpoint_damage import edit_tensors
 
     generator, words = random.Random(1), TEXT.split()

@@ -15,8 +15,6 @@ from compresskit.recovery.selection.random import Full, Random
 from compresskit.recovery.training.finetune import loss_curve
 from compresskit.walk.walk import Walk
 
-pytest.importorskip("scipy")
-
 
 def test_a_loss_curve_is_one_line_from_the_highest_to_the_lowest_mark() -> None:
     assert loss_curve([3.0, 2.0, 1.0]) == "█▅▁"
@@ -25,9 +23,11 @@ def test_a_loss_curve_is_one_line_from_the_highest_to_the_lowest_mark() -> None:
     assert loss_curve([]) == ""
 
 
+@pytest.mark.slow
 def test_a_distillation_learns_the_data_as_far_as_it_is_mixed_in(
     tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("scipy")
     losses = []
     for weight in (0.0, 0.5, 1.0):
         asked = options(tiny["llama"], data, steps=20, learning_rate=2e-2, loss="distill", data_weight=weight)
@@ -40,6 +40,7 @@ def test_a_distillation_learns_the_data_as_far_as_it_is_mixed_in(
 def test_the_original_is_asked_only_what_the_steps_see(
     tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("scipy")
     from compresskit.recovery.training import distillation
 
     request = options(tiny["llama"], data, steps=2, loss="distill")
@@ -65,6 +66,7 @@ def test_the_original_is_asked_only_what_the_steps_see(
 def test_texts_of_the_original_itself_have_no_hard_targets(
     tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("scipy")
     from compresskit.recovery.training import trainer
 
     given = []

@@ -28,8 +28,6 @@ LENGTHS = (9, 1, 30, 14)
 PADDED = {"mistral", "gemma2", "gemma3_text"}
 """Families whose tiny models have a window shorter than the longest text."""
 
-pytest.importorskip("scipy")
-
 
 def network_of(folder: Path) -> PreTrainedModel:
     return whole_network(open_model(folder), Where(torch.device("cpu"), torch.float32))
@@ -112,6 +110,7 @@ def test_a_row_says_where_each_text_begins_and_learns_the_same_tokens_as_a_recta
 def test_packed_rows_are_learned_as_padded_samples_are(
     loss: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("scipy")
     losses = []
     for name in ("packed", "padded"):
         weight = 0.0 if loss == "distill" else None  # small losses, whose last digits are seen

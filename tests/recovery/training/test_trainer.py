@@ -33,6 +33,7 @@ def test_gradient_checkpointing_changes_no_loss(
     assert losses[0][-1] != losses[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["low-rank", "full"])
 def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
     update: str, tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path
