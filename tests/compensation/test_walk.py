@@ -80,3 +80,5 @@ def test_the_adapter_of_apiq_and_the_new_one_become_one(tiny: dict[str, Path], t
     assert (logits - walked_logits(tmp_path / "out")).abs().max() < 1e-3
     with pytest.raises(RequestError, match="adapter-bits"):
         run(EoRA(rank=4, adapter_bits=8), trained, tmp_path / "no", tiny["llama"], text)
+    merged = run(EoRA(rank=4), trained, tmp_path / "merged", tiny["llama"], text, merge=True)
+    assert merged["parameters_after"] == open_model(tmp_path / "merged").parameters < merged["parameters_before"]
