@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from compresskit.cli.main import app, main
+from compresskit.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--samples", "8", "--sequence-length", "64")
@@ -28,13 +28,6 @@ settings.load_profile("noisy")
 
 
 TEXT = "the quick brown fox jumps over a lazy dog while seven quiet engineers measure how small a model can be"
-
-
-@pytest.fixture(autouse=True)
-def forgotten_commands() -> None:
-    """Every call of `main` adds all commands to the app, which a process is meant to do once: forget those of other tests."""
-    app.registered_commands.clear()
-    app.registered_groups.clear()
 
 
 @pytest.fixture(scope="session")

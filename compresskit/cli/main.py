@@ -19,14 +19,23 @@ from compresskit.cli.recipes import add_recipe_commands
 from compresskit.cli.stages import add_stages
 from compresskit.errors import CompresskitError, Interrupted
 
-app = typer.Typer(
-    name="compresskit",
-    help="Make Hugging Face language models smaller: prune, quantize, and measure the cost.",
-    add_completion=True,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
+
+
+def application(wanted: str) -> typer.Typer:
+    """Build the command line; of the stages only the wanted one ("" for all) gets its methods, which take a moment each."""
+    app = typer.Typer(
+        name="compresskit",
+        help=HELP,
+        add_completion=True,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(help=HELP)(root)
+    add_stages(app, wanted)
+    add_recipe_commands(app)
+    return app
 
 
 def version(value: bool) -> None:
@@ -36,13 +45,12 @@ def version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     show_version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Make Hugging Face language models smaller: prune, quantize, and measure the cost."""
+    """Take the flags that stand before any command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,8 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     stopped_by = _listen()
     completing = any(name.startswith("_COMPRESSKIT") for name in os.environ)
-    add_stages(app, "" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
-    add_recipe_commands(app)
+    app = application("" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
     try:
         status = app(args=arguments, prog_name="compresskit", standalone_mode=False)
         code = status if isinstance(status, int) else 0
