@@ -17,7 +17,7 @@ from compresskit.checkpoint import manifest, source
 from compresskit.checkpoint.folder import NEW, partial_folder, write_whole
 from compresskit.checkpoint.reader import read_json, sha256
 from compresskit.errors import RequestError
-from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, Step, resolved
+from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Step, resolved
 
 FILE = "run.json"
 LOCK = ".lock"
@@ -135,6 +135,13 @@ def digest(path: Path) -> str:
     return manifest.fingerprint({str(file.relative_to(path)): sha256(file) for file in files})
 
 
+def _check_names(path: Path, found: dict[str, Any]) -> None:
+    """Refuse step names that a recipe could not have given: they become folders that are written, read and removed."""
+    for name in found.get("steps", {}):
+        if not STEP_NAME.fullmatch(name):
+            raise RequestError(f"{path}: names a step {name!r}, which is no name of one; restore the file, or choose another OUT")
+
+
 def open_state(out: Path, overwrite: bool) -> State:
     """Open the state of a run's folder, or create it; raises RequestError if the folder is something else."""
     if out.exists() and not out.is_dir():
@@ -143,11 +150,14 @@ def open_state(out: Path, overwrite: bool) -> State:
     path = out / FILE
     if path.is_file() and not overwrite:
         found = read_json(path)
+        _check_names(path, found)
         if found.get("format_version") != FORMAT_VERSION:
             raise RequestError(f"{path}: written by another version of compresskit; choose another OUT, or pass --overwrite")
         state.steps = found["steps"]
     elif path.is_file():
-        for name in read_json(path)["steps"]:
+        found = read_json(path)
+        _check_names(path, found)
+        for name in found["steps"]:
             shutil.rmtree(state.folder(name), ignore_errors=True)
             shutil.rmtree(partial_folder(state.folder(name)), ignore_errors=True)
         path.unlink()

@@ -52,6 +52,25 @@ def test_a_changed_gate_redoes_nothing_and_judges_anew(done: Path, tmp_path: Pat
     assert (result["ran"], result["passed"]) == ([], False)
 
 
+@pytest.mark.parametrize("name", ["../precious", "{absolute}", "..", "prune/../../precious", ""])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_state_that_names_a_folder_elsewhere_is_refused_and_nothing_is_removed(
+    name: str, overwrite: bool, make: Make, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "photograph").touch()
+    (tmp_path / "out" / "prune").mkdir(parents=True)
+    steps = {"prune": {}, name.format(absolute=precious): {}}
+    state = json.dumps({"format_version": 1, "steps": steps})
+    (tmp_path / "out" / "run.json").write_text(state)
+    with pytest.raises(RequestError, match=r"run\.json: names a step .* which is no name of one; restore the file"):
+        run(load(make()), tmp_path / "out", Wanted(overwrite=overwrite))
+    assert (precious / "photograph").is_file()
+    assert (tmp_path / "out" / "prune").is_dir()
+    assert (tmp_path / "out" / "run.json").read_text() == state
+
+
 def test_a_damaged_output_is_made_again(done: Path, tmp_path: Path) -> None:
     before = weights(tmp_path / "out")
     edit_tensors(tmp_path / "out" / "quantize", lambda tensors: tensors["model.norm.weight"].add_(1))
