@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,36 +53,34 @@ class QuantizeRequest(Request):
     bits: tuple[int, ...] = ()
     """Bits of every block under mixed precision, once they are measured."""
     stage: ClassVar[str] = "quantize"
-    schemes: dict[str, Scheme | None] = field(init=False)
-    """The grid of every linear that is quantised, by plain name."""
 
-    def __post_init__(self) -> None:
-        """The method's grids for this model; RequestError where they do not fit its linears."""
-        object.__setattr__(self, "schemes", self._schemes())
+    def check(self) -> None:
+        """Refuse what cannot be quantized.
 
-    def _schemes(self) -> dict[str, Scheme | None]:
-        self._check_source()
+        Raises:
+            RequestError: the source is in low bits, nothing is left to quantize, or the grid does not fit a linear.
+            UnsupportedArchitecture: stock tools could not load the result.
+        """
+        model, folder = self.model, self.model.checkpoint.folder
+        if model.quantized:
+            raise RequestError(f"{folder}: is quantized already; quantize the dense checkpoint it was made from")
+        if model.weight_dtype not in ("F32", "F16", "BF16"):
+            raise RequestError(f"{folder}: holds {model.weight_dtype} weights; quantize a 16- or 32-bit checkpoint")
+        self.method.check(model)
+        if not self.schemes:
+            raise RequestError(f"--ignore {' '.join(self.method.ignore)}: leaves nothing to quantize; ignore less")
+
+    @cached_property
+    def schemes(self) -> dict[str, Scheme | None]:
+        """The grid of every linear that is quantized, by plain name; RequestError where it does not fit one."""
         method, model = self.method, self.model
-        method.check(model)
         names = quantised_linears(model, method.ignore)
-        if not names:
-            raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to quantize; ignore less")
-        scheme = method.scheme(model)
-        if not isinstance(method, GridMethod) or not method.mixed:
-            return dict.fromkeys(names, scheme)
+        if not names or not isinstance(method, GridMethod) or not method.mixed:
+            return dict.fromkeys(names, method.scheme(model) if names else None)
+        method.scheme(model)  # which is refused where its groups do not divide the inputs of a linear
         bits = self.bits or tuple(_even_bits(method.bits, index) for index in range(model.block_count))
         of_bits = {each: method.scheme_of(model, each) for each in set(bits)}
         return {name: of_bits[bits[model.block_of(name)]] for name in names}
-
-    def _check_source(self) -> None:
-        folder = self.model.checkpoint.folder
-        if self.model.quantized:
-            raise RequestError(f"{folder}: is quantized already; quantize the dense checkpoint it was made from")
-        if self.model.weight_dtype not in ("F32", "F16", "BF16"):
-            raise RequestError(f"{folder}: holds {self.model.weight_dtype} weights; quantize a 16- or 32-bit checkpoint")
-
-    def check(self) -> None:
-        """Nothing more: a request that was made has passed the checks of its source, its method and its grids."""
 
     @property
     def text(self) -> TextRequest:
@@ -214,5 +213,6 @@ def open_request(method: QuantizeMethod, source_name: str, out: Path, options: O
     """
     model = open_model(source.resolve(source_name), options.trust_remote_code)
     request = QuantizeRequest(method, model, out, options)
+    request.check()
     request.check_text_and_out(sum(spec.bytes for spec in request.outputs().specs))
     return request
