@@ -7,6 +7,7 @@
     │   └── CalibrationError   2  the calibration text is unusable: missing, empty, too short, not text
     ├── NumericalError         1  NaN or infinity in weights or activations
     ├── NetworkError           1  a download failed
+    ├── StorageError           1  a disk failed or is full; finished work stays, and --resume goes on where the command has it
     ├── GateError              3  a quality gate failed; all output was still written
     └── Interrupted          130  stopped by a signal; finished blocks are kept for --resume
 
@@ -16,11 +17,18 @@ Each message is one line. It states what was found, what was expected and what t
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME, MOST_NAMES = 200, 2000
+"""Of what is compared for a hint: the time grows with their product."""
+
 
 class CompresskitError(Exception):
     """Base of all errors that this package raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message on one line, whatever the names in it hold."""
+        return "".join(each if each.isprintable() else repr(each)[1:-1] for each in super().__str__())
 
 
 class RequestError(CompresskitError):
@@ -49,6 +57,14 @@ class NetworkError(CompresskitError):
     """A required download failed."""
 
 
+class StorageError(CompresskitError):
+    """A disk failed or is full; what was finished stays."""
+
+
+class StorageWarning(UserWarning):
+    """The result is whole, but the disk did not confirm it, or something could not be removed."""
+
+
 class GateError(CompresskitError):
     """A quality gate failed."""
 
@@ -63,5 +79,5 @@ class Interrupted(CompresskitError):
 
 def near_miss(value: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the closest known name, or an empty string."""
-    found = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(value[:LONGEST_NAME], list(known)[:MOST_NAMES], n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ""

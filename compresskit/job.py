@@ -6,23 +6,29 @@ a `Job`. torch is imported when the work begins, not before.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compresskit import calibration
 from compresskit.calibration.sources import TextRequest
-from compresskit.checkpoint.manifest import fingerprint, manifest
+from compresskit.checkpoint.folder import held
+from compresskit.checkpoint.manifest import check_unchanged, fingerprint, finished_result, manifest
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint
-from compresskit.checkpoint.writer import Writer, check_out, read_progress
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.side_files import side_files
+from compresskit.checkpoint.work_folder import WorkFolder, check_out, check_space, read_progress
+from compresskit.checkpoint.writer import Writer
+from compresskit.errors import RequestError
 from compresskit.machine.device import Where, choose_device
 from compresskit.machine.memory import peak_memory_bytes
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
+from compresskit.models.load import open_any
 from compresskit.models.model import Model
 from compresskit.stages import Method, Options, parse_bytes
 
@@ -89,9 +95,9 @@ class Request:
         return self.model
 
     @property
-    def inputs(self) -> list[dict[str, str]]:
-        """SHA-256 of the weight files that determine the result, per model."""
-        return [self.model.checkpoint.hashes]
+    def stores(self) -> list[Checkpoint]:
+        """The opened folders whose weights determine the result."""
+        return [self.model.checkpoint]
 
     @property
     def sampling_passes(self) -> float:
@@ -104,11 +110,15 @@ class Request:
         return {"method": self.name, **self.method.model_dump(), **shared, **where_used(where)}
 
     def check_text_and_out(self, needed_bytes: int) -> None:
-        """Refuse an unusable calibration text, shard size or OUT; `needed_bytes`: room for the result."""
+        """Refuse an unusable text, shard size, OUT or file beside the weights; `needed_bytes`: room for the result."""
         parse_bytes(self.options.max_shard_size)
         if self.text is not None:
             calibration.check(self.text.spec, self.text.samples, self.text.sequence_length)
-        check_out(self.out, self.model.checkpoint.folder, needed_bytes, self.options.overwrite)
+        options = self.options
+        check_out(self.out, self.model.checkpoint.folder, options.overwrite, options.resume)
+        check_space(self.out, needed_bytes)
+        if self.outputs().config is not None:
+            side_files(self.model.checkpoint.folder)
 
 
 R = TypeVar("R", bound=Request)
@@ -124,6 +134,7 @@ class Job:
     """A running request."""
 
     request: Request
+    work: WorkFolder
     where: Where
     tokens: Tensor
     """Calibration windows (samples, sequence_length) int64; none where no text is needed."""
@@ -136,22 +147,17 @@ class Job:
     """Progress of an interrupted run, None if there is none."""
     bars: ProgressBars
 
-    @contextmanager
-    def writer(self, outputs: Outputs, facts: dict[str, Any]) -> Iterator[Writer]:
-        """Open the writer for these outputs, new with these facts for the manifest, or resumed.
-
-        Yields:
-            The writer; its `done` lists the blocks that are on the disk already.
-        """
-        request, folder = self.request, self.request.model.checkpoint.folder
-        with Writer(request.out, outputs, request.options.shard_bytes, self.key) as writer:
-            if self.progress:
-                writer.resume(self.progress)
-            else:
-                check_out(request.out, folder, sum(spec.bytes for spec in outputs.specs), request.options.overwrite)
-                writer.start(folder)
-                writer.facts |= facts
-            yield writer
+    def writer(self, outputs: Outputs, facts: dict[str, Any]) -> Writer:
+        """The writer for these outputs, new with these facts for the manifest, or resumed: its `done` lists finished blocks."""
+        folder = self.request.model.checkpoint.folder
+        writer = Writer(self.work, outputs, self.request.options.shard_bytes, self.key)
+        if self.progress:
+            writer.resume(folder, self.progress)
+        else:
+            check_space(self.work.out, sum(spec.bytes for spec in outputs.specs))
+            writer.start(folder)
+            writer.facts |= facts
+        return writer
 
     def commit(self, writer: Writer, facts: dict[str, Any]) -> None:
         """Write the manifest and give OUT its final name."""
@@ -165,32 +171,42 @@ class Job:
 
 
 def run_request(open_request: Callable[[], R], work: Callable[[R, Job], dict[str, Any]], quiet: bool) -> dict[str, Any]:
-    """Open and check a request, run its work, and add time and memory to the result; `quiet` draws no progress bar."""
+    """Open and check a request, run its work, and add time and memory to the result; `quiet` draws no progress bar.
+
+    Returns:
+        The result; with `resume`, also of a request that had finished already.
+    """
     started = time.monotonic()
     request = open_request()
-    with ProgressBars(quiet) as bars:
-        result = work(request, begin(request, bars))
+    options = request.options
+    with held(request.out, options.overwrite, options.resume) as folder, ProgressBars(quiet) as bars:
+        job = begin(request, folder, bars)
+        result = finished_request(request, job.key) or work(request, job)
     return result | time_and_memory(started)
 
 
-def begin(request: Request, bars: ProgressBars) -> Job:
-    """Choose the device, read the text and look for an interrupted run.
+def begin(request: Request, work: WorkFolder, bars: ProgressBars) -> Job:
+    """Verify the weight files, choose the device, read the text and look for an interrupted run.
 
     Returns:
         The running request; nothing is written yet.
 
     Raises:
+        CheckpointError: a weight file is not what its manifest says.
         RequestError: there is no such device, or another request's unfinished output is in the way.
         CalibrationError: the text is unusable or too short.
     """
     options = request.options
-    stored = request.model.checkpoint.dtypes
-    where = choose_device(options.device, options.dtype, stored, options.trust_remote_code)
+    if options.verify:
+        for each in request.stores:
+            check_unchanged(each)
+    where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
     tokens, text = _text(request, where, bars)
     settings = request.settings(where)
-    key = fingerprint(request.stage, settings, options.shard_bytes, *request.inputs, text["calibration_digest"])
-    progress = read_progress(request.out, key) if options.resume else None
-    return Job(request, where, tokens, text, settings, key, progress, bars)
+    hashes = [each.hashes for each in request.stores]
+    key = fingerprint(request.stage, settings, options.shard_bytes, *hashes, text["calibration_digest"])
+    progress = read_progress(work, key) if options.resume else None
+    return Job(request, work, where, tokens, text, settings, key, progress, bars)
 
 
 def _text(request: Request, where: Where, bars: ProgressBars) -> tuple[Tensor, dict[str, str | None]]:
@@ -201,6 +217,28 @@ def _text(request: Request, where: Where, bars: ProgressBars) -> tuple[Tensor, d
         return nothing, {"calibration_text": None, "calibration_digest": None}
     found = calibration.calibrate(request.text, request.text_model, where, bars.of("sampling text"))
     return found.tokens, {"calibration_text": found.description, "calibration_digest": found.digest}
+
+
+def finished_request(request: Request, key: str) -> dict[str, Any] | None:
+    """Look for the result of a request that `--resume` finds finished in OUT.
+
+    Returns:
+        What is known of it, None if there is none.
+
+    Raises:
+        RequestError: OUT is the result of another request, and is not to be replaced.
+    """
+    out, options = request.out, request.options
+    if not options.resume or not os.path.lexists(out):
+        return None
+    if (read_manifest(out) or {}).get("request") != key:
+        if options.overwrite:
+            return None
+        raise RequestError(f"{out}: exists already, made by another request; choose another folder, or pass --overwrite")
+    found, before = finished_result(out), (request.model.parameters, request.model.bytes)
+    after = open_any(str(out), options.trust_remote_code).parameters, found["bytes_after"]
+    known = stage_result(request.stage, found["settings"], out, request.model.checkpoint, before, after)
+    return known | found | {"note": f"{out}: had finished already"}
 
 
 def stage_result(

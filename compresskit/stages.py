@@ -53,6 +53,8 @@ class Options(BaseModel):
     """Replace an existing OUT once the work is complete."""
     resume: bool = False
     """Resume an interrupted run of the same command."""
+    verify: bool = True
+    """Compare weight files with the SHA-256 in their manifest."""
     trust_remote_code: bool = False
     """Run code that the checkpoint ships."""
 

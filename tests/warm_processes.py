@@ -10,7 +10,7 @@ import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from compresskit.checkpoint.folder import partial_folder
+from compresskit.checkpoint.work_folder import WorkFolder
 
 LIBRARIES = [
     "torch", "transformers", "transformers.models.llama.modeling_llama", "compresskit.api", "compresskit.pruning.run",
@@ -40,7 +40,7 @@ def finish(arguments: list[str], log: Path) -> None:
 
 def interrupt(arguments: list[str], out: Path, log: Path, stop: signal.Signals) -> int | None:
     """Run `compresskit ARGUMENTS`, which write `out`, stop it when two blocks are finished; its exit code."""
-    progress = partial_folder(out) / "progress.json"
+    progress = WorkFolder(out).progress
     process = start(arguments, log)
     while process.is_alive() and not (progress.exists() and len(json.loads(progress.read_text())["blocks"]) >= 2):
         time.sleep(0.01)

@@ -1,117 +1,221 @@
-"""Write a folder atomically: unfinished output stays in `OUT.partial/` until it is complete."""
+"""A folder appears whole, or not at all: the one place where OUT is locked, made, resumed, named and removed.
+
+    OUT.partial/compresskit.lock   who is at work; shows that the folder is ours
+               /result/            becomes OUT
+               /progress.json      which blocks of it are on the disk (writer.py)
+               /training/          what `recover` has done so far
+               /scratch/           what nobody needs after the run
+               /commit.json        the manifest of a complete result, written just before it becomes OUT
+               /replaced/          the old OUT, where names cannot be exchanged in one step
+               /old/               the old OUT while it is removed
+
+A result becomes OUT by one rename, or by one exchange of two names if there is an older OUT. Where the system has no
+exchange, a process that dies between two renames leaves OUT under `replaced/`; the next command brings it back. Only what a
+manifest or the lock shows to be ours is removed.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from compresskit.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-FILE_MODE = 0o644
-NEW = ".new"
-"""Suffix of a file that will replace another."""
-
-
-def partial_folder(out: Path) -> Path:
-    """Folder that holds the output until it is complete."""
-    return out.with_name(out.name + ".partial")
+from compresskit.checkpoint.exchange import exchange
+from compresskit.checkpoint.lock import acquire
+from compresskit.checkpoint.whole_files import storing, sync, write_whole_json
+from compresskit.checkpoint.work_folder import (
+    WorkFolder,
+    check_replaceable,
+    check_work_is_ours,
+    is_ours,
+    manifest_digest,
+)
+from compresskit.errors import NumericalError, RequestError, StorageError, StorageWarning
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def held(out: Path, overwrite: bool, resume: bool = False) -> Iterator[WorkFolder]:
+    """Lock OUT and yield its work folder; at the end, remove the work folder unless it holds finished work.
+
+    Yields:
+        The work folder. Finished work stays after every exception but a NumericalError, which would come again.
+
+    Raises:
+        RequestError: another process is at work in OUT, or OUT or the work folder is not ours.
+        StorageError: the disk fails.
+    """
+    work = WorkFolder(out, overwrite)
+    descriptor = _claim(work)
+    kept = False
     try:
-        os.fsync(descriptor)
+        _settle(work)
+        if os.path.lexists(out) and not (overwrite or resume):
+            raise RequestError(f"{out}: exists already; choose another folder, or pass --overwrite")
+        yield work
+    except BaseException as error:
+        kept = work.is_worth_keeping and not isinstance(error, NumericalError)
+        if isinstance(error, StorageError) and (work.progress.is_file() or work.training.is_dir()):
+            raise StorageError(f"{error}; what is finished stays: a stage goes on with --resume, a run by itself") from error
+        raise
+    finally:
+        if not kept:
+            _remove_work(work)
+        os.close(descriptor)
+
+
+def settle(out: Path) -> None:
+    """Bring order into what a killed process left beside OUT; finished work that is not in OUT yet stays."""
+    work = WorkFolder(out)
+    if not work.lock.is_file():
+        return
+    descriptor = _claim(work)
+    try:
+        _settle(work)
+        if not work.is_worth_keeping:
+            _remove_work(work)
     finally:
         os.close(descriptor)
 
 
-def start_folder(out: Path) -> Path:
-    """Create an empty folder for the output."""
-    partial = partial_folder(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
+def discard(out: Path) -> None:
+    """Remove the work folder of OUT with all that is in it, if there is one; the lock of another process is respected."""
+    work = WorkFolder(out)
+    if work.lock.is_file():
+        descriptor = _claim(work)
+        try:
+            _settle(work)
+            _remove_work(work)
+        finally:
+            os.close(descriptor)
 
 
-def commit_folder(out: Path) -> None:
-    """Sync the partial folder and rename it to its final name, replacing an older one."""
-    partial, replaced = partial_folder(out), out.with_name(out.name + ".replaced")
-    for path in (*partial.rglob("*"), partial):
-        sync(path)
-    if out.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        out.rename(replaced)
-    partial.rename(out)
-    sync(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+def start_result(work: WorkFolder) -> Path:
+    """Forget an earlier unfinished result and make the new, empty one; raises StorageError if the disk fails."""
+    with storing(work.result):
+        work.progress.unlink(missing_ok=True)
+        if work.result.exists():
+            shutil.rmtree(work.result)
+        work.result.mkdir()
+    return work.result
 
 
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield the folder to write into; it is renamed at the end, or removed after an exception."""
-    partial = start_folder(out)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    commit_folder(out)
-
-
-@contextmanager
-def _replacing(path: Path, temporary: Path) -> Iterator[None]:
-    """Replace `path` with the temporary file at the end; remove the temporary file after an exception."""
-    try:
-        yield
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(path.name + NEW)
-    with _replacing(path, temporary):
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_whole_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically; if two processes write it, the later one wins.
+def commit(work: WorkFolder) -> None:
+    """Give the complete result, with its manifest, the name OUT.
 
     Raises:
-        CheckpointError: the disk cannot take it.
+        StorageError: the disk fails, or OUT appeared while the work was done; the result stays in the work folder.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{NEW}")
+    for path in (*work.result.rglob("*"), work.result):
+        sync(path)
+    write_whole_json(work.commit_record, {"manifest": manifest_digest(work.result)})
+    _give_name(work)
     try:
-        with _replacing(path, temporary):
-            save_file(tensors, temporary)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); free some space") from error
+        sync(work.out.parent)
+        sync(work.path)
+    except StorageError as error:
+        _warn(f"{work.out}: is whole, but the disk did not confirm its name: {error}")
 
 
-def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:
-    """Copy the files that exist, byte for byte."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-            (target / name).chmod(FILE_MODE)
+@contextlib.contextmanager
+def whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder to write into, manifest included; it becomes OUT at the end, and is removed after an exception."""
+    with held(out, overwrite) as work:
+        yield start_result(work)
+        commit(work)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a manifest."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    path.chmod(FILE_MODE)
+def _claim(work: WorkFolder) -> int:
+    """Make the work folder and lock it; returns the lock's descriptor."""
+    while True:
+        check_work_is_ours(work)
+        with storing(work.path):
+            work.path.mkdir(parents=True, exist_ok=True)
+        try:
+            return acquire(work.lock, work.out)
+        except FileNotFoundError:  # its holder has just removed the folder
+            continue
+        except StorageError:
+            with contextlib.suppress(OSError):
+                work.path.rmdir()
+            raise
+
+
+def _settle(work: WorkFolder) -> None:
+    """Undo or complete what a killed process was about to do."""
+    with storing(work.path):
+        if work.replaced.exists() and not os.path.lexists(work.out):
+            work.replaced.rename(work.out)
+            sync(work.out.parent)
+        if work.is_committed:
+            _empty(work)
+        work.commit_record.unlink(missing_ok=True)
+        _remove(work.path / "scratch")
+
+
+def _give_name(work: WorkFolder) -> None:
+    """One step from the old OUT, or none, to the new one."""
+    out = work.out
+    try:
+        if not (work.overwrite and os.path.lexists(out)):
+            work.result.rename(out)  # never replaces anything but an empty folder
+            return
+        check_replaceable(out)
+        if exchange(work.result, out):
+            return
+        out.rename(work.replaced)
+        try:
+            work.result.rename(out)
+        except OSError:
+            work.replaced.rename(out)
+            raise
+    except (OSError, RequestError) as error:
+        reason = error if isinstance(error, RequestError) else error.strerror
+        raise StorageError(
+            f"{out}: the finished result cannot get this name ({reason}); it is in {work.result}: move it to where you want it"
+        ) from error
+
+
+def _remove_work(work: WorkFolder) -> None:
+    """Remove the work folder; what cannot be removed is said, and is no failure."""
+    try:
+        _empty(work)
+        if [path for path in work.path.iterdir() if path != work.lock]:
+            return
+        work.lock.unlink(missing_ok=True)
+        work.path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if not work.lock.is_file():  # else another process has taken the folder since this one gave the lock up
+            _warn(f"{work.path}: cannot be removed ({error.strerror}); remove it")
+
+
+def _empty(work: WorkFolder) -> None:
+    """Remove all but the lock, the commit record last; an old OUT is removed only if it is ours."""
+    old = work.path / "old"
+    for path in (work.result, work.replaced):
+        if not path.exists() or (path == work.result and not work.is_committed):
+            continue
+        if work.is_committed and is_ours(path):
+            _remove(old)
+            path.rename(old)  # half removed, it would be ours no more
+        else:
+            _warn(f"{path}: was under the name of the result and is not ours; move it to where it belongs")
+            return
+    for path in sorted(work.path.iterdir(), key=lambda each: each == work.commit_record):
+        if path != work.lock:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, StorageWarning, stacklevel=2)

@@ -9,8 +9,12 @@ from typing import Any
 
 from compresskit import __version__
 from compresskit.checkpoint.reader import Checkpoint, sha256
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.small_files import inside, read_json
+from compresskit.checkpoint.work_folder import MANIFEST
+from compresskit.errors import CheckpointError
 
-NAME = "compresskit.json"
+NAME = MANIFEST
 FORMAT_VERSION = 1
 
 
@@ -53,7 +57,45 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_unchanged(store: Checkpoint) -> None:
+    """Compare the weight files of an opened folder with the manifest that lists them, in the folder or the one above.
+
+    Raises:
+        CheckpointError: a file's SHA-256 differs from the recorded one.
+    """
+    is_part = not (store.folder / NAME).is_file()  # an adapter's folder beside the weights that it repairs
+    folder = store.folder.absolute().parent if is_part else store.folder
+    recorded = _recorded_hashes(read_manifest(folder) or {})
+    for file in store.files:
+        expected = recorded.get(f"{store.folder.name}/{file.name}" if is_part else file.name)
+        if expected is not None and store.hashes[file.name] != expected:
+            raise CheckpointError(
+                f"{file}: SHA-256 is {store.hashes[file.name]}, {folder / NAME} recorded {expected}; use an intact copy, "
+                "or pass --no-verify if you changed it"
+            )
+
+
+def _recorded_hashes(recorded: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 by file name that a manifest states; empty where it states none."""
+    outputs = recorded.get("outputs")
+    hashes = outputs.get("sha256") if isinstance(outputs, dict) else None
+    return hashes if isinstance(hashes, dict) else {}
+
+
 def changed_files(folder: Path, recorded: dict[str, Any]) -> list[str]:
     """Weight files that differ from the manifest."""
-    hashes: dict[str, str] = recorded.get("outputs", {}).get("sha256", {})
-    return [name for name, digest in hashes.items() if not (folder / name).is_file() or sha256(folder / name) != digest]
+    changed = []
+    for name, digest in _recorded_hashes(recorded).items():
+        file = inside(folder, name, folder / NAME, subfolders=True)
+        if not file.is_file() or sha256(file) != digest:
+            changed.append(name)
+    return changed
+
+
+def finished_result(out: Path) -> dict[str, Any]:
+    """What is known of a finished stage from its folder alone; its time and memory are not."""
+    made = read_json(out / NAME)
+    after = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    result = {"stage": made["stage"], "method": made["method"], "output": str(out), "settings": made["settings"]}
+    facts: dict[str, Any] = made.get("facts", {})
+    return result | {"bytes_after": after, "seconds": None, "peak_memory_bytes": None} | facts

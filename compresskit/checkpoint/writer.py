@@ -1,76 +1,39 @@
-"""Write a checkpoint folder atomically, tensor by tensor, in any order, with bounded memory.
+"""Write a checkpoint folder tensor by tensor, in any order, with bounded memory, resumably.
 
-All output goes to `OUT.partial/`. The shapes of all tensors are known before the first one is written, so the
-safetensors headers are final from the start and each tensor goes straight to its offset. `commit` syncs the files
-and renames the folder. A killed run can be resumed from `OUT.partial/`: `progress.json` lists the complete steps, and
+All output goes to the result folder inside `OUT.partial/` (folder.py). The shapes of all tensors are known before the first
+one is written, so the safetensors headers are final from the start and each tensor goes straight to its offset. `commit`
+syncs the files and gives the folder its name. A killed run can be resumed: `progress.json` lists the complete blocks, and
 their tensors can be read back.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from compresskit.checkpoint.folder import FILE_MODE, commit_folder, partial_folder, start_folder, sync
+from compresskit.checkpoint import folder
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import INDEX, Checkpoint, read_json, sha256
-from compresskit.errors import CheckpointError, CompresskitError, RequestError
+from compresskit.checkpoint.reader import INDEX, Checkpoint, sha256
+from compresskit.checkpoint.side_files import copy_side_files
+from compresskit.checkpoint.whole_files import storing, sync, write_whole_json
+from compresskit.checkpoint.work_folder import MANIFEST, WorkFolder
+from compresskit.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIDE_FILES = (
-    "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "LICENSE", "LICENSE.txt",
-    "NOTICE", "USE_POLICY.md",
-)  # fmt: skip
-"""Files that stock tools read in addition to the weights; copied byte for byte."""
-PROGRESS = "progress.json"
-SPARE_BYTES = 1 << 24
-"""Disk space reserved for the small files (16 MiB)."""
-
-
-def check_out(out: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
-    """Check an output folder before anything is written.
-
-    Raises:
-        RequestError: it exists (unless `overwrite`), lies inside the source or contains it, is not writable, or its disk has
-            less than `needed_bytes` free.
-    """
-    if out.exists() and not overwrite:
-        raise RequestError(f"{out}: exists already; choose another folder, or pass --overwrite")
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"{out}: is a file, not a folder; choose another path")
-    resolved, inside = out.resolve(), source.resolve()
-    if resolved == inside or inside in resolved.parents:
-        raise RequestError(f"{out}: lies inside the source {source}; choose a folder beside it")
-    if resolved in inside.parents:
-        raise RequestError(f"{out}: contains the source {source}; choose a folder beside it")
-    existing = next(parent for parent in resolved.parents if parent.exists())
-    if not os.access(existing, os.W_OK):
-        raise RequestError(f"{existing}: cannot be written to; choose another output folder")
-    free = shutil.disk_usage(existing).free
-    if free < needed_bytes + SPARE_BYTES:
-        raise RequestError(
-            f"{out}: the result needs about {needed_bytes / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free; "
-            "free some space, or choose another disk"
-        )
-
 
 class Writer:
-    """Writer of a checkpoint folder. Use as a context manager; without `commit` nothing appears.
+    """Writer of a checkpoint folder; call `start` or `resume` first. Without `commit` nothing appears.
 
-    `fingerprint` identifies the request; a partial folder is only resumed by the same request.
+    `fingerprint` identifies the request; unfinished output is only resumed by the same request.
     """
 
-    def __init__(self, out: Path, outputs: Outputs, max_shard_bytes: int, fingerprint: str):
-        self.out = out
+    def __init__(self, work: WorkFolder, outputs: Outputs, max_shard_bytes: int, fingerprint: str):
+        self.work = work
         self.outputs = outputs
-        self.partial = partial_folder(out)
+        self.partial = work.result
         self.model_shards = outputs.model_shards(max_shard_bytes)
         self.shards = self.model_shards + outputs.extra_shards
         self.specs = {spec.name: spec for spec in outputs.specs}
@@ -81,53 +44,53 @@ class Writer:
         self.fingerprint = fingerprint
         self.facts: dict[str, Any] = {}
 
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Remove the partial folder after an error that would recur; keep it after an interruption."""
-        if kind is not None and issubclass(kind, CompresskitError):
-            shutil.rmtree(self.partial, ignore_errors=True)
-
     def start(self, source: Path) -> None:
-        """Create the partial folder: configuration, the source's side files, generated files, empty shards.
-
-        Without a configuration (adapter folders) the source's side files are not copied.
-        """
-        start_folder(self.out)
-        if self.outputs.config is not None:
-            self.write_text("config.json", json.dumps(self.outputs.config, indent=2) + "\n")
-            for name in SIDE_FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, self.partial / name)
-        for name, text in self.outputs.files.items():
-            self.write_text(name, text)
+        """Create the result folder: empty shards, configuration, generated files, and the source's side files."""
+        folder.start_result(self.work)
         for shard in self.shards:
-            (self.partial / shard.name).parent.mkdir(exist_ok=True)
-            with (self.partial / shard.name).open("wb") as file:
-                file.write(shard.header)
-                file.truncate(shard.size)
-            (self.partial / shard.name).chmod(FILE_MODE)
-        if len(self.model_shards) > 1:
-            weight_map = dict(sorted((name, shard.name) for shard in self.model_shards for name in shard.offsets))
-            totals = {
-                "total_size": sum(self.specs[name].bytes for name in weight_map),
-                "total_parameters": sum(self.specs[name].elements for name in weight_map),
-            }
-            self.write_text(INDEX, json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n")
+            path = self.partial / shard.name
+            with storing(path):
+                path.parent.mkdir(exist_ok=True)
+                with path.open("wb") as file:
+                    file.write(shard.header)
+                    file.truncate(shard.size)
+        self._write_small_files(source)
 
-    def resume(self, progress: dict[str, Any]) -> None:
-        """Continue in the partial folder of an interrupted run of the same request (see `read_progress`)."""
+    def resume(self, source: Path, progress: dict[str, Any]) -> None:
+        """Continue an interrupted run of the same request (see `read_progress`). The small files are written again.
+
+        Raises:
+            RequestError: what the interrupted run had written is damaged.
+        """
+        for shard in self.shards:
+            path = self.partial / shard.name
+            if not path.is_file() or path.stat().st_size != shard.size:
+                raise RequestError(f"{path}: is not as it was left; start again, without --resume")
         self.done = list(progress["blocks"])
         self.missing -= set(progress["written"])
         self.facts = progress["facts"]
+        self._write_small_files(source)
+
+    def _write_small_files(self, source: Path) -> None:
+        """Write what is no weight. Without a configuration (adapter folders) the source's side files are not copied."""
+        if self.outputs.config is not None:
+            self.write_text("config.json", json.dumps(self.outputs.config, indent=2) + "\n")
+            copy_side_files(source, self.partial)
+        for name, text in self.outputs.files.items():
+            self.write_text(name, text)
+        if len(self.model_shards) > 1:
+            weight_map = dict(sorted((name, shard.name) for shard in self.model_shards for name in shard.offsets))
+            specs = [self.specs[name] for name in weight_map]
+            totals = {"total_size": sum(s.bytes for s in specs), "total_parameters": sum(s.elements for s in specs)}
+            self.write_text(INDEX, json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n")
+        sync(self.partial)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor, already in its stored dtype and shape.
 
         Raises:
             CheckpointError: the shape or size differs from the plan.
-            CompresskitError: the file cannot be written, for example on a full disk.
+            StorageError: the file cannot be written, for example on a full disk.
         """
         import torch  # this module is imported before torch is wanted
 
@@ -139,14 +102,10 @@ class Writer:
         if data.nbytes != spec.bytes:
             raise CheckpointError(f"{name}: {data.nbytes} bytes were announced as {spec.bytes} of {spec.dtype}")
         shard = self.shard_of[name]
-        try:
-            with (self.partial / shard.name).open("r+b") as file:
-                file.seek(shard.offsets[name])
-                file.write(data.data)
-        except OSError as error:
-            raise CompresskitError(
-                f"{self.partial / shard.name}: cannot be written ({error.strerror}); free some space"
-            ) from error
+        path = self.partial / shard.name
+        with storing(path), path.open("r+b") as file:
+            file.seek(shard.offsets[name])
+            file.write(data.data)
         self.missing.discard(name)
 
     def copy(self, names: list[str], source: Checkpoint) -> None:
@@ -170,10 +129,7 @@ class Writer:
         progress = {"fingerprint": self.fingerprint, "blocks": self.done, "written": written, "facts": self.facts}
         for shard in self.shards:
             sync(self.partial / shard.name)
-        temporary = self.partial / (PROGRESS + ".new")
-        temporary.write_text(json.dumps(progress), encoding="utf-8")
-        sync(temporary)
-        temporary.replace(self.partial / PROGRESS)
+        write_whole_json(self.work.progress, progress)
 
     @property
     def written(self) -> tuple[int, int]:
@@ -185,37 +141,20 @@ class Writer:
         return {shard.name: sha256(self.partial / shard.name) for shard in self.shards}
 
     def commit(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest, sync, and rename the folder to its final name, replacing an older one.
+        """Write the manifest and give the folder its final name, replacing an older one if that was asked for.
 
         Raises:
             CheckpointError: a planned tensor was never written.
+            StorageError: the disk fails, or a folder of this name appeared meanwhile.
         """
         if self.missing:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
-        self.write_text("compresskit.json", json.dumps(manifest, indent=1) + "\n")
-        (self.partial / PROGRESS).unlink(missing_ok=True)
-        commit_folder(self.out)
+        self.write_text(MANIFEST, json.dumps(manifest | {"request": self.fingerprint}, indent=1) + "\n")
+        folder.commit(self.work)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small text file into the folder."""
-        (self.partial / name).parent.mkdir(exist_ok=True)
-        (self.partial / name).write_text(text, encoding="utf-8")
-        (self.partial / name).chmod(FILE_MODE)
-
-
-def read_progress(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Read the progress of an interrupted run of the same request.
-
-    Returns:
-        The progress for `Writer.resume`, or None if there is nothing to resume.
-
-    Raises:
-        RequestError: the partial folder belongs to another request.
-    """
-    path = partial_folder(out) / PROGRESS
-    if not path.is_file():
-        return None
-    progress = read_json(path)
-    if progress.get("fingerprint") != fingerprint:
-        raise RequestError(f"{path.parent}: left by a run with other inputs or settings; repeat those, or drop --resume")
-    return progress
+        """Write a small text file into the folder; raises StorageError if the disk fails."""
+        path = self.partial / name
+        with storing(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")

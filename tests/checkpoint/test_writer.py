@@ -1,8 +1,9 @@
-"""checkpoint/writer.py: stock readers agree (oracle), and a folder exists whole or not at all (property)."""
+"""checkpoint/writer.py: stock readers agree (oracle), and unfinished output is resumed as it was left (property)."""
 
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compresskit.checkpoint import writer as writing
-from compresskit.checkpoint.folder import partial_folder
+from compresskit.checkpoint.folder import held
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import TensorSpec, open_checkpoint
-from compresskit.checkpoint.writer import Writer, check_out, read_progress
+from compresskit.checkpoint.work_folder import WorkFolder, read_progress
+from compresskit.checkpoint.writer import Writer
 from compresskit.errors import CheckpointError, NumericalError, RequestError
 
 TENSORS = {
@@ -25,6 +26,7 @@ TENSORS = {
 }
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 PLAN = [TensorSpec(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in TENSORS.items()]
+OURS = {"tool": "compresskit"}
 
 
 @pytest.fixture
@@ -37,12 +39,13 @@ def source(tmp_path: Path) -> Path:
 
 def write(out: Path, source: Path, shard_bytes: int = 10**9, names: tuple[str, ...] = tuple(reversed(TENSORS))) -> Writer:
     outputs = Outputs(PLAN, {"model_type": "llama"}, files={"note.py": "x = 1\n"})
-    with Writer(out, outputs, shard_bytes, "key") as writer:
+    with held(out, overwrite=True) as work:
+        writer = Writer(work, outputs, shard_bytes, "key")
         writer.start(source)
         for name in names:
             writer.put(name, TENSORS[name])
         writer.finish_block(0, {"error": 0.5})
-        writer.commit({"stage": "test"})
+        writer.commit(OURS)
     return writer
 
 
@@ -54,9 +57,17 @@ def test_stock_safetensors_reads_back_what_was_written_in_any_order(shard_bytes:
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
     assert list(open_checkpoint(out).tensors) == list(TENSORS)
     assert (out / "tokenizer.json").read_bytes() == b"{ }\n"
-    assert not partial_folder(out).exists()
-    for path in out.iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "source"}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_may_be_read_by_those_whom_the_umask_allows(mask: int, tmp_path: Path, source: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write(tmp_path / "out", source)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()} == {0o666 & ~mask}
 
 
 def test_the_index_names_every_tensor_and_the_totals(tmp_path: Path, source: Path) -> None:
@@ -72,43 +83,64 @@ def test_nothing_appears_when_a_tensor_is_missing(tmp_path: Path, source: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_removes_the_partial_folder_and_an_interruption_keeps_it(tmp_path: Path, source: Path) -> None:
-    for error, stays in ((NumericalError, False), (KeyboardInterrupt, True)):
-        with pytest.raises(error), Writer(tmp_path / "out", Outputs(PLAN, {}), 10**9, "key") as writer:
+def test_only_a_failure_that_would_come_again_removes_finished_blocks(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    for error, stays in ((NumericalError, False), (CheckpointError, True), (OSError, True), (KeyboardInterrupt, True)):
+        with pytest.raises(error), held(out, overwrite=False) as work:
+            writer = Writer(work, Outputs(PLAN, {}), 10**9, "key")
             writer.start(source)
             writer.finish_block(3, {"error": 0.5})
             raise error
-        assert partial_folder(tmp_path / "out").exists() == stays
-        assert not (tmp_path / "out").exists()
-    progress = read_progress(tmp_path / "out", "key")
+        assert WorkFolder(out).path.exists() == stays
+        assert not out.exists()
+    progress = read_progress(WorkFolder(out), "key")
     assert progress is not None
     assert progress["blocks"] == [3]
     assert progress["facts"] == {"blocks": [{"error": 0.5}]}
     with pytest.raises(RequestError, match="drop --resume"):
-        read_progress(tmp_path / "out", "another key")
+        read_progress(WorkFolder(out), "another key")
 
 
-def test_overwriting_replaces_the_old_folder(tmp_path: Path, source: Path) -> None:
+def interrupted(out: Path, source: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), held(out, overwrite=False) as work:
+        writer = Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key")
+        writer.start(source)
+        for name in list(TENSORS)[:2]:
+            writer.put(name, TENSORS[name])
+        writer.finish_block(0, {})
+        raise KeyboardInterrupt
+
+
+def test_a_resumed_writer_misses_only_the_rest_and_writes_the_small_files_again(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").touch()
+    interrupted(out, source)
+    for name in ("config.json", "tokenizer.json"):
+        (WorkFolder(out).result / name).write_bytes(b"")
+    with held(out, overwrite=False, resume=True) as work:
+        progress = read_progress(work, "key")
+        assert progress is not None
+        writer = Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key")
+        writer.resume(source, progress)
+        assert (writer.done, writer.missing) == ([0], set(list(TENSORS)[2:]))
+        for name in list(TENSORS)[2:]:
+            writer.put(name, TENSORS[name])
+        writer.commit(OURS)
+    found = load_file(out / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    assert json.loads((out / "config.json").read_text()) == {"model_type": "llama"}
+    assert (out / "tokenizer.json").read_bytes() == b"{ }\n"
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone"])
+def test_a_shard_that_is_not_as_it_was_left_is_not_resumed(damage: str, tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    interrupted(out, source)
+    shard = WorkFolder(out).result / "model.safetensors"
+    if damage == "gone":
+        shard.unlink()
+    else:
+        os.truncate(shard, shard.stat().st_size - 1)
+    with pytest.raises(RequestError, match="not as it was left; start again, without --resume"), held(out, False, True) as work:
+        Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key").resume(source, read_progress(work, "key") or {})
     write(out, source)
-    assert not (out / "old").exists()
-    assert (out / "model.safetensors").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "source"}
-
-
-def test_outputs_that_cannot_be_are_refused(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    refusals = [
-        (source, False, "exists already"),
-        (tmp_path / "file", True, "is a file"),
-        (source / "deep" / "out", False, "inside the source"),
-        (tmp_path, True, "contains the source"),
-    ]
-    for out, overwrite, said in refusals:
-        with pytest.raises(RequestError, match=said):
-            check_out(out, source, 10, overwrite)
-    monkeypatch.setattr(writing, "SPARE_BYTES", 10**18)
-    with pytest.raises(RequestError, match="GB free"):
-        check_out(tmp_path / "out", source, 10, False)
+    assert out.is_dir()
