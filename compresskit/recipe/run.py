@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from compresskit.checkpoint.folder import write_whole
-from compresskit.checkpoint.manifest import NAME as MANIFEST
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.lock import locked
+from compresskit.checkpoint.manifest import finished_result
+from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.whole_files import storing, write_whole
 from compresskit.errors import Interrupted, RequestError
 from compresskit.evaluation.gates import GateResult, check_gates, parse_gate
 from compresskit.machine.memory import release_freed_memory, restart_peak
 from compresskit.methods import runner, stage_of
 from compresskit.recipe.reading import Recipe
-from compresskit.recipe.state import LOCK, State, open_state
+from compresskit.recipe.state import LOCK, OUTDATED, RUNNING, State, open_state
 from compresskit.recipe.steps import REFERENCE, Step, resolved
 
 REPORT = "report.json"
@@ -64,14 +63,14 @@ def run(recipe: Recipe, out: Path, wanted: Wanted = Wanted(), say: Say = lambda 
         _say_plan(recipe, todo, say)
         return {"stage": "run", "output": str(out), "dry_run": True, "todo": todo}
     open_state(out, False)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            state = open_state(out, wanted.overwrite)
-            state.save()
-            ran = _run_steps(recipe, state, wanted, say)
-    except Timeout as error:
-        raise RequestError(f"{out}: another run is at work in it; wait for it, or choose another OUT") from error
+    with storing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out / LOCK, out):
+        state = open_state(out, wanted.overwrite)
+        state.save()
+        ran = _run_steps(recipe, state, wanted, say)
+        if wanted.only is None:
+            state.clear([step.name for step in recipe.steps])
     gates = _gates(recipe, state)
     result = {
         "stage": "run",
@@ -105,11 +104,13 @@ def _reason(recipe: Recipe, step: Step, keys: dict[str, str], state: State, want
     found = state.steps.get(step.name)
     if found is None:
         return "not run yet"
+    if found["status"] == OUTDATED:
+        return "asked for"
     if found["key"] != keys[step.name]:
         return "its settings or inputs have changed"
     if state.is_done(step, keys[step.name]):
         return None
-    return "was interrupted" if found["status"] == "running" else "its output is gone or was changed"
+    return "was interrupted" if found["status"] == RUNNING else "its output is gone or was changed"
 
 
 def _run_steps(recipe: Recipe, state: State, wanted: Wanted, say: Say) -> list[str]:
@@ -126,7 +127,7 @@ def _run_steps(recipe: Recipe, state: State, wanted: Wanted, say: Say) -> list[s
         position = f"[{number}/{len(recipe.steps)}] {step.name}"
         reason = _reason(recipe, step, keys, state, wanted)
         if reason is None:
-            if wanted.only is None and state.steps[step.name]["status"] == "running":
+            if wanted.only is None and state.steps[step.name]["status"] == RUNNING:
                 say(f"{position}: had finished when the run was stopped")
                 state.finish(step, recovered_result(step, state.folder(step.name)))
             elif wanted.only is None:
@@ -137,7 +138,8 @@ def _run_steps(recipe: Recipe, state: State, wanted: Wanted, say: Say) -> list[s
         try:
             state.finish(step, _run_step(step, state, goes_on, wanted.quiet))
         except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted in step {step.name!r}; the same command goes on from there") from error
+            how = "the same command without --overwrite" if wanted.overwrite else "the same command"
+            raise Interrupted(f"interrupted in step {step.name!r}; {how} goes on from there") from error
         ran.append(step.name)
         if warning := state.steps[step.name]["result"].get("warning"):
             say(f"compresskit: warning: {step.name}: {warning}")
@@ -160,11 +162,12 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
     if not step.writes_model:
         report = work(sources, options, quiet=quiet)
         folder = state.folder(step.name)
-        folder.mkdir(parents=True)
+        with storing(folder):
+            folder.mkdir(exist_ok=True)
         write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
         return report
-    if goes_on and "resume" in type(options).model_fields:
-        options = options.model_copy(update={"resume": True})
+    decided = {"resume": goes_on, "overwrite": state.folder(step.name).is_dir()}
+    options = options.model_copy(update={key: value for key, value in decided.items() if key in type(options).model_fields})
     given = (*((method,) if method is not None else ()), sources, state.folder(step.name), options)
     result: dict[str, Any] = work(*given, quiet=quiet)
     return result
@@ -174,16 +177,7 @@ def recovered_result(step: Step, folder: Path) -> dict[str, Any]:
     """Reconstruct the result of a step that finished just before its run was killed, from its folder; its time is unknown."""
     if not step.writes_model:
         return read_json(folder / REPORT)
-    made = read_json(folder / MANIFEST)
-    after = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    result: dict[str, Any] = {
-        "stage": step.stage,
-        "method": step.method_name,
-        "output": str(folder),
-        "settings": made["settings"],
-    }
-    facts: dict[str, Any] = made.get("facts", {})
-    return result | {"bytes_after": after, "seconds": None, "peak_memory_bytes": None} | facts
+    return finished_result(folder)
 
 
 def _say_plan(recipe: Recipe, todo: dict[str, str], say: Say) -> None:

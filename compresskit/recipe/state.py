@@ -1,21 +1,27 @@
 """State of a run in OUT/run.json: every step's key and result, written before the next step begins. No torch.
 
-A step's key is the SHA-256 of its settings, the contents of its inputs and the tool's version. Before a step starts, any
-existing folder of its name is removed, and its own folder appears atomically. A started step has therefore finished if and
-only if its folder exists, so a run that is killed before it records the result does not repeat the step.
+A step's key is the SHA-256 of its settings, the contents of its inputs and the tool's version. A step's old output stays
+until the new one takes its place in one step. A step that is recorded as running has therefore finished if and only if its
+output is another than the recorded one, so a run that is killed before it records the result does not repeat the step.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import manifest, source
-from compresskit.checkpoint.folder import NEW, partial_folder, write_whole
-from compresskit.checkpoint.reader import read_json, sha256
+from compresskit.checkpoint.folder import discard
+from compresskit.checkpoint.reader import sha256
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.whole_files import NEW, storing, write_whole
+from compresskit.checkpoint.work_folder import check_name, is_ours, manifest_digest
 from compresskit.errors import RequestError
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Step, resolved
 
@@ -24,16 +30,20 @@ LOCK = ".lock"
 FORMAT_VERSION = 1
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model", ".jinja", ".py")
 """Suffixes of files that a stage may read from a model or data folder."""
-NOT_IN_KEY = (*RUN_DECIDES, "gate")
+NOT_IN_KEY = (*RUN_DECIDES, "gate", "verify")
 """Not part of the key: a changed limit is checked against the existing report."""
+REPORT = "report.json"
+RUNNING, DONE, OUTDATED = "running", "done", "outdated"
+"""Status of a step; outdated: asked to be done again, by a run that starts over."""
 
 
 @dataclass
 class State:
-    """State of the steps, by name: {"key", "status": "running" or "done", "result"}."""
+    """State of a run's steps."""
 
     out: Path
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: {"key", "status", "result", "replaces": digest of the older output, None if there was none}."""
     digests: dict[str, str] = field(default_factory=dict)
     """Hashes of the inputs, computed once per run."""
 
@@ -75,41 +85,71 @@ class State:
         """Whether the step has finished with this key and its output is unchanged."""
         found = self.steps.get(step.name)
         folder = self.output(step.name)
-        if found is None or found["key"] != key or not folder.is_dir():
+        if found is None or found["key"] != key or found["status"] == OUTDATED or not folder.is_dir():
+            return False
+        if found["status"] == RUNNING and found.get("replaces") == output_digest(self.folder(step.name)):
             return False
         if not step.writes_model:
-            return (folder / "report.json").is_file()
-        recorded = read_json(folder / manifest.NAME) if (folder / manifest.NAME).is_file() else {}
+            return (folder / REPORT).is_file()
+        recorded = read_manifest(folder) or {}
         return not manifest.changed_files(folder, recorded)
 
     def begin(self, step: Step, key: str) -> bool:
-        """Make room for the step and record that it is running.
+        """Record that the step is running.
 
         Returns:
-            Whether an interrupted run of the same request may have left partial output.
+            Whether an interrupted run of the same request may have left unfinished output.
 
         Raises:
             RequestError: a folder that does not belong to this run is in the way.
         """
         found = self.steps.get(step.name)
         folder = self.folder(step.name)
-        if found is None and folder.exists():
+        if found is None and os.path.lexists(folder):
             raise RequestError(
                 f"{folder}: is in the way of step {step.name!r} and not of this run; move it, or choose another OUT"
             )
-        shutil.rmtree(folder, ignore_errors=True)
-        partial = partial_folder(folder)
-        goes_on = found is not None and found["key"] == key and found["status"] == "running"
-        if not goes_on:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.steps[step.name] = {"key": key, "status": "running", "result": None}
+        if folder.is_dir() and step.writes_model == (folder / REPORT).is_file():
+            self._remove_output(step.name)  # under this name, another recipe had the other kind of step
+        goes_on = found is not None and found["key"] == key and found["status"] == RUNNING
+        self.steps[step.name] = {"key": key, "status": RUNNING, "result": None, "replaces": output_digest(folder)}
         self.save()
         return goes_on
 
     def finish(self, step: Step, result: dict[str, Any]) -> None:
         """Record that the step has finished."""
-        self.steps[step.name] |= {"status": "done", "result": json.loads(json.dumps(result))}
+        folder = self.folder(step.name)
+        if step.writes_model and result.get("output") != str(folder) and folder.is_dir():
+            self._remove_output(step.name)  # this time, the step had nothing to do
+        found = {"key": self.steps[step.name]["key"], "status": DONE, "result": json.loads(json.dumps(result))}
+        self.steps[step.name] = found
         self.save()
+
+    def clear(self, names: Sequence[str]) -> None:
+        """Remove the outputs of steps that were asked to be done again and are none of `names`, and what was left unfinished."""
+        for name in [name for name, found in self.steps.items() if found["status"] == OUTDATED and name not in names]:
+            self._remove_output(name)
+            discard(self.folder(name))
+            del self.steps[name]
+            self.save()
+        for name in names:
+            discard(self.folder(name))
+
+    def _remove_output(self, name: str) -> None:
+        """Remove a step's folder if it holds a stage's output or a report and nothing else; raises RequestError otherwise."""
+        folder = self.folder(name)
+        if not os.path.lexists(folder):
+            return
+        if not is_ours(folder) and {path.name for path in folder.iterdir()} != {REPORT}:
+            raise RequestError(f"{folder}: holds what no step wrote, so it is not removed; move it, or choose another OUT")
+        with storing(folder):
+            shutil.rmtree(folder)
+
+
+def output_digest(folder: Path) -> str | None:
+    """What tells one output of a step from another: the SHA-256 of its manifest or report; None if there is none."""
+    report = folder / REPORT
+    return manifest_digest(folder) or (sha256(report) if report.is_file() else None)
 
 
 def _texts(step: Step) -> list[str]:
@@ -135,32 +175,47 @@ def digest(path: Path) -> str:
     return manifest.fingerprint({str(file.relative_to(path)): sha256(file) for file in files})
 
 
-def _check_names(path: Path, found: dict[str, Any]) -> None:
-    """Refuse step names that a recipe could not have given: they become folders that are written, read and removed."""
-    for name in found.get("steps", {}):
+def _checked_steps(path: Path, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Check the content of a run.json. Names of steps become folders that are written and removed, as those of a recipe do.
+
+    Returns:
+        The steps, by name.
+
+    Raises:
+        RequestError: a name is none that a recipe could have given, or an entry is no step's.
+    """
+    steps = found.get("steps")
+    if found.get("format_version") != FORMAT_VERSION or not isinstance(steps, dict):
+        raise RequestError(f"{path}: written by another version of compresskit; choose another OUT")
+    for name, step in steps.items():
         if not STEP_NAME.fullmatch(name):
             raise RequestError(f"{path}: names a step {name!r}, which is no name of one; restore the file, or choose another OUT")
+        if not isinstance(step, dict) or not {"key", "status", "result"} <= step.keys():
+            raise RequestError(f"{path}: step {name!r} has no key, status and result; restore the file, or choose another OUT")
+        if not isinstance(step["result"], dict | None) or step["status"] not in (RUNNING, DONE, OUTDATED):
+            raise RequestError(f"{path}: step {name!r} has no status of one; restore the file, or choose another OUT")
+    return steps
 
 
 def open_state(out: Path, overwrite: bool) -> State:
-    """Open the state of a run's folder, or create it; raises RequestError if the folder is something else."""
-    if out.exists() and not out.is_dir():
+    """Open the state of a run's folder, or create it.
+
+    Returns:
+        The state; with `overwrite`, all its steps count as asked to be done again.
+
+    Raises:
+        RequestError: the folder is something else.
+    """
+    check_name(out)
+    if os.path.lexists(out) and not out.is_dir():
         raise RequestError(f"{out}: is a file, not a folder; choose another path")
     state = State(out)
     path = out / FILE
-    if path.is_file() and not overwrite:
-        found = read_json(path)
-        _check_names(path, found)
-        if found.get("format_version") != FORMAT_VERSION:
-            raise RequestError(f"{path}: written by another version of compresskit; choose another OUT, or pass --overwrite")
-        state.steps = found["steps"]
-    elif path.is_file():
-        found = read_json(path)
-        _check_names(path, found)
-        for name in found["steps"]:
-            shutil.rmtree(state.folder(name), ignore_errors=True)
-            shutil.rmtree(partial_folder(state.folder(name)), ignore_errors=True)
-        path.unlink()
+    if path.is_file():
+        state.steps = _checked_steps(path, read_json(path, finite=False))
+        if overwrite:
+            for found in state.steps.values():
+                found["status"] = OUTDATED
     elif out.exists() and any(path.name not in (LOCK, FILE + NEW) for path in out.iterdir()):
         raise RequestError(f"{out}: exists already and is no run's folder; choose another OUT")
     return state

@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from compresskit.checkpoint.folder import write_whole
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.whole_files import write_whole
 from compresskit.machine.progress import timed
 from compresskit.models.model import Model
 from compresskit.recovery.data.held_back import mean_losses
@@ -29,7 +29,7 @@ def losses_before(recovery: Recovery) -> dict[str, Any] | None:
         progress(0, 1)
         write_whole(file, json.dumps({"before": held_back_losses(recovery, recovery.request.model)}))
         progress(1, 1)
-    found: dict[str, Any] | None = read_json(file)["before"]
+    found: dict[str, Any] | None = read_json(file, finite=False).get("before")
     return found
 
 

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import TensorSpec
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec
+from compresskit.checkpoint.work_folder import WorkFolder
 from compresskit.errors import RequestError
 from compresskit.evaluation.request import scoring_bytes
 from compresskit.evaluation.scores import check_comparable, check_context
@@ -38,7 +39,9 @@ EXTRAS = ("accelerate", "peft", "scipy")
 """What the extra `recover` installs."""
 ADAPTER_DTYPE = "F32"
 """Of the factors that are written."""
-NO_SETTINGS = frozenset({"device", "dtype", "max_shard_size", "overwrite", "resume", "trust_remote_code", "original", "data"})
+NO_SETTINGS = frozenset(
+    {"device", "dtype", "max_shard_size", "overwrite", "resume", "verify", "trust_remote_code", "original", "data"}
+)
 """Options that do not decide the weights, or that the settings name otherwise."""
 
 MICRO_BATCH_TOKENS = 1024
@@ -117,16 +120,16 @@ class RecoverRequest(Request):
 
     @property
     def workspace(self) -> Path:
-        """Where unfinished work is kept."""
-        return self.out.with_name(self.out.name + ".training")
+        """Where intermediate results are kept."""
+        return WorkFolder(self.out).training
 
     @property
-    def inputs(self) -> list[dict[str, str]]:
-        """SHA-256 of the weight files of the source, of its adapter, and of the original."""
+    def stores(self) -> list[Checkpoint]:
+        """The opened folders of the source, of its adapter, and of the original."""
         stores = [self.model.checkpoint]
         stores += [self.model.adapter.store] if self.model.adapter else []
         stores += [self.original.checkpoint] if self.original else []
-        return [store.hashes for store in stores]
+        return stores
 
     def settings(self, where: Where) -> dict[str, Any]:
         """Settings that determine the weights, besides the models and the content of the data files."""

@@ -1,21 +1,22 @@
 """Run the recover stage: select, fine-tune, merge or keep the adapter, report.
 
-Intermediate results stay in `OUT.training/` until the output is complete: the selection, the original's predictions and
-the training checkpoints. `--resume` continues from there.
+Intermediate results stay in `OUT.partial/training/` until the output is complete: the selection, the original's
+predictions and the training checkpoints. `--resume` continues from there.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from compresskit.checkpoint.folder import write_whole
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.folder import held
+from compresskit.checkpoint.manifest import check_unchanged
+from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.whole_files import storing, write_whole_json
 from compresskit.errors import RequestError
-from compresskit.job import time_and_memory
+from compresskit.job import finished_request, time_and_memory
 from compresskit.machine.device import choose_device
 from compresskit.machine.progress import ProgressBars, timed
 from compresskit.recovery.data.reading import read_data
@@ -35,15 +36,18 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: see errors.py for the kinds; `out` is then not created.
+        CompresskitError: see errors.py for the kinds; `out` is then as it was before.
     """
     started = time.monotonic()
     request = open_request(method, source_name, out, options)
     data = read_data(request)
     where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
-    with ProgressBars(quiet) as bars:
-        recovery = Recovery(request, data, where, bars)
-        result = _recover(recovery)
+    with held(out, options.overwrite, options.resume) as work, ProgressBars(quiet) as bars:
+        if options.verify:
+            for each in request.stores:
+                check_unchanged(each)
+        recovery = Recovery(request, data, where, work, bars)
+        result = finished_request(request, recovery.key) or _recover(recovery)
     shares = {what: round(value, 2) for what, value in recovery.seconds.items()}
     return result | {"time_shares": shares} | time_and_memory(started)
 
@@ -62,9 +66,7 @@ def _recover(recovery: Recovery) -> dict[str, Any]:
         facts |= {**training.facts, "held_back_before": before}
     from compresskit.recovery.output import write
 
-    result = write(recovery, selection, training, facts)
-    shutil.rmtree(recovery.request.workspace, ignore_errors=True)
-    return result
+    return write(recovery, selection, training, facts)
 
 
 def _open_workspace(recovery: Recovery) -> None:
@@ -79,9 +81,12 @@ def _open_workspace(recovery: Recovery) -> None:
         if read_json(file).get("fingerprint") != recovery.key:
             raise RequestError(f"{workspace}: left by a run with other inputs or settings; repeat those, or drop --resume")
         return
-    shutil.rmtree(workspace, ignore_errors=True)
-    workspace.mkdir(parents=True)
-    write_whole(file, json.dumps({"fingerprint": recovery.key}))
+    with storing(workspace):
+        file.unlink(missing_ok=True)  # first, so that a half removed workspace is nobody's
+        if workspace.exists():
+            shutil.rmtree(workspace)
+        workspace.mkdir()
+    write_whole_json(file, {"fingerprint": recovery.key})
 
 
 def _select(recovery: Recovery) -> Selection:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from compresskit.checkpoint.manifest import fingerprint
+from compresskit.checkpoint.work_folder import WorkFolder
 from compresskit.machine.device import Where
 from compresskit.machine.progress import ProgressBars
 from compresskit.models.model import Model
@@ -21,6 +22,7 @@ class Recovery:
     request: RecoverRequest
     data: Data
     where: Where
+    work: WorkFolder
     bars: ProgressBars
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of each part of the work, in this process only."""
@@ -40,4 +42,4 @@ class Recovery:
     def key(self) -> str:
         """Fingerprint of everything that determines the result; an interrupted run is resumed only with the same key."""
         texts = [sample.tokens for sample in (*self.data.pool, *self.data.held_back)]
-        return fingerprint(self.request.stage, self.settings, *self.request.inputs, texts)
+        return fingerprint(self.request.stage, self.settings, *(each.hashes for each in self.request.stores), texts)

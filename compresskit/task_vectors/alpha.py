@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 
 from compresskit import calibration
-from compresskit.checkpoint.reader import Checkpoint, read_json
+from compresskit.checkpoint.reader import Checkpoint
+from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluation.request import read_evaluation_text
 from compresskit.formats.peft import CONFIG

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import source
-from compresskit.checkpoint.folder import copy_files, whole_folder, write_json
-from compresskit.checkpoint.manifest import NAME, manifest
+from compresskit.checkpoint.folder import whole_folder
+from compresskit.checkpoint.manifest import NAME, check_unchanged, manifest
 from compresskit.checkpoint.reader import open_checkpoint, sha256
-from compresskit.checkpoint.writer import SIDE_FILES, check_out
+from compresskit.checkpoint.side_files import SIDE_FILES, copy_side_files
+from compresskit.checkpoint.whole_files import write_whole_json
+from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.evaluation.request import check_evaluation_text
 from compresskit.formats.peft import CONFIG
@@ -24,6 +26,7 @@ from compresskit.formats.ternary.golomb import entropy
 from compresskit.formats.ternary.threshold import Threshold, Values
 from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
+from compresskit.models.layouts import own_config
 from compresskit.task_vectors.alpha import pick_alpha
 from compresskit.task_vectors.apply import base_digest
 from compresskit.task_vectors.compeft import ComPEFT, scale
@@ -73,7 +76,7 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
     vector = open_task_vector(folder, base_folder, method.balance)
     _check(method, vector, out, options)
     assert isinstance(vector, PlainVector)
-    with ProgressBars(quiet) as bars, whole_folder(out) as partial:
+    with ProgressBars(quiet) as bars, whole_folder(out, options.overwrite) as partial:
         measured = measure(vector, method, bars.of("measuring"))
         alpha, losses = method.alpha, dict[float, float]()
         if isinstance(alpha, str):
@@ -84,9 +87,14 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
         facts = facts_of(written)
         facts["entropy_bits"] = entropy(facts["density_achieved"])
         facts |= {"validation_losses": losses} if losses else {}
-        settings = {"method": "compeft", **method.model_dump(), "alpha": alpha, **options.model_dump(exclude={"overwrite"})}
+        settings = {
+            "method": "compeft",
+            **method.model_dump(),
+            "alpha": alpha,
+            **options.model_dump(exclude={"overwrite", "verify"}),
+        }
         path = written.container.path
-        write_json(partial / NAME, manifest("quantize", settings, vector.store, {path.name: sha256(path)}, facts))
+        write_whole_json(partial / NAME, manifest("quantize", settings, vector.store, {path.name: sha256(path)}, facts))
         size = path.stat().st_size
     before, after = (vector.store.parameters, vector.store.bytes), (vector.store.parameters, size)
     return stage_result("quantize", settings, out, vector.store, before, after) | facts | time_and_memory(started)
@@ -106,7 +114,11 @@ def _check(method: ComPEFT, vector: TaskVector, out: Path, options: TernaryOptio
             _named_base(vector)
     half_bytes = VALUE_HALF_BYTES if method.variant == "prune" else SIGN_HALF_BYTES
     needed = half_bytes * sum(spec.elements for spec in vector.specs.values()) // 2
-    check_out(out, vector.folder, sum(spec.bytes for spec in vector.dense.values()) + needed, options.overwrite)
+    check_out(out, vector.folder, options.overwrite)
+    check_space(out, sum(spec.bytes for spec in vector.dense.values()) + needed)
+    for each in (vector.store, vector.base) if options.verify else ():
+        if each is not None:
+            check_unchanged(each)
 
 
 def _named_base(vector: PlainVector) -> Path:
@@ -148,7 +160,9 @@ def _write(vector: PlainVector, method: ComPEFT, measured: Measured, alpha: floa
         for name, spec in vector.specs.items()
     )
     write_container(path, facts, list(vector.dense.values()), vector.dense_bytes, tensors)
-    copy_files((CONFIG,) if adapter else ("config.json", *SIDE_FILES), vector.folder, partial)
+    copy_side_files(vector.folder, partial, (CONFIG,) if adapter else SIDE_FILES)
+    if not adapter:
+        write_whole_json(partial / "config.json", own_config(vector.store.config))
     written = open_task_vector(partial, None)
     assert isinstance(written, TernaryVector)
     return written

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint import source
-from compresskit.checkpoint.manifest import manifest
+from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
-from compresskit.checkpoint.writer import check_out
+from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.stages import parse_bytes
 from compresskit.task_vectors.apply import applied_tensor, check_base
-from compresskit.task_vectors.output import new_folder, outputs_like
+from compresskit.task_vectors.output import new_folder, outputs_like, store_of
 from compresskit.task_vectors.request import ExpandOptions
-from compresskit.task_vectors.vector import TernaryVector, facts_of, open_task_vector, recorded_manifest
+from compresskit.task_vectors.vector import TernaryVector, facts_of, open_task_vector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,25 +41,22 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
     base = open_checkpoint(source.resolve(options.base)) if options.base else None
     check_base(vector, base)
     base = None if vector.is_adapter else base
-    stored = _stored(vector)
-    check_out(out, vector.folder, sum(spec.bytes for spec in stored.tensors.values()), options.overwrite)
+    stored = store_of(vector)
+    check_out(out, vector.folder, options.overwrite)
+    check_space(out, sum(spec.bytes for spec in stored.tensors.values()))
+    for each in (stored, base) if options.verify else ():
+        if each is not None:
+            check_unchanged(each)
     names = [name for name in base.tensors if name in stored.tensors] if base else list(stored.tensors)
     outputs = outputs_like(vector.folder, [stored.tensors[name] for name in names], vector.is_adapter)
     settings = {"method": "expand", "base": options.base}
-    with ProgressBars(quiet) as bars, new_folder(out, outputs, shard_bytes, vector.folder) as writer:
+    with ProgressBars(quiet) as bars, new_folder(out, outputs, shard_bytes, vector.folder, options.overwrite) as writer:
         for number, name in enumerate(names):
             bars("expanding", number, len(names))
             writer.put(name, _tensor(vector, name, base))
         writer.commit(manifest("expand", settings, stored, writer.hashes(), facts_of(vector)))
     before, after = (stored.parameters, stored.bytes), (stored.parameters, writer.written[1])
     return stage_result("expand", settings, out, stored, before, after) | facts_of(vector) | time_and_memory(started)
-
-
-def _stored(vector: TernaryVector) -> Checkpoint:
-    """The vector's folder as a source for the manifest."""
-    specs = {**vector.specs, **vector.dense}
-    files = dict.fromkeys(specs, vector.container.path)
-    return Checkpoint(vector.folder, {}, specs, files, recorded_manifest(vector.folder))
 
 
 def _tensor(vector: TernaryVector, name: str, base: Checkpoint | None) -> Tensor:

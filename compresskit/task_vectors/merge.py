@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import source
-from compresskit.checkpoint.manifest import manifest
+from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint, open_checkpoint, sha256
-from compresskit.checkpoint.writer import check_out
+from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
@@ -23,7 +23,7 @@ from compresskit.task_vectors.apply import check_base
 from compresskit.task_vectors.merge_entries import EntryMerge
 from compresskit.task_vectors.merge_updates import open_updates
 from compresskit.task_vectors.merging.method import MergeMethod
-from compresskit.task_vectors.output import new_folder
+from compresskit.task_vectors.output import new_folder, store_of
 from compresskit.task_vectors.request import MergeOptions
 from compresskit.task_vectors.vector import PlainVector, TaskVector, TernaryVector, open_task_vector
 
@@ -45,11 +45,17 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
     _check(method, vectors, base, options)
     shard_bytes = parse_bytes(options.max_shard_size)
     for vector in vectors:
-        check_out(out, vector.folder, sum(spec.bytes for spec in vector.specs.values()), options.overwrite)
+        check_out(out, vector.folder, options.overwrite)
+        check_space(out, sum(spec.bytes for spec in vector.specs.values()))
+        if options.verify:
+            check_unchanged(store_of(vector))
     settings = {"method": name_of("merge", method), **method.model_dump(), "sources": sources, "base": options.base}
     settings["rank"] = options.rank
     work = open_updates(method, vectors, options.rank) if options.rank else EntryMerge(method, vectors, base)
-    with ProgressBars(quiet) as bars, new_folder(out, work.outputs(), shard_bytes, first.folder) as writer:
+    with (
+        ProgressBars(quiet) as bars,
+        new_folder(out, work.outputs(), shard_bytes, first.folder, options.overwrite) as writer,
+    ):
         for name, tensor in work.tensors(bars.of("merging")):
             writer.put(name, tensor)
         writer.commit(_manifest(settings, vectors, writer.hashes()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import RequestError
 from compresskit.formats import peft
 from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter, factor_names

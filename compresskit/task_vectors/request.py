@@ -26,6 +26,8 @@ class TernaryOptions(BaseModel):
     """Precision of the forward passes for --alpha auto."""
     overwrite: bool = False
     """Replace an existing OUT once the work is complete."""
+    verify: bool = True
+    """Compare weight files with the SHA-256 in their manifest."""
     trust_remote_code: bool = False
     """Run code that the checkpoint ships."""
 
@@ -41,6 +43,8 @@ class ExpandOptions(BaseModel):
     """Maximum size of a weight file."""
     overwrite: bool = False
     """Replace an existing OUT once the work is complete."""
+    verify: bool = True
+    """Compare weight files with the SHA-256 in their manifest."""
 
 
 class MergeOptions(BaseModel):
@@ -56,3 +60,5 @@ class MergeOptions(BaseModel):
     """Maximum size of a weight file."""
     overwrite: bool = False
     """Replace an existing OUT once the work is complete."""
+    verify: bool = True
+    """Compare weight files with the SHA-256 in their manifest."""

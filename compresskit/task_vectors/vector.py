@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compresskit.checkpoint.manifest import NAME
-from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
+from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec, open_checkpoint, tensors_in
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json
 from compresskit.errors import CheckpointError, NumericalError, RequestError, near_miss
 from compresskit.formats.peft import CONFIG, WEIGHTS
 from compresskit.formats.ternary.reading import Container, open_container
@@ -176,11 +177,6 @@ def kept_values(spec: TensorSpec, data: bytes) -> Values:
     return found
 
 
-def recorded_manifest(folder: Path) -> dict[str, Any] | None:
-    """The compresskit.json of a folder, None if there is none."""
-    return read_json(folder / NAME) if (folder / NAME).is_file() else None
-
-
 def is_ternary(folder: Path) -> bool:
     """Whether a folder holds a ternary file."""
     return (folder / ADAPTER_FILE).is_file() or (folder / MODEL_FILE).is_file()
@@ -216,10 +212,16 @@ def _adapter(folder: Path) -> PlainVector:
     if not path.is_file():
         raise CheckpointError(f"{folder}: an adapter without {WEIGHTS}; save it with peft as safetensors")
     found = {spec.name: spec for spec in tensors_in(path)}
-    store = Checkpoint(folder, read_json(folder / CONFIG), found, dict.fromkeys(found, path), recorded_manifest(folder))
+    config = read_json(folder / CONFIG, LARGEST_CONFIG_BYTES)
+    store = Checkpoint(folder, config, found, dict.fromkeys(found, path), read_manifest(folder))
     factors = {n: spec for n, spec in found.items() if spec.dtype in FLOATS and any(part in n for part in FACTORS)}
     if not factors:
         raise CheckpointError(f"{path}: holds no factors of LoRA or IA3 ({', '.join(FACTORS)}); point to such an adapter")
+    for name in factors:
+        first, second = (factors.get(each) for each in pair_of(name) or ("", ""))
+        if first and second and (len(first.shape) != 2 or len(second.shape) != 2 or first.shape[0] != second.shape[1]):
+            shapes = f"{list(first.shape)} and {list(second.shape)}"
+            raise CheckpointError(f"{path}: {first.name} and its partner are {shapes}, which make no product; save it again")
     return PlainVector(store, None, factors, {n: spec for n, spec in found.items() if n not in factors})
 
 

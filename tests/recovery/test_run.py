@@ -39,7 +39,7 @@ def test_the_merged_checkpoint_loads_in_stock_tools_and_has_lost_less(
     stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     with torch.no_grad():
         assert torch.allclose(stock(tokens()).logits, walked_logits(out), atol=1e-4)
-    assert not out.with_name("out.training").exists()
+    assert not out.with_name("out.partial").exists()
 
 
 @pytest.mark.parametrize("method", [Random(budget=0.5), Full()])

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compresskit.errors import CheckpointError, RequestError
+from compresskit.errors import RequestError
+from compresskit.models.tokenizer import open_tokenizer, tokenizing
 from compresskit.recovery.data.instructions import Instruction, Reading
+from compresskit.recovery.data.rendering import Chat, rendered
 
 ALPACA_PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -34,21 +36,6 @@ class Sample:
     def response_tokens(self) -> int:
         """Number of tokens in the response."""
         return len(self.tokens) - self.response_start
-
-
-def open_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Open the tokenizer of a checkpoint; raises CheckpointError if there is no usable one."""
-    from transformers import AutoTokenizer
-
-    from compresskit.checkpoint.stock import quiet
-
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json into it"
-        ) from error
 
 
 def check_same_tokenizer(folder: Path, original: Path, trust_remote_code: bool = False) -> None:
@@ -74,17 +61,10 @@ def encode_samples(reading: Reading, tokenizer: Any, sequence_length: int) -> li
     Raises:
         RequestError: no sample is left.
     """
-    samples = []
-    cut, long = 0, 0
-    for instruction in reading.samples:
-        if is_truncated(instruction.response):
-            cut += 1
-            continue
-        sample = encode(instruction, tokenizer)
-        if len(sample.tokens) > sequence_length:
-            long += 1
-        else:
-            samples.append(sample)
+    whole = [instruction for instruction in reading.samples if not is_truncated(instruction.response)]
+    encoded = encode(whole, tokenizer)
+    samples = [sample for sample in encoded if len(sample.tokens) <= sequence_length]
+    cut, long = len(reading.samples) - len(whole), len(encoded) - len(samples)
     reading.dropped |= {"truncated": cut, "too long": long}
     if not samples:
         raise RequestError(
@@ -94,12 +74,17 @@ def encode_samples(reading: Reading, tokenizer: Any, sequence_length: int) -> li
     return samples
 
 
-def encode(instruction: Instruction, tokenizer: Any) -> Sample:
-    """Encode one sample and find the start of its response."""
-    if getattr(tokenizer, "chat_template", None):
-        before = tokenizer.apply_chat_template(instruction.turns, tokenize=False, add_generation_prompt=True)
-        answer = {"role": "assistant", "content": instruction.response}
-        whole = tokenizer.apply_chat_template([*instruction.turns, answer], tokenize=False)
+def encode(instructions: Sequence[Instruction], tokenizer: Any) -> list[Sample]:
+    """Encode samples and find the start of each response; raises CheckpointError if the tokenizer or its template fails."""
+    templated = bool(getattr(tokenizer, "chat_template", None))
+    chats: Sequence[Chat | None] = rendered(instructions, tokenizer) if templated else [None] * len(instructions)
+    with tokenizing(Path(tokenizer.name_or_path)):
+        return [_encoded(instruction, chat, tokenizer) for instruction, chat in zip(instructions, chats, strict=True)]
+
+
+def _encoded(instruction: Instruction, chat: Chat | None, tokenizer: Any) -> Sample:
+    if chat is not None:
+        before, whole = chat
         # Some templates open the turn otherwise than they write the answer (thinking marks): then no common prefix exists.
         after = whole.removeprefix(before).rstrip("\n") if whole.startswith(before) else instruction.response
         prompt = tokenizer(before, add_special_tokens=False, verbose=False)["input_ids"]

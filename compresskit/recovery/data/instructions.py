@@ -11,12 +11,12 @@ The shape of each file is detected from its first row and reported.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compresskit.checkpoint.small_files import first_line, json_value, read_text
 from compresskit.errors import RequestError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -30,6 +30,12 @@ PROMPTS = ("prompt", "question", "query")
 RESPONSES = ("response", "completion", "answer", "output")
 CONTEXTS = ("input", "context")
 SHOWN_KEYS = 8
+SHOWN_KEY = 40
+"""Keys of a row, and characters of each, that an error lists."""
+LARGEST_BYTES = 1 << 31
+"""OpenHermes 2.5, a million conversations, has 1.9 GB."""
+PARQUET_BATCH_ROWS = 64
+"""A column may repeat one long text in every row."""
 
 Turns = list[dict[str, str]]
 """[{"role": ..., "content": ...}], without the response."""
@@ -98,10 +104,7 @@ def _rows(path: Path) -> list[Row]:
         raise RequestError(f"{path}: no such file; give instruction data as --data FILE.jsonl")
     if path.suffix.lower() == ".parquet":
         return _parquet_rows(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: cannot be read as UTF-8 text ({error}); convert it") from error
+    text = read_text(path, LARGEST_BYTES, RequestError)
     if path.suffix.lower() == ".json":
         return _checked_rows(_parsed(text, path, 1), path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -110,9 +113,10 @@ def _rows(path: Path) -> list[Row]:
 
 def _parsed(text: str, path: Path, line: int) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{path}: line {line + error.lineno - 1} is not JSON ({error.msg}); mend or remove it") from error
+        return json_value(text, finite=False)
+    except ValueError as error:
+        line += getattr(error, "lineno", 1) - 1
+        raise RequestError(f"{path}: line {line} is not JSON ({first_line(error)}); mend or remove it") from error
 
 
 def _checked_rows(value: Any, path: Path) -> list[Row]:
@@ -124,13 +128,20 @@ def _checked_rows(value: Any, path: Path) -> list[Row]:
 def _parquet_rows(path: Path) -> list[Row]:
     if importlib.util.find_spec("pyarrow") is None:
         raise RequestError(f"{path}: reading parquet takes pyarrow; pip install 'compresskit[data]'")
-    import pyarrow
     from pyarrow import parquet
 
+    rows: list[Row] = []
+    size = 0
     try:
-        rows: list[Row] = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise RequestError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); write it again") from error
+        for batch in parquet.ParquetFile(path).iter_batches(PARQUET_BATCH_ROWS):
+            size += batch.nbytes
+            if size > LARGEST_BYTES:
+                break
+            rows += batch.to_pylist()
+    except Exception as error:  # pyarrow raises errors of every kind
+        raise RequestError(f"{path}: not a readable parquet file ({first_line(error)}); write it again") from error
+    if size > LARGEST_BYTES:
+        raise RequestError(f"{path}: unpacks to more than {LARGEST_BYTES:,} bytes; give a part of it")
     return rows
 
 
@@ -143,7 +154,7 @@ def _shape_of(row: Row, path: Path) -> tuple[str, Converter]:
     if turns is not None:
         return "messages", lambda row: _from_messages(row[turns])
     response = next((key for key in RESPONSES if key in row), None)
-    keys = ", ".join(list(row)[:SHOWN_KEYS])
+    keys = ", ".join(repr(key[:SHOWN_KEY]) for key in list(row)[:SHOWN_KEYS])
     if response is None:
         raise RequestError(f"{path}: its rows have no response field (keys: {keys}); rename one to output or response")
     if "instruction" in row:
@@ -174,4 +185,5 @@ def _converted(convert: Converter, row: Row, path: Path, number: int) -> tuple[T
     try:
         return convert(row)
     except (KeyError, TypeError) as error:
-        raise RequestError(f"{path}: row {number} is not like the first one ({error} is missing or unknown); mend it") from error
+        what = f"{first_line(error)} is missing or unknown"
+        raise RequestError(f"{path}: row {number} is not like the first one ({what}); mend it") from error

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compresskit.models.tokenizer import check_vocabulary, open_tokenizer
 from compresskit.recovery.data.duplicates import drop_duplicates
-from compresskit.recovery.data.encoding import Sample, encode_samples, open_tokenizer
+from compresskit.recovery.data.encoding import Sample, encode_samples
 from compresskit.recovery.data.held_back import hold_back
 from compresskit.recovery.data.instructions import read_instructions
 from compresskit.recovery.request import RecoverRequest
@@ -45,6 +46,7 @@ def read_data(request: RecoverRequest) -> Data:
     reading.samples = [reading.samples[i] for i in kept]
     tokenizer = open_tokenizer(request.model.checkpoint.folder, options.trust_remote_code)
     samples = encode_samples(reading, tokenizer, options.sequence_length)
+    check_vocabulary(request.model, max(max(sample.tokens) for sample in samples))
     pool, held = hold_back(samples, options.held_back, options.seed)
     template = "chat template" if getattr(tokenizer, "chat_template", None) else "Alpaca prompt"
     facts = {"shapes": reading.shapes, "dropped": reading.dropped, "prompt": template, "pool": len(pool), "held_back": len(held)}

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from compresskit.checkpoint.folder import write_whole_tensors
+from compresskit.checkpoint.whole_files import write_whole_tensors
 from compresskit.errors import NumericalError
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.forward import chunks, mean_hidden, predictions, token_losses, walked

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compresskit.checkpoint.small_files import first_line
 from compresskit.errors import RequestError
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.forward import chunks, mean_hidden, walked
@@ -56,16 +57,16 @@ def encoder_embeddings(folder: Path, texts: Sequence[str], progress: Progress | 
     """
     from transformers import AutoModel, AutoTokenizer
 
-    from compresskit.checkpoint.stock import quiet
+    from compresskit.checkpoint.stock import quiet, stock_config
 
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            network = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise RequestError(
-            f"--embedder {folder}: not an encoder that transformers opens ({str(error).splitlines()[0]})"
-        ) from error
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            network = AutoModel.from_pretrained(
+                folder, config=stock_config(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True
+            ).eval()
+    except Exception as error:  # transformers and tokenizers raise errors of every kind
+        raise RequestError(f"--embedder {folder}: not an encoder that transformers opens ({first_line(error)})") from error
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     found: list[Tensor] = [torch.empty(0)] * len(texts)
     for start in range(0, len(order), ENCODER_BATCH):

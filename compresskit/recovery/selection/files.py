@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from compresskit.checkpoint.folder import write_whole
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.small_files import first_line, read_json
+from compresskit.checkpoint.whole_files import write_whole
+from compresskit.errors import CheckpointError
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.method import Choice, Selection
 
@@ -47,8 +48,16 @@ def write_selection(folder: Path, selection: Selection) -> None:
 
 
 def read_selection(folder: Path) -> Selection | None:
-    """Read what `write_selection` saved, None if there is nothing."""
+    """Read what `write_selection` saved, None if there is nothing; raises CheckpointError if the file is damaged."""
     if not (folder / STATE).is_file():
         return None
-    state = read_json(folder / STATE)
-    return Selection([Choice(*choice) for choice in state["choices"]], state["facts"], state["labels"])
+    state = read_json(folder / STATE, finite=False)  # a score may be minus infinity
+    try:
+        choices = [Choice(*choice) for choice in state["choices"]]
+        numbers = [choice.sample for choice in choices] + list(state["labels"] or [])
+        if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(state["facts"], dict):
+            raise ValueError("numbers of samples and clusters are whole")
+        return Selection(choices, state["facts"], state["labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"is no selection ({first_line(error)})"
+        raise CheckpointError(f"{folder / STATE}: {reason}; remove it, and run again with --resume") from error

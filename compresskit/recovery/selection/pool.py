@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from compresskit import calibration
 from compresskit.calibration.sources import TextRequest
-from compresskit.checkpoint import folder as folders
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.whole_files import write_whole, write_whole_tensors
 from compresskit.machine.precision import matrix_products
-from compresskit.recovery.data.encoding import open_tokenizer
+from compresskit.models.tokenizer import open_tokenizer
 from compresskit.recovery.forward import open_walk
 from compresskit.recovery.method import Lost, Pool
 from compresskit.recovery.selection import degradation, embeddings
@@ -55,7 +55,7 @@ def _vectors(recovery: Recovery, embedder: str) -> torch.Tensor:
             with matrix_products(recovery.where.device, recovery.request.options.precision):
                 states.append(embeddings.own_states(walk, data.held_back if states else samples, progress))
             found = embeddings.centred(torch.cat(states))
-        folders.write_whole_tensors(file, {"vectors": found})
+        write_whole_tensors(file, {"vectors": found})
     vectors: torch.Tensor = load_file(file)["vectors"]
     return vectors[: len(data.pool)]
 
@@ -71,8 +71,8 @@ def _lost(recovery: Recovery) -> Lost:
             divergences, losses, states = degradation.degradations(
                 original, compressed, recovery.data.pool, progress, workspace / PARTS
             )
-        folders.write_whole_tensors(workspace / STATES, {"states": states})
-        folders.write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
+        write_whole_tensors(workspace / STATES, {"states": states})
+        write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
         shutil.rmtree(workspace / PARTS, ignore_errors=True)
     return Lost(**read_json(file))
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compresskit.checkpoint.folder import write_whole
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.whole_files import write_whole
 from compresskit.errors import CheckpointError
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.forward import chunks, predictions, walked
@@ -109,7 +109,8 @@ def predict(
     lengths = [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)]
     predicted = TeacherPredictions(folder, lengths, width_of(int(walk.model.checkpoint.config["vocab_size"])))
     folder.mkdir(parents=True, exist_ok=True)
-    known = int(read_json(folder / STATE).get("chunks", 0)) if (folder / STATE).is_file() else 0
+    stated = read_json(folder / STATE).get("chunks") if (folder / STATE).is_file() else 0
+    known = stated if isinstance(stated, int) else 0
     if not known:
         predicted.reserve()
     done = 0

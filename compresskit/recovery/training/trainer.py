@@ -22,9 +22,11 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-from compresskit.checkpoint.folder import sync
+from compresskit.checkpoint.reader import sha256
+from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.stock import quiet
-from compresskit.errors import CompresskitError, NumericalError
+from compresskit.checkpoint.whole_files import sync, write_whole_json
+from compresskit.errors import CheckpointError, NumericalError, StorageError
 from compresskit.formats.peft import Adapter, factor_names
 from compresskit.machine.device import Where
 from compresskit.machine.memory import freed_memory_kept, release_freed_memory
@@ -37,9 +39,9 @@ from compresskit.recovery.training.distillation import distillation_losses
 WARM_UP = 0.05
 """Share of the steps for the learning rate's warm-up."""
 KEPT_CHECKPOINTS = 2
-"""A kill may damage the newest checkpoint; the one before it is complete."""
-COMPLETE = "complete"
-"""Name of the empty file that marks a checkpoint as complete."""
+"""A kill or the disk may damage the newest checkpoint; the one before it is complete."""
+COMPLETE = "complete.json"
+"""Record of the SHA-256 of a complete checkpoint's files."""
 CHECKPOINTS = "checkpoint-*"
 RELEASE_STEPS = 5
 """Number of steps between releases of freed memory."""
@@ -178,13 +180,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(*arguments, **named)
             for path in folder.rglob("*"):
                 sync(path)
-            (folder / COMPLETE).touch()
-            sync(folder)
+            write_whole_json(folder / COMPLETE, _hashes(folder))
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-            raise CompresskitError(
-                f"{folder}: the training cannot be saved ({reason}); free some space, then --resume goes on from the save before"
-            ) from error
+            raise StorageError(f"{folder}: the training cannot be saved ({reason}); free some space") from error
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -203,9 +202,23 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint, None if there is none."""
-    whole = [path for path in folder.glob(CHECKPOINTS) if (path / COMPLETE).is_file()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest checkpoint whose files are as they were saved, None if there is none."""
+    found = [path for path in folder.glob(CHECKPOINTS) if (path / COMPLETE).is_file()]
+    newest_first = sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((path for path in newest_first if _is_whole(path)), None)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of a checkpoint's files, by path inside it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return read_json(folder / COMPLETE) == _hashes(folder)
+    except CheckpointError:  # the record itself is damaged
+        return False
 
 
 def train(
@@ -218,7 +231,7 @@ def train(
 
     Raises:
         NumericalError: the loss became NaN or infinity.
-        CompresskitError: a checkpoint could not be saved.
+        StorageError: a checkpoint could not be saved.
     """
     dtype = next(trained.parameters()).dtype  # the embedding's, which is never trained
     in_bfloat16 = dtype == torch.bfloat16 or (dtype == torch.float32 and takes_bfloat16(device, data.precision))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from compresskit.errors import RequestError
+from compresskit.models.tokenizer import open_tokenizer
 from compresskit.recovery.data.encoding import (
     ALPACA_PROMPT,
     check_same_tokenizer,
     encode,
     encode_samples,
     is_truncated,
-    open_tokenizer,
 )
 from compresskit.recovery.data.instructions import Reading, read_instructions
 
@@ -36,7 +36,7 @@ def test_without_a_chat_template_the_prompt_is_alpacas_and_the_response_ends_wit
     tiny: dict[str, Path], reading: Reading
 ) -> None:
     tokenizer = open_tokenizer(tiny["llama"])
-    sample = encode(reading.samples[0], tokenizer)
+    sample = encode(reading.samples, tokenizer)[0]
     assert tokenizer.decode(sample.tokens[: sample.response_start]) == ALPACA_PROMPT.format(asked="Add.\n\n1 and 2")
     assert tokenizer.decode(sample.tokens[sample.response_start :]) == "3</s>"
 
@@ -47,7 +47,7 @@ def test_a_chat_template_decides_what_stands_before_and_after_the_response(tiny:
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    sample = encode(reading.samples[0], tokenizer)
+    sample = encode(reading.samples, tokenizer)[0]
     assert tokenizer.decode(sample.tokens[: sample.response_start]) == "[user]Add.\n\n1 and 2[end]\n[assistant]"
     assert tokenizer.decode(sample.tokens[sample.response_start :]) == "3[end]"
 

@@ -16,6 +16,7 @@ from compresskit.checkpoint.reader import sha256
 from compresskit.errors import CompresskitError
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
+from compresskit.recovery.training.trainer import last_checkpoint
 
 pytest.importorskip("scipy")
 
@@ -47,8 +48,8 @@ def test_a_run_that_was_killed_while_training_ends_as_if_it_had_not_been(
         "--original", str(tiny["llama"]), "--data", str(data),
     ]  # fmt: skip
     child = start(["recover", "random", str(damaged), str(out), *flags, "--quiet"], tmp_path / "log")
-    trainer = tmp_path / "out.training" / "trainer"
-    while child.is_alive() and not any(trainer.glob("checkpoint-*/complete")):
+    trainer = tmp_path / "out.partial" / "training" / "trainer"
+    while child.is_alive() and not any(trainer.glob("checkpoint-*/complete.json")):
         time.sleep(0.01)
     child.kill()
     child.join()
@@ -75,6 +76,38 @@ def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_earlier_ones_stay
         patched.setattr(torch, "save", full)
         with pytest.raises(CompresskitError, match="No space left"):
             recover(Random(budget=0.5), str(damaged), out, asked)
-    assert (tmp_path / "out.training" / "trainer" / "checkpoint-4" / "complete").is_file()
+    assert (tmp_path / "out.partial" / "training" / "trainer" / "checkpoint-4" / "complete.json").is_file()
     recover(Random(budget=0.5), str(damaged), out, asked.model_copy(update={"resume": True}))
     assert out.is_dir()
+
+
+@pytest.mark.parametrize(
+    "damaged_files",
+    [("optimizer.pt",)],
+    ids=lambda names: names[-1],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    damaged_files: tuple[str, ...], tiny: dict[str, Path], damaged: Path, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked = options(tiny["llama"], data, steps=8, checkpoint_steps=2)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    recover(Random(budget=0.5), str(damaged), whole, asked)
+    saved = torch.save
+
+    def stopping(value: object, file: Any, *rest: Any, **named: Any) -> None:
+        if "checkpoint-6" in str(file):
+            raise KeyboardInterrupt
+        saved(value, file, *rest, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(torch, "save", stopping)
+        recover(Random(budget=0.5), str(damaged), out, asked)
+    newest = tmp_path / "out.partial" / "training" / "trainer" / "checkpoint-4"
+    for name in damaged_files:
+        content = bytearray((newest / name).read_bytes())
+        content[len(content) // 2] ^= 255
+        (newest / name).write_bytes(content)
+    assert last_checkpoint(newest.parent) == newest.with_name("checkpoint-2")
+    recover(Random(budget=0.5), str(damaged), out, asked.model_copy(update={"resume": True}))
+    assert sha256(out / "model.safetensors") == sha256(whole / "model.safetensors")
