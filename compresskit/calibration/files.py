@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import importlib.util
-import json
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compresskit.checkpoint.small_files import first_line, json_value
 from compresskit.errors import CalibrationError, near_miss
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -24,6 +25,9 @@ CHECKED_BYTES = 1 << 22
 """Part of a file that `check_file` inspects (4 MiB, so that it is instant); reading inspects all of it."""
 ROW_SEPARATOR = "\n\n"
 PARQUET_BATCH_ROWS = 1024
+SHOWN_COLUMNS = 50
+SHOWN_COLUMN = 60
+"""Names of columns, and characters of each, that an error lists."""
 
 
 class FileText(NamedTuple):
@@ -131,9 +135,9 @@ def _jsonl_rows(path: Path, data: bytes, column: str, first_line: int) -> Iterat
             continue
         place = f"{path}, line {first_line + index}" if first_line else f"{path}, {line[:40]!r}"
         try:
-            row = json.loads(_decode(path, line, whole=True))
-        except json.JSONDecodeError as error:
-            raise CalibrationError(f"{place}: not JSON ({error.msg}); give one JSON object a line") from error
+            row = json_value(_decode(path, line, whole=True), finite=False)
+        except ValueError as error:
+            raise CalibrationError(f"{place}: not JSON ({error}); give one JSON object a line") from error
         yield from _text_of_row(place, row, column)
 
 
@@ -152,6 +156,7 @@ def _text_of_row(place: str, row: Any, column: str) -> Iterator[str]:
 
 def missing_column(place: str, column: str, found: list[str]) -> CalibrationError:
     """Error for a column that is not among those found."""
+    found = [name[:SHOWN_COLUMN] for name in found[:SHOWN_COLUMNS] if name.isprintable()]
     names = ", ".join(found) or "none"
     return CalibrationError(f"{place}: no column {column!r}, found are {names}; name one with #COLUMN.{near_miss(column, found)}")
 
@@ -160,21 +165,21 @@ def _open_parquet(path: Path, column: str) -> Any:
     """Open a pyarrow ParquetFile that has this text column."""
     if importlib.util.find_spec("pyarrow") is None:
         raise CalibrationError(f"{path}: reading parquet needs the package pyarrow; pip install 'compresskit[data]'")
-    import pyarrow
     from pyarrow import parquet, types
 
-    try:
+    with _reading_parquet(path):
         file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CalibrationError(f"{path}: not a readable parquet file ({reason}); download it again") from error
-    names = file.schema_arrow.names
-    if column not in names:
+        names = file.schema_arrow.names
+        kinds = [file.schema_arrow.field(index).type for index, name in enumerate(names) if name == column]
+    if len(kinds) != 1:
         raise missing_column(str(path), column, names)
-    kind = file.schema_arrow.field(column).type
+    kind = kinds[0]
     if not (types.is_string(kind) or types.is_large_string(kind)):
-        raise CalibrationError(f"{path}: column {column!r} holds {kind}, not text; name a text column with FILE#COLUMN")
-    return file
+        what = " ".join(str(kind).split())[:SHOWN_COLUMN]
+        raise CalibrationError(f"{path}: column {column!r} holds {what}, not text; name a text column with FILE#COLUMN")
+    with _reading_parquet(path):
+        # As a dictionary, because a file of 300 bytes can repeat a text of a megabyte a million times.
+        return parquet.ParquetFile(path, read_dictionary=[column])
 
 
 def _parquet_bytes(path: Path, column: str, enough: int) -> int:
@@ -182,27 +187,33 @@ def _parquet_bytes(path: Path, column: str, enough: int) -> int:
     file = _open_parquet(path, column)
     if file.metadata.num_rows == 0:
         raise CalibrationError(f"{path}: holds no rows; give a file with text in it")
-    sizes = (_utf8_bytes(batch) for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]))
     total = 0
-    while total < enough and (size := next(sizes, -1)) >= 0:
-        total += size
+    with _reading_parquet(path):
+        sizes = (_utf8_bytes(batch) for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]))
+        while total < enough and (size := next(sizes, -1)) >= 0:
+            total += size
     return total
 
 
 def _read_parquet(path: Path, column: str, seed: int) -> FileText:
     """Read all rows, or `PART_BYTES` of rows from a position that the seed picks."""
-    import pyarrow
-
     file = _open_parquet(path, column)
-    try:
+    with _reading_parquet(path):
         total = sum(_utf8_bytes(batch) for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]))
         offset = 0 if total <= PART_BYTES else random.Random(seed).randrange(total - PART_BYTES + 1)  # noqa: S311
         rows = list(_rows_from(file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]), offset))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CalibrationError(f"{path}: column {column!r} cannot be read ({reason}); download it again") from error
     part = "" if total <= PART_BYTES else f"{_mib(PART_BYTES)} of its {_mib(total)} from byte {offset:,} on"
     return FileText(_joined(path, rows), part)
+
+
+@contextmanager
+def _reading_parquet(path: Path) -> Iterator[None]:
+    """Turn whatever pyarrow raises for a damaged file into a CalibrationError."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"not a readable parquet file ({first_line(error)})"
+        raise CalibrationError(f"{path}: {reason}; download it again") from error
 
 
 def _rows_from(batches: Iterable[Any], offset: int) -> Iterator[str]:
@@ -213,16 +224,18 @@ def _rows_from(batches: Iterable[Any], offset: int) -> Iterator[str]:
         if position + size <= offset:
             position += size
             continue
-        for row in batch.column(0).to_pylist():
+        for value in batch.column(0):
             if position >= offset + PART_BYTES:
                 return
-            start = position
+            row, start = value.as_py(), position
             position += len((row or "").encode())
             if row is not None and max(start, position - 1) >= offset:
                 yield row
 
 
 def _utf8_bytes(batch: Any) -> int:
-    import pyarrow.compute
+    from pyarrow import compute
 
-    return int(pyarrow.compute.sum(pyarrow.compute.binary_length(batch.column(0))).as_py() or 0)
+    texts = batch.column(0)
+    sizes = compute.take(compute.binary_length(texts.dictionary), texts.indices)
+    return int(compute.sum(sizes.cast("int64")).as_py() or 0)

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compresskit.checkpoint.cache import writable_cache
-from compresskit.checkpoint.folder import write_whole_tensors
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json
 from compresskit.checkpoint.stock import next_logits
+from compresskit.checkpoint.whole_files import write_whole_tensors
 from compresskit.errors import NumericalError, RequestError
 from compresskit.machine.device import Where
 from compresskit.models.model import Model
@@ -38,6 +38,9 @@ LOGITS_BYTES = 1 << 28
 """Bound on the logits and probabilities of one batch (256 MiB)."""
 BYTES_PER_LOGIT = 16
 """Float32 logits, float64 probabilities and a temporary."""
+TOKEN_BYTES = 8
+HEADER_BYTES = 4096
+"""More than the header and the checksum of a file of the cache."""
 MEMORY_SHARE = 0.7
 """Share of free memory for the weights; the rest is for the KV cache and activations."""
 
@@ -64,15 +67,16 @@ def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Te
     """
     start = start_token(model)
     description = f"text sampled from the model itself (temperature {TEMPERATURE:g}, from token {start})"
-    file = writable_cache("calibration") / f"{_key(model, shape, how)}.safetensors"
-    tokens = _cached(file, shape)
+    key = _key(model, shape, how)
+    file = writable_cache("calibration") / f"{key}.safetensors"
+    tokens = _cached(file, key, shape, model.checkpoint.config["vocab_size"])
     if tokens is None:
         _check_memory(model, how)
         network = load_stock(model, how.where)
         batch = batch_size(network.config, shape[1], how.where.dtype)
         tokens = torch.full(shape, start, dtype=torch.int64)
         sample(network, tokens, batch, torch.Generator().manual_seed(how.seed), how.progress)
-        write_whole_tensors(file, {"tokens": tokens, "sha256": _checksum(tokens)})
+        write_whole_tensors(file, {"tokens": tokens, "sha256": _checksum(tokens, key)})
     return tokens, description
 
 
@@ -81,12 +85,12 @@ def start_token(model: Model) -> int:
     configs = [model.checkpoint.config]
     generation = model.checkpoint.folder / "generation_config.json"
     if generation.is_file():
-        configs.insert(0, read_json(generation))
+        configs.insert(0, read_json(generation, LARGEST_CONFIG_BYTES))
     for key in ("bos_token_id", "eos_token_id"):
         for config in configs:
             value = config.get(key)
             first = value[0] if isinstance(value, list) and value else value
-            if isinstance(first, int) and 0 <= first < model.checkpoint.config["vocab_size"]:
+            if type(first) is int and 0 <= first < model.checkpoint.config["vocab_size"]:
                 return first
     return 0
 
@@ -173,19 +177,29 @@ def _key(model: Model, shape: tuple[int, int], how: Sampling) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
-    """Read the tokens of an earlier call; None if there are none or the file is damaged, so that they are sampled again."""
-    if not file.is_file():
+def _cached(file: Path, key: str, shape: tuple[int, int], vocabulary: int) -> Tensor | None:
+    """Read the tokens of an earlier call, sampled for the same key.
+
+    Returns:
+        The tokens; None if there are none, or the file is damaged or was another key's, so that they are sampled again.
+    """
+    if not file.is_file() or file.stat().st_size > math.prod(shape) * TOKEN_BYTES + HEADER_BYTES:
         return None
     try:
         stored: dict[str, Tensor] = load_file(file)
-    except (SafetensorError, OSError):
+    except Exception:  # safetensors raises its own kind, torch others
         return None
     tokens, checksum = stored.get("tokens"), stored.get("sha256")
-    if tokens is None or checksum is None or tuple(tokens.shape) != shape or not torch.equal(checksum, _checksum(tokens)):
+    if tokens is None or checksum is None or tuple(tokens.shape) != shape:
         return None
-    return tokens
+    if tokens.dtype != torch.int64 or checksum.dtype != torch.uint8:
+        return None
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+        return None
+    return tokens if torch.equal(checksum, _checksum(tokens, key)) else None
 
 
-def _checksum(tokens: Tensor) -> Tensor:
-    return torch.tensor(list(hashlib.sha256(tokens.numpy().tobytes()).digest()), dtype=torch.uint8)
+def _checksum(tokens: Tensor, key: str) -> Tensor:
+    """SHA-256 of the key and the tokens, so that a file under another key's name is not taken for that one's."""
+    digest = hashlib.sha256(key.encode() + tokens.numpy().tobytes()).digest()
+    return torch.tensor(list(digest), dtype=torch.uint8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from compresskit.errors import CheckpointError
+from compresskit.models.tokenizer import check_files, open_tokenizer, tokenizing
 
 PIECE_CHARACTERS = 1 << 22
 """Longer texts are encoded in pieces of this size: encoding 64 MiB at once takes 10 GB of memory."""
@@ -24,19 +24,18 @@ def encode(folder: Path, text: str, special_tokens: bool, trust_remote_code: boo
 
     Raises:
         CheckpointError: the folder holds no usable tokenizer.
-    """  # noqa: DOC501 (_unusable makes that error)
+    """
     file = folder / "tokenizer.json"
     if special_tokens or not file.is_file():
         return _encode_with_transformers(folder, text, special_tokens, trust_remote_code)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise _unusable(folder, error) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    check_files(folder)
     ids: list[int] = []
-    for piece in pieces(text):
-        ids.extend(tokenizer.encode(piece, add_special_tokens=False).ids)
+    with tokenizing(folder):
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for piece in pieces(text):
+            ids.extend(tokenizer.encode(piece, add_special_tokens=False).ids)
     return ids
 
 
@@ -53,20 +52,8 @@ def pieces(text: str) -> list[str]:
 
 
 def _encode_with_transformers(folder: Path, text: str, special_tokens: bool, trust_remote_code: bool) -> list[int]:
-    from transformers import AutoTokenizer
-
-    from compresskit.checkpoint.stock import quiet
-
-    try:
-        with quiet():  # it would warn about the ragged model type, which does not affect the tokenizer
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unusable(folder, error) from error
-    # verbose=False: windows handle texts longer than the model's context, so no warning is needed.
-    ids: list[int] = tokenizer(text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"]
+    tokenizer = open_tokenizer(folder, trust_remote_code)
+    with tokenizing(folder):
+        # verbose=False: windows handle texts longer than the model's context, so no warning is needed.
+        ids: list[int] = tokenizer(text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"]
     return ids
-
-
-def _unusable(folder: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return CheckpointError(f"{folder}: no usable tokenizer ({reason}); copy tokenizer.json and tokenizer_config.json into it")

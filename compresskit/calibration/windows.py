@@ -15,6 +15,7 @@ from compresskit.calibration.tokens import encode
 from compresskit.errors import CalibrationError
 from compresskit.machine.device import Where
 from compresskit.models.model import Model
+from compresskit.models.tokenizer import check_vocabulary
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 """Keys of config.json that limit the sequence length."""
@@ -63,7 +64,7 @@ def calibrate(
     parts = [found[index] for index in range(len(sources))]
     windows = torch.cat([tokens for tokens, _ in parts])
     description = "; ".join(f"{len(tokens)} windows of {text}" for tokens, text in parts)
-    _check_vocabulary(model, windows)
+    check_vocabulary(model, int(windows.max()))
     return Calibration(windows, f"{description}; {sequence_length} tokens each, seed {seed}", digest(windows))
 
 
@@ -76,18 +77,10 @@ def digest(tokens: Tensor) -> str:
 def _check_context(model: Model, sequence_length: int) -> None:
     for key in CONTEXT_KEYS:
         longest = model.checkpoint.config.get(key)
-        if isinstance(longest, int) and sequence_length > longest:
+        if type(longest) is int and sequence_length > longest:
             raise CalibrationError(
                 f"--sequence-length {sequence_length}: the model reads at most {longest} tokens ({key}); lower it"
             )
-
-
-def _check_vocabulary(model: Model, tokens: Tensor) -> None:
-    size, largest = int(model.checkpoint.config["vocab_size"]), int(tokens.max())
-    if largest >= size:
-        raise CalibrationError(
-            f"{model.checkpoint.folder}: its tokenizer gives token {largest}, the model knows {size}; restore its own tokenizer"
-        )
 
 
 def _text_tokens(

@@ -6,15 +6,24 @@ Opening a checkpoint does not import torch, so unusable input is refused in well
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.small_files import (
+    LARGEST_CONFIG_BYTES,
+    check_regular,
+    first_line,
+    inside,
+    read_json,
+    shown,
+)
 from compresskit.errors import CheckpointError, NumericalError, near_miss
 
 if TYPE_CHECKING:
@@ -26,6 +35,16 @@ BYTES_PER_ELEMENT = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 """Bytes per element of each safetensors dtype."""
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""The dtypes of weights; all others hold codes, shapes and masks."""
+INTEGERS = ("I64", "I32", "I16", "I8", "U8")
+LARGEST_HEADER_BYTES = 1 << 24
+"""Of one safetensors file: a hundred thousand tensors, far above every model's shard."""
+LONGEST_TENSOR_NAME = 500
+MOST_NUMBERS = 4096
+"""Elements of a tensor that describes another: a shape has 2, the JSON of a bitsandbytes state some 200."""
+MOST_HINTS = 20_000
+"""Names that are compared for a near miss; each takes some 20 microseconds."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "model*.ckpt")
 HASH_CHUNK_BYTES = 1 << 22
 
@@ -82,10 +101,17 @@ class Checkpoint:
     def spec(self, name: str) -> TensorSpec:
         """Return dtype and shape of a stored tensor; raises CheckpointError if there is none."""
         if name not in self.tensors:
-            raise CheckpointError(
-                f"{self.folder}: tensor {name} is missing; download the checkpoint again.{near_miss(name, self.tensors)}"
-            )
+            hint = near_miss(name, itertools.islice(self.tensors, MOST_HINTS))
+            raise CheckpointError(f"{self.folder}: tensor {name} is missing; download the checkpoint again.{hint}")
         return self.tensors[name]
+
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """(rows, columns) of a stored tensor; raises CheckpointError if it has not two dimensions."""
+        shape = self.spec(name).shape
+        if len(shape) != 2:
+            found = f"{self.file_of.get(name, self.folder)}: {name} has shape {list(shape)}"
+            raise CheckpointError(f"{found}, expected two dimensions; download it again")
+        return shape[0], shape[1]
 
     def read(self, name: str) -> Tensor:
         """Read one tensor from its file.
@@ -99,11 +125,12 @@ class Checkpoint:
         """
         self.spec(name)
         path = self.file_of[name]
+        check_regular(path)
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: {name} cannot be read ({error}); download the file again") from error
+        except Exception as error:  # safetensors raises its own kind, torch others
+            raise CheckpointError(f"{path}: {name} cannot be read ({first_line(error)}); download the file again") from error
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise NumericalError(f"{path}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
         return tensor
@@ -111,9 +138,37 @@ class Checkpoint:
     def read_numbers(self, name: str) -> list[int]:
         """Read a small integer tensor without importing torch, such as shapes and states that describe other tensors."""
         self.spec(name)
-        with safe_open(self.file_of[name], framework="np") as file:
-            numbers: list[int] = file.get_tensor(name).reshape(-1).tolist()
-        return numbers
+        leaf = name.rpartition(".")[2]
+        if leaf not in self._numbers:
+            self._numbers[leaf] = self._read_leaf(leaf)
+        return self._numbers[leaf][name]
+
+    def _read_leaf(self, leaf: str) -> dict[str, list[int]]:
+        """Read all small integer tensors with this last part of the name, because opening a file takes milliseconds."""
+        by_file: dict[Path, list[str]] = {}
+        for name, spec in self.tensors.items():
+            if name.rpartition(".")[2] != leaf:
+                continue
+            if spec.dtype not in INTEGERS or spec.elements > MOST_NUMBERS:
+                raise CheckpointError(
+                    f"{self.file_of[name]}: {name} is {spec.dtype} {list(spec.shape)}, expected a few whole numbers; "
+                    "download it again"
+                )
+            by_file.setdefault(self.file_of[name], []).append(name)
+        found: dict[str, list[int]] = {}
+        for path, names in by_file.items():
+            check_regular(path)
+            try:
+                with safe_open(path, framework="np") as file:
+                    found |= {name: file.get_tensor(name).reshape(-1).tolist() for name in names}
+            except Exception as error:  # safetensors raises its own kind, numpy others
+                raise CheckpointError(f"{path}: {leaf} cannot be read ({first_line(error)}); download it again") from error
+        return found
+
+    @cached_property
+    def _numbers(self) -> dict[str, dict[str, list[int]]]:
+        """What `read_numbers` has read, by leaf and name."""
+        return {}
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -139,19 +194,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; CheckpointError names the file and the position of the fault."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); restore the file from its source") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}; restore the file from its source")
-    return value
-
-
 def tensors_in(path: Path) -> list[TensorSpec]:
     """Read the header of a safetensors file; the library checks the offsets against the file size.
 
@@ -161,15 +203,25 @@ def tensors_in(path: Path) -> list[TensorSpec]:
     Raises:
         CheckpointError: the file is missing or damaged, or a dtype is not in `BYTES_PER_ELEMENT`.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path}: the shard is missing; download the checkpoint again")
+    check_regular(path)
+    try:
+        with path.open("rb") as start:
+            header_bytes = int.from_bytes(start.read(8), "little")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if header_bytes > LARGEST_HEADER_BYTES:
+        raise CheckpointError(f"{path}: truncated or damaged (a header of {header_bytes:,} bytes); download the file again")
     try:
         with safe_open(path, framework="np") as file:
             slices = ((name, file.get_slice(name)) for name in file.offset_keys())
             specs = [TensorSpec(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: the shard is missing; download the checkpoint again") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated or damaged ({error}); download the file again") from error
+    except Exception as error:  # safetensors raises its own kind, a name that is no text others
+        raise CheckpointError(f"{path}: truncated or damaged ({first_line(error)}); download the file again") from error
     for spec in specs:
+        if not spec.name.isprintable() or not 0 < len(spec.name) <= LONGEST_TENSOR_NAME:
+            raise CheckpointError(f"{path}: {shown(spec.name)} is no name of a tensor; download the file again")
         if spec.dtype not in BYTES_PER_ELEMENT:
             known = ", ".join(BYTES_PER_ELEMENT)
             raise CheckpointError(f"{path}: {spec.name} has dtype {spec.dtype}, known are {known}; convert it first")
@@ -183,7 +235,10 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: has no weight_map; restore the file from its source")
-        return [folder / name for name in sorted(set(weight_map.values()))], weight_map
+        wrong = [value for value in weight_map.values() if not isinstance(value, str)]
+        if wrong:
+            raise CheckpointError(f"{index}: {shown(wrong[0])} is no name of a file; restore the file from its source")
+        return [inside(folder, name, index) for name in sorted(set(weight_map.values()))], weight_map
     files = sorted(folder.glob("model*.safetensors"))
     if files:
         return files, None
@@ -211,7 +266,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         adapter = (folder / "adapter_config.json").is_file()
         what = "a PEFT adapter, not a model" if adapter else "has no config.json"
         raise CheckpointError(f"{folder}: {what}; point to the folder of a whole checkpoint")
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", LARGEST_CONFIG_BYTES)
     files, weight_map = _weight_files(folder)
     tensors: dict[str, TensorSpec] = {}
     file_of: dict[str, Path] = {}
@@ -223,6 +278,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             file_of[spec.name] = file
     for name, file_name in (weight_map or {}).items():
         if name not in tensors:
-            raise CheckpointError(f"{folder / INDEX}: names {name} in {file_name}, which does not hold it; download it again")
-    manifest = folder / "compresskit.json"
-    return Checkpoint(folder, config, tensors, file_of, read_json(manifest) if manifest.is_file() else None)
+            what = f"names {shown(name)} in {file_name}, which does not hold it"
+            raise CheckpointError(f"{folder / INDEX}: {what}; download it again")
+    return Checkpoint(folder, config, tensors, file_of, read_manifest(folder))

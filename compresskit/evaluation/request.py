@@ -51,6 +51,8 @@ class EvaluateOptions(BaseModel):
     """cpu, cuda, cuda:1, mps; auto takes the accelerator where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision; auto is float32 on the CPU, the checkpoint's own elsewhere."""
+    verify: bool = True
+    """Compare weight files with the SHA-256 in their manifest."""
     trust_remote_code: bool = False
     """Run code that the checkpoint ships."""
 

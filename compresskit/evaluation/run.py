@@ -9,6 +9,7 @@ from typing import Any
 
 from compresskit import calibration
 from compresskit.checkpoint import source
+from compresskit.checkpoint.manifest import check_unchanged
 from compresskit.errors import RequestError
 from compresskit.evaluation.gates import check_gates, parse_gate
 from compresskit.evaluation.request import EvaluateOptions, EvaluateRequest, read_evaluation_text
@@ -39,6 +40,8 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
     model = open_any(source_name, options.trust_remote_code, options.adapter)
     request = EvaluateRequest(model, open_model(against, options.trust_remote_code) if against else None, options)
     request.check()
+    if options.verify:
+        _verify(request)
     tasks = _local_tasks(options)
     with ProgressBars(quiet) as bars:
         where = choose_device(options.device, options.dtype, model.checkpoint.dtypes, options.trust_remote_code)
@@ -53,6 +56,15 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
         "seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
+
+
+def _verify(request: EvaluateRequest) -> None:
+    """Raise CheckpointError for a weight file that is not what its manifest says; files without a manifest are not read."""
+    for model in (request.model, request.reference):
+        if model is not None:
+            check_unchanged(model.checkpoint)
+            if model.adapter is not None:
+                check_unchanged(model.adapter.store)
 
 
 def _scores(request: EvaluateRequest, where: Where, bars: ProgressBars) -> tuple[Scores, str]:
@@ -95,11 +107,10 @@ def _task_scores(
 
     if tasks:
         return score_tasks(model, tasks, where, bars.of("tasks"))
-    from transformers import AutoTokenizer
-
     from compresskit.models.ragged import load_stock
+    from compresskit.models.tokenizer import open_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model.checkpoint.folder, trust_remote_code=options.trust_remote_code)
+    tokenizer = open_tokenizer(model.checkpoint.folder, options.trust_remote_code)
     return lm_eval_scores(load_stock(model, where), tokenizer, _task_names(options), options.limit, options.few_shot)
 
 

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compresskit.checkpoint.small_files import json_value, read_text, shown
 from compresskit.errors import RequestError, near_miss
 
+LARGEST_BYTES = 1 << 28
+"""All tasks of lm-eval have files below 100 MB."""
 SHOT_SEPARATOR = "\n\n"
 
 
@@ -53,7 +55,8 @@ def read_tasks(folder: Path, names: list[str], limit: int | None, shots: int, se
         if name not in known:
             raise RequestError(f"--tasks {name}: not in {folder};{near_miss(name, known)} There are {', '.join(known) or 'none'}")
         path = folder / f"{name}.jsonl"
-        lines = [(i, line) for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1) if line.strip()]
+        text = read_text(path, LARGEST_BYTES, RequestError)
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
         rows = [_row(path, number, line) for number, line in lines]
         kinds = {len(row.continuations) > 1 for row in rows}
         if len(kinds) != 1:
@@ -68,9 +71,9 @@ def read_tasks(folder: Path, names: list[str], limit: int | None, shots: int, se
 def _row(path: Path, number: int, line: str) -> Row:
     place = f"{path}:{number}"
     try:
-        found: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{place}: not valid JSON ({error.msg}); write one object a line") from error
+        found: Any = json_value(line, finite=False)
+    except ValueError as error:
+        raise RequestError(f"{place}: not valid JSON ({error}); write one object a line") from error
     if isinstance(found, dict) and isinstance(found.get("text"), str):
         context, space, word = found["text"].rstrip().rpartition(" ")
         if not context.strip() or not word:
@@ -82,7 +85,7 @@ def _row(path: Path, number: int, line: str) -> Row:
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise RequestError(f"{place}: choices must be two texts or more")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise RequestError(f"{place}: answer {answer!r} is not the index of one of {len(choices)} choices")
+        raise RequestError(f"{place}: answer {shown(answer)} is not the index of one of {len(choices)} choices")
     return Row(question, tuple(f" {choice}" for choice in choices), answer, tuple(len(choice) for choice in choices))
 
 

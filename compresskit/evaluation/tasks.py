@@ -22,11 +22,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compresskit.errors import RequestError
+from compresskit.checkpoint.small_files import shown
+from compresskit.errors import CheckpointError, RequestError
 from compresskit.evaluation.scores import context_length
 from compresskit.evaluation.task_files import Task
 from compresskit.machine.device import Where
 from compresskit.models.model import Model
+from compresskit.models.tokenizer import check_vocabulary, open_tokenizer, tokenizing
 from compresskit.walk.walk import Walk
 
 LOGITS_BYTES = 1 << 28
@@ -59,15 +61,17 @@ class Likelihood(NamedTuple):
 
 def encoder(folder: Path, trust_remote_code: bool) -> Callable[[str, str], Continuation]:
     """Build function(prompt, continuation) -> Continuation; it adds the start token if the tokenizer sets one."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    probe = tokenizer("a").input_ids
+    tokenizer = open_tokenizer(folder, trust_remote_code)
+    with tokenizing(folder):
+        probe = tokenizer("a").input_ids
     first = probe[:1] if probe and probe[0] == tokenizer.bos_token_id else []
 
     def encode(prompt: str, continuation: str) -> Continuation:
-        whole = tokenizer(prompt + continuation, add_special_tokens=False).input_ids
-        start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        with tokenizing(folder):
+            whole = tokenizer(prompt + continuation, add_special_tokens=False).input_ids
+            start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        if not whole:
+            raise CheckpointError(f"{folder}: its tokenizer gives no token for {shown(prompt + continuation)}; restore its own")
         start = min(start, len(whole) - 1)  # if the last character merges with the continuation
         return Continuation(first + whole, max(1, len(first) + start))
 
@@ -136,6 +140,7 @@ def score_tasks(
     """Scores by task: "accuracy", "accuracy_normalised" (multiple choice only), "standard_error" and "rows"."""
     encode = encoder(model.checkpoint.folder, where.trust_remote_code)
     continuations = [encode(row.prompt, text) for task in tasks for row in task.rows for text in row.continuations]
+    check_vocabulary(model, max((max(each.ids) for each in continuations), default=0))
     answers = iter(likelihoods(model, continuations, where, on_done))
     return {task.name: _scores(task, [[next(answers) for _ in row.continuations] for row in task.rows]) for task in tasks}
 

@@ -6,9 +6,11 @@ A `Format` describes the low-bit linears of one checkpoint: which ones they are,
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from compresskit.checkpoint.reader import Checkpoint
+from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
+from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -44,13 +46,26 @@ def open_format(checkpoint: Checkpoint) -> Format | None:
     from compresskit.formats.gptq import GPTQFile
 
     method = found.get("quant_method") if isinstance(found, dict) else None
+    opened: PackQuantized | bitsandbytes.Nf4 | bitsandbytes.Int8 | GPTQFile | None = None
     if method == "compressed-tensors":
-        return PackQuantized.of(checkpoint)
-    if method == "bitsandbytes":
-        return bitsandbytes.opened(checkpoint)
-    if method in ("gptq", "awq"):
-        return GPTQFile.of(checkpoint)
+        opened = PackQuantized.of(checkpoint)
+    elif method == "bitsandbytes":
+        opened = bitsandbytes.opened(checkpoint)
+    elif method in ("gptq", "awq"):
+        opened = GPTQFile.of(checkpoint)
+    if opened is not None:
+        for name in dict.fromkeys(name.rpartition(".")[0].removesuffix(".weight") for name in checkpoint.tensors):
+            if opened.holds(name):
+                opened.check(name)
+        return opened
     raise CheckpointError(
-        f"{checkpoint.folder / 'config.json'}: quantized by {method!r}; "
+        f"{checkpoint.folder / 'config.json'}: quantized by {shown(method)}; "
         "known are compressed-tensors (pack-quantized), bitsandbytes (nf4, int8), gptq and awq"
     )
+
+
+def as_read(folder: Path, name: str) -> Tensor:
+    """Read the packed linear of this stored name as readers of the folder do, (out, in); the others may be missing yet."""
+    from compresskit.formats.compressed_tensors import PackQuantized
+
+    return PackQuantized.of(open_checkpoint(folder)).read(name)

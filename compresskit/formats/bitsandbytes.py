@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
+from compresskit.checkpoint.small_files import parse_json, shown
 from compresskit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,9 +25,16 @@ if TYPE_CHECKING:
 STATE = "quant_state.bitsandbytes__nf4"
 STATE_BYTES = 256
 CODEBOOK = 16
+AGAIN = "download it again"
 INT8_STEPS = 127
 NESTED_BLOCK = 256
 """Block maxima per second-level maximum; fixed by the library."""
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Block sizes of the library."""
+STATED = ("quant_type", "blocksize", "dtype", "shape")
+NESTED_STATED = ("nested_blocksize", "nested_dtype", "nested_offset")
+"""Keys of the state, and those of one with nested maxima."""
+DTYPES = ("float32", "float16", "bfloat16")
 LEAVES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 
 
@@ -49,17 +57,27 @@ def tensor_specs(name: str, shape: tuple[int, int], block_size: int, nested: boo
 
 def quantize(weight: Tensor, block_size: int, nested: bool) -> tuple[dict[str, Tensor], Tensor]:
     """Return (stored tensors by leaf name, the weight that readers unpack, (out, in) float32) of a weight (out, in)."""
-    import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     codes, state = quantize_4bit(weight.contiguous(), blocksize=block_size, compress_statistics=nested, quant_type="nf4")
     found = {"weight": codes}
     for leaf, value in state.as_dict(packed=True).items():
-        if leaf == STATE:
-            text = bytes(value.tolist()).ljust(STATE_BYTES)
-            value = torch.tensor(list(text), dtype=torch.uint8)  # noqa: PLW2901
-        found[f"weight.{leaf}"] = value
+        found[f"weight.{leaf}"] = _padded(bytes(value.tolist())) if leaf == STATE else value
     return found, dequantize_4bit(codes, state).float()
+
+
+def empty_state(shape: tuple[int, int], block_size: int, nested: bool) -> Tensor:
+    """The state of a linear (out, in) whose codes are not known yet, U8 (256,)."""
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": block_size, "dtype": "float32", "shape": list(shape)}
+    if nested:
+        state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": 0.0}
+    return _padded(json.dumps(state).encode())
+
+
+def _padded(text: bytes) -> Tensor:
+    import torch
+
+    return torch.tensor(list(text.ljust(STATE_BYTES)), dtype=torch.uint8)
 
 
 def configuration(dtype: str, nested: bool, ignored: list[str]) -> dict[str, Any]:
@@ -90,13 +108,48 @@ class Nf4:
         return f"{name}.weight.{STATE}" in self.checkpoint.tensors
 
     def _state(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(bytes(self.checkpoint.read_numbers(f"{name}.weight.{STATE}")).decode())
+        """The JSON beside the codes; raises CheckpointError if the library could not use it."""
+        tensor = f"{name}.weight.{STATE}"
+        where = f"{self.checkpoint.file_of[tensor]}: {tensor}"
+        numbers = self.checkpoint.read_numbers(tensor)
+        if self.checkpoint.spec(tensor).dtype != "U8":
+            raise CheckpointError(f"{where} is {self.checkpoint.spec(tensor).dtype}, expected the bytes of JSON; {AGAIN}")
+        found = parse_json(bytes(numbers).decode("utf-8", "replace"), where)
+        shape, offset = found.get("shape"), found.get("nested_offset", 0.0)
+        right = (
+            found.get("quant_type") == "nf4" and found.get("dtype") in DTYPES and found.get("blocksize") in BLOCKS
+            and found.keys() <= {*STATED, *NESTED_STATED}
+            and type(found["blocksize"]) is int and type(found.get("nested_blocksize", 0)) is int
+            and found.get("nested_blocksize", NESTED_BLOCK) == NESTED_BLOCK
+            and found.get("nested_dtype", "float32") in DTYPES and type(offset) in (int, float)
+            and isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and size > 0 for size in shape)
+        )  # fmt: skip
+        if not right:
+            raise CheckpointError(f"{where} says {shown(found)}, which is no state of an NF4 linear; {AGAIN}")
         return found
 
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in), read from the JSON beside the codes."""
         rows, columns = self._state(name)["shape"]
         return rows, columns
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError unless the stored tensors of a linear fit its state."""
+        state, stored = self._state(name), self.checkpoint.tensors
+        nested = f"{name}.weight.nested_absmax" in stored
+        if nested and not state.keys() >= set(NESTED_STATED):
+            file = self.checkpoint.file_of[f"{name}.weight.{STATE}"]
+            raise CheckpointError(f"{file}: {name} has nested maxima, its state has not {NESTED_STATED}; {AGAIN}")
+        for expected in tensor_specs(name, self.shape(name), state["blocksize"], nested):
+            found = self.checkpoint.spec(expected.name)
+            codes = expected.name == f"{name}.weight"  # some files store the codes as wider numbers
+            right = found.bytes == expected.bytes if codes else found.elements == expected.elements
+            if expected.name.endswith(STATE) or (right and (codes or found.dtype == expected.dtype)):
+                continue
+            what = (
+                f"{found.name} is {found.dtype} {list(found.shape)}, its state asks for {expected.dtype} {list(expected.shape)}"
+            )
+            raise CheckpointError(f"{self.checkpoint.file_of[found.name]}: {what}; {AGAIN}")
 
     def bits(self, name: str) -> int:
         """Bits per code."""
@@ -133,8 +186,14 @@ class Int8:
 
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in)."""
-        rows, columns = self.checkpoint.spec(f"{name}.weight").shape
-        return rows, columns
+        return self.checkpoint.matrix_shape(f"{name}.weight")
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError unless the codes and the scales fit each other."""
+        codes, scales = self.checkpoint.spec(f"{name}.weight"), self.checkpoint.spec(f"{name}.SCB")
+        if codes.dtype != "I8" or scales.dtype != "F32" or scales.elements != self.shape(name)[0]:
+            what = f"{codes.dtype} {list(codes.shape)} with {scales.dtype} {list(scales.shape)} scales"
+            raise CheckpointError(f"{self.checkpoint.file_of[codes.name]}: {codes.name} is {what}; {AGAIN}")
 
     def bits(self, name: str) -> int:
         """Bits per code."""
@@ -148,7 +207,7 @@ class Int8:
     def read(self, name: str) -> Tensor:
         """Read the weight, (out, in) float32."""
         codes, largest = self.checkpoint.read(f"{name}.weight"), self.checkpoint.read(f"{name}.SCB")
-        weight: Tensor = codes.float() * (largest.float()[:, None] / INT8_STEPS)
+        weight: Tensor = codes.float() * (largest.float().reshape(-1, 1) / INT8_STEPS)
         return weight
 
 

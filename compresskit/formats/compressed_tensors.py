@@ -5,7 +5,7 @@
     NAME.weight_zero_point  I32 (ceil(out * bits / 32), groups)    packed along the outputs; none where symmetric
     NAME.weight_shape       I64 (2,)
 
-Readers compute (code - zero point) * scale in the scale's dtype. The library does the packing.
+Readers compute (code - zero point) * scale in the scale's dtype, of several schemes in the model's. The library packs.
 Files with one scheme set `"dequantize": true`; without it, transformers cannot load zero points. Files with several
 schemes load only without it, and must therefore be symmetric.
 """
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
 from compresskit.errors import CheckpointError, NumericalError
+from compresskit.formats.packed_checks import Groups, check_stored, config_groups, place_of, stored_shape, unpacking
+from compresskit.formats.patterns import Patterns
 from compresskit.numerics.scheme import Scheme, packed_words
 
 if TYPE_CHECKING:
@@ -45,8 +47,10 @@ def tensor_specs(name: str, shape: tuple[int, int], scheme: Scheme, scale_dtype:
     return specs
 
 
-def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
-    """Pack a linear. codes (out, in) are signed whole numbers in any dtype.
+def stored_linear(
+    codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.dtype, unpacked: torch.dtype | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Pack a linear. codes (out, in) are signed whole numbers in any dtype; readers unpack to `unpacked`, else `scale_dtype`.
 
     Returns:
         (the stored tensors by leaf name, the weight (out, in) float32 that readers unpack).
@@ -70,7 +74,7 @@ def stored_linear(codes: Tensor, grid: Grid, scheme: Scheme, scale_dtype: torch.
     if not scheme.symmetric:
         zero_points = pack_to_int32(grid.zero_point.to(torch.int8), scheme.bits, packed_dim=0)
         found["weight_zero_point"] = zero_points.contiguous()
-    return found, from_codes(codes, grid, scheme, scale_dtype)
+    return found, from_codes(codes, grid, scheme, unpacked or scale_dtype)
 
 
 def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:
@@ -115,25 +119,14 @@ class PackQuantized:
     """The packed linears of a checkpoint."""
 
     checkpoint: Checkpoint
-    schemes: tuple[tuple[tuple[str, ...], Scheme], ...]
+    schemes: Groups
     """(targets, scheme) of each config group."""
+    patterns: Patterns = field(compare=False)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> PackQuantized:
         """Read the configuration; raises CheckpointError for other formats, and unless codes are integers by group or row."""
-        config = checkpoint.config["quantization_config"]
-        place = f"{checkpoint.folder / 'config.json'}: quantization_config"
-        schemes = []
-        for group in (config.get("config_groups") or {}).values():
-            stored = group.get("format") or config.get("format")
-            weights = group.get("weights") or {}
-            if stored != FORMAT or weights.get("type") != "int" or weights.get("strategy") not in ("group", "channel"):
-                raise CheckpointError(f"{place}: format {stored!r} with {weights.get('type')} weights; only {FORMAT} is known")
-            scheme = Scheme(int(weights["num_bits"]), int(weights.get("group_size") or 0), bool(weights.get("symmetric", True)))
-            schemes.append((tuple(group.get("targets") or ()), scheme))
-        if not schemes:
-            raise CheckpointError(f"{place}: has no config_groups; restore the file from its source")
-        return cls(checkpoint, tuple(schemes))
+        return cls(checkpoint, config_groups(checkpoint, FORMAT), Patterns(place_of(checkpoint)))
 
     def holds(self, name: str) -> bool:
         """Whether this linear is packed."""
@@ -141,8 +134,12 @@ class PackQuantized:
 
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in), read from the 16 bytes of `weight_shape`."""
-        rows, columns = self.checkpoint.read_numbers(f"{name}.weight_shape")
-        return rows, columns
+        return stored_shape(self.checkpoint, f"{name}.weight_shape")
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError unless the stored tensors of a linear are those of its shape and scheme."""
+        scheme, shape = self.scheme(name), self.shape(name)
+        check_stored(self.checkpoint, scheme, shape, tensor_specs(name, shape, scheme, "F16"))
 
     def bits(self, name: str) -> int:
         """Bits per code."""
@@ -155,12 +152,21 @@ class PackQuantized:
     def scheme(self, name: str) -> Scheme:
         """Scheme of a linear, from the first group that targets it; raises CheckpointError if none does."""
         for targets, scheme in self.schemes:
-            if any(_targets(target, name) for target in targets):
+            if any(self._targets(target, name) for target in targets):
                 return scheme
         raise CheckpointError(f"{self.checkpoint.folder}: {name} is packed, but no config group targets it")
 
+    def _targets(self, target: str, name: str) -> bool:
+        """Whether a config group's target matches this linear: by class, pattern or name."""
+        pattern = target.startswith("re:")
+        return self.patterns.match("", target.removeprefix("re:"), "", name) if pattern else target in ("Linear", name)
+
     def read(self, name: str) -> Tensor:
         """Read the weight, (out, in), in its scale's dtype; readers that keep it packed compute in the model's own dtype."""
+        with unpacking(self.checkpoint, name):
+            return self._unpacked(name)
+
+    def _unpacked(self, name: str) -> Tensor:
         import torch
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
@@ -177,14 +183,9 @@ class PackQuantized:
             zero_point = unpack_from_int32(packed, scheme.bits, groups, packed_dim=0).to(scale.dtype)
         if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # column groups reordered by activation order
             group_of = self.checkpoint.read(f"{name}.weight_g_idx").long()
+            if int(group_of.min()) < 0 or int(group_of.max()) >= groups[1]:
+                raise CheckpointError(f"{self.checkpoint.folder}: {name}.weight_g_idx names no stored group; download it again")
             found: Tensor = (codes.to(scale.dtype) - zero_point[:, group_of]) * scale[:, group_of]
             return found
         steps: Tensor = codes.to(scale.dtype).reshape(*groups, -1) - zero_point.unsqueeze(-1)
         return (steps * scale.unsqueeze(-1)).flatten(1)
-
-
-def _targets(target: str, name: str) -> bool:
-    """Whether a config group's target matches this linear: by class, pattern or name."""
-    if target.startswith("re:"):
-        return re.match(target.removeprefix("re:"), name) is not None
-    return target in ("Linear", name)

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compresskit.checkpoint.reader import Checkpoint
+from compresskit.checkpoint.reader import FLOATS, Checkpoint
+from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -55,11 +56,15 @@ class GPTQFile:
         """Read the configuration; raises CheckpointError for unknown layouts."""
         config: dict[str, Any] = checkpoint.config["quantization_config"]
         place = f"{checkpoint.folder / 'config.json'}: quantization_config"
-        awq, bits = config.get("quant_method") == "awq", int(config.get("bits") or config.get("w_bit") or 0)
+        awq, bits = config.get("quant_method") == "awq", config.get("bits") or config.get("w_bit") or 0
         layout = str(config.get("version") or "gemm").lower() if awq else config.get("checkpoint_format") or "gptq"
+        group = config.get("group_size") or config.get("q_group_size") or -1
+        if type(bits) is not int or type(group) is not int or group < -1:
+            raise CheckpointError(f"{place}: bits {shown(bits)} and group_size {shown(group)} are no numbers; restore the file")
         if bits not in ((AWQ_BITS,) if awq else KNOWN_BITS) or layout not in (("gemm",) if awq else ("gptq", "gptq_v2")):
-            raise CheckpointError(f"{place}: {bits} bits in the layout {layout!r} are not known; convert it with its own tool")
-        group = int(config.get("group_size") or config.get("q_group_size") or -1)
+            raise CheckpointError(
+                f"{place}: {bits} bits in the layout {shown(layout)} are not known; convert it with its own tool"
+            )
         return cls(checkpoint, bits, group, awq, 1 if layout == "gptq" else 0)
 
     def holds(self, name: str) -> bool:
@@ -68,8 +73,31 @@ class GPTQFile:
 
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in)."""
-        rows, columns = self.checkpoint.spec(f"{name}.qweight").shape
+        rows, columns = self.checkpoint.matrix_shape(f"{name}.qweight")
         return (columns * WORD_BITS // AWQ_BITS, rows) if self.awq else (columns, rows * WORD_BITS // self.width)
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError unless the stored tensors of a linear fit each other."""
+        (out, inputs), stored = self.shape(name), self.checkpoint.tensors
+        words, zeros, scales = (self.checkpoint.spec(f"{name}.{leaf}") for leaf in LEAVES[:3])
+        groups = self.checkpoint.matrix_shape(scales.name)[0]
+        packed = out * self.width // WORD_BITS
+        right = (
+            words.dtype == zeros.dtype == "I32" and scales.dtype in FLOATS and min(out, inputs, groups) > 0
+            and words.shape[0] * (1 if self.awq else WORD_BITS) == inputs * (1 if self.awq else self.width)
+            and zeros.shape == (groups, packed) and packed * WORD_BITS == out * self.width and scales.shape == (groups, out)
+        )  # fmt: skip
+        ordered = stored.get(f"{name}.g_idx")
+        if ordered is None:
+            right = right and groups == (-(-inputs // self.group_size) if self.group_size > 0 else 1)
+        elif ordered.dtype != "I32" or ordered.shape != (inputs,):
+            right = False
+        if not right:
+            found = ", ".join(f"{spec.dtype} {list(spec.shape)}" for spec in (words, zeros, scales))
+            raise CheckpointError(
+                f"{self.checkpoint.file_of[words.name]}: {name} is stored as {found}, which do not fit {self.width} bits in "
+                f"groups of {self.group_size}; download it again"
+            )
 
     def bits(self, name: str) -> int:
         """Bits per code."""
@@ -91,6 +119,9 @@ class GPTQFile:
         inputs = codes.shape[0]
         if f"{name}.g_idx" in self.checkpoint.tensors:
             group_of = self.checkpoint.read(f"{name}.g_idx").long()
+            if int(group_of.min()) < 0 or int(group_of.max()) >= len(scales):
+                file = self.checkpoint.file_of[f"{name}.g_idx"]
+                raise CheckpointError(f"{file}: {name}.g_idx names a group beyond the {len(scales)} stored; download it again")
         else:
             group_of = torch.arange(inputs) // (self.group_size if self.group_size > 0 else inputs)
         weight: Tensor = (codes - zero_point[group_of]).float() * scales.float()[group_of]

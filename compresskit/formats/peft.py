@@ -10,14 +10,17 @@ differ or the factors are stored in 8 bits with a scale.
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.checkpoint.reader import Checkpoint, TensorSpec, read_json, tensors_in
+from compresskit.checkpoint.reader import FLOATS, Checkpoint, TensorSpec, tensors_in
+from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json, shown
 from compresskit.errors import CheckpointError, RequestError
+from compresskit.formats.patterns import Patterns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,10 +125,23 @@ class Adapter:
         return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
 
     def scaling(self, name: str) -> float:
-        """lora_alpha / rank of one linear, including patterns."""
+        """lora_alpha / rank of one linear, including patterns; raises CheckpointError if lora_alpha is no number."""
         rank = self.rank(name)
-        alpha = _pattern_value(self.config.get("alpha_pattern") or {}, name, self.config.get("lora_alpha", rank))
+        where = f"{self.folder / CONFIG}: "
+        patterns = self.config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise CheckpointError(f"{where}alpha_pattern is {shown(patterns)}, expected numbers by name; restore the file")
+        # As peft matches them: the first key that a whole last part of the name matches.
+        matching = (value for key, value in patterns.items() if self._alphas.match(r"(.*\.)?(", key, ")$", name))
+        alpha = next(matching, self.config.get("lora_alpha", rank))
+        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+            raise CheckpointError(f"{where}lora_alpha of {name} is {shown(alpha)}, expected a number; restore the file")
         return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    @cached_property
+    def _alphas(self) -> Patterns:
+        """The patterns of `alpha_pattern`."""
+        return Patterns(f"{self.folder / CONFIG}: alpha_pattern")
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Read (A (rank, in), B (out, rank) times the scaling) of one linear, float32."""
@@ -136,10 +152,6 @@ class Adapter:
         """Compute the update of one linear, (out, in) float32."""
         first, second = self.factors(name)
         return second @ first
-
-
-def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -154,7 +166,7 @@ def open_adapter(folder: Path) -> Adapter:
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: has no {CONFIG}; point to the folder of a PEFT adapter")
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, LARGEST_CONFIG_BYTES)
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
         raise RequestError(f"{folder}: only plain LoRA adapters can be used here; merge this one with peft first")
     if not (folder / WEIGHTS).is_file():
@@ -164,4 +176,17 @@ def open_adapter(folder: Path) -> Adapter:
     unknown = [s.name for s in specs if not s.name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if unknown:
         raise RequestError(f"{folder / WEIGHTS}: holds {unknown[0]}, which is no LoRA factor; merge the adapter with peft first")
+    _check_factors(store)
     return Adapter(folder, config, store)
+
+
+def _check_factors(store: Checkpoint) -> None:
+    """Raise CheckpointError unless every tensor has its partner, and they are the factors of one product."""
+    for name, spec in store.tensors.items():
+        wanted = "floating-point factors A (rank, in) and B (out, rank); save the adapter again with peft"
+        first, second = name.replace(".lora_B.weight", ".lora_A.weight"), name.replace(".lora_A.weight", ".lora_B.weight")
+        found = [store.tensors[each].shape for each in (first, second) if each in store.tensors]
+        right = len(found) == 2 and all(len(shape) == 2 for shape in found)
+        if not (right and name.startswith(PREFIX) and spec.dtype in FLOATS and found[0][0] == found[1][1] > 0):
+            what = f"{name} is {spec.dtype} {list(spec.shape)}"
+            raise CheckpointError(f"{store.file_of[name]}: {what}, expected below {PREFIX} the {wanted}")

@@ -10,14 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from compresskit.checkpoint import source
-from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
+from compresskit.checkpoint.reader import FLOATS, Checkpoint, TensorSpec, open_checkpoint
+from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError, RequestError, UnsupportedArchitecture, near_miss
 from compresskit.formats import open_format
 from compresskit.formats.peft import CONFIG as ADAPTER_CONFIG
 from compresskit.formats.peft import FOLDER as ADAPTER_FOLDER
 from compresskit.formats.peft import Adapter, factor_names, open_adapter
 from compresskit.models.architectures import ARCHITECTURES, HEAD, RAGGED_PREFIX, Architecture
-from compresskit.models.model import Model
+from compresskit.models.layouts import own_config
+from compresskit.models.model import EXPERT_KEYS, Model
+
+LARGEST_NUMBER = (1 << 31) - 1
+"""Of a size in config.json."""
+MOST_BLOCKS = 10_000
+COUNT_KEYS = (
+    *EXPERT_KEYS, "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions",
+)  # fmt: skip
+"""Keys that a configuration may leave out, and that hold a whole number where it has them."""
+LONGEST_FAMILY = 40
+"""Characters that are compared with the names of the families."""
+STDIN = "-"
 
 
 def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
@@ -31,6 +44,24 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
         RequestError: the checkpoint ships code, but code is not allowed.
         CheckpointError: a tensor is missing or its shape contradicts the configuration.
     """
+    family, architecture = check_family(checkpoint, trust_remote_code)
+    checkpoint = replace(checkpoint, config=own_config(checkpoint.config))
+    model = Model(checkpoint, family, architecture, _removed_prefix(checkpoint, architecture), open_format(checkpoint))
+    _check_shapes(model)
+    return model
+
+
+def check_family(checkpoint: Checkpoint, trust_remote_code: bool = False) -> tuple[str, Architecture]:
+    """Identify the family by config.json, and check the numbers in it.
+
+    Returns:
+        (its name, its row of the table).
+
+    Raises:
+        UnsupportedArchitecture: the family is not in the table.
+        RequestError: the checkpoint ships code, but code is not allowed.
+        CheckpointError: a value is missing or of another type.
+    """
     config_file = checkpoint.folder / "config.json"
     model_type = checkpoint.config.get("model_type")
     if not isinstance(model_type, str):
@@ -39,17 +70,26 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
     if "auto_map" in checkpoint.config and model_type == family and not trust_remote_code:
         raise RequestError(f"{config_file}: the model brings its own code (auto_map); read it, then pass --trust-remote-code")
     if family not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedArchitecture(
-            f"{config_file}: unknown architecture {model_type!r}; known are {known}.{near_miss(family, ARCHITECTURES)}"
-        )
+        known, hint = ", ".join(ARCHITECTURES), near_miss(family[:LONGEST_FAMILY], ARCHITECTURES)
+        raise UnsupportedArchitecture(f"{config_file}: unknown architecture {shown(model_type)}; known are {known}.{hint}")
     architecture = ARCHITECTURES[family]
-    for key in (architecture.hidden_key, architecture.count_key, "vocab_size"):
-        if not isinstance(checkpoint.config.get(key), int):
-            raise CheckpointError(f"{config_file}: no whole number under {key!r}; restore the file from its source")
-    model = Model(checkpoint, family, architecture, _removed_prefix(checkpoint, architecture), open_format(checkpoint))
-    _check_shapes(model)
-    return model
+    _check_numbers(checkpoint, architecture)
+    return family, architecture
+
+
+def _check_numbers(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise CheckpointError unless the sizes in config.json are whole numbers of a possible size."""
+    needed = {architecture.hidden_key: LARGEST_NUMBER, architecture.count_key: MOST_BLOCKS, "vocab_size": LARGEST_NUMBER}
+    config = checkpoint.config
+    given = {key: LARGEST_NUMBER for key in COUNT_KEYS if config.get(key) is not None}
+    for key, largest in (given | needed).items():
+        least = 0 if key in EXPERT_KEYS else 1
+        value = config.get(key)
+        if type(value) is not int or not least <= value <= largest:
+            raise CheckpointError(
+                f"{checkpoint.folder / 'config.json'}: {key} is {shown(value)}, expected a whole number from {least} to "
+                f"{largest}; restore the file from its source"
+            )
 
 
 def with_adapter(model: Model, folder: Path | None) -> Model:
@@ -99,7 +139,7 @@ def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | N
     folder = source.resolve(source_name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         base = open_adapter(folder).config.get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
+        if not isinstance(base, str) or not base or base == STDIN:
             raise CheckpointError(f"{folder / ADAPTER_CONFIG}: names no base model; pass the checkpoint with --adapter {folder}")
         model = open_model(source.resolve(base), trust_remote_code)
         return model if adapter == "none" else with_adapter(model, Path(adapter) if adapter else folder)
@@ -124,7 +164,9 @@ def _removed_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
 
 def _check_shapes(model: Model) -> None:
     """Check that every block holds the same tensors, with the shapes given by the configuration and the other blocks."""
+    _check_blocks(model)
     _check_ffn_shapes(model)
+    _check_dtypes(model)
     if model.format is not None:
         return
     ffn_names = {
@@ -152,7 +194,7 @@ def _check_shapes(model: Model) -> None:
     for name in (f"{model.architecture.embedding}.weight", f"{HEAD}.weight"):
         if model.has(name):
             spec = model.checkpoint.spec(model.stored_name(name))
-            if spec.shape[0] != rows:
+            if spec.shape[:1] != (rows,):
                 raise _wrong_shape(model, spec.name, spec.shape, (rows, *spec.shape[1:]), "by vocab_size")
 
 
@@ -160,7 +202,36 @@ def _block_index(model: Model, name: str) -> list[str]:
     """Return [".3."] for a stored name inside block 3, [] for names outside the blocks."""
     prefix = model.architecture.blocks.removeprefix(model.removed_prefix) + "."
     number = name.removeprefix(prefix).split(".")[0]
-    return [f".{number}."] if name.startswith(prefix) and number.isdigit() else []
+    return [f".{number}."] if name.startswith(prefix) and number.isdecimal() else []
+
+
+def _check_blocks(model: Model) -> None:
+    """Raise CheckpointError if tensors belong to blocks that config.json does not count; they would be left out silently."""
+    counted = {str(index) for index in range(model.block_count)}
+    for name, spec in model.checkpoint.tensors.items():
+        for part in _block_index(model, name):
+            if part.strip(".") not in counted:
+                raise CheckpointError(
+                    f"{model.checkpoint.folder / 'config.json'}: {model.architecture.count_key} is {model.block_count}, the "
+                    f"weights hold {spec.name}; restore the file from its source"
+                )
+
+
+def _check_dtypes(model: Model) -> None:
+    """Raise CheckpointError if a weight or a bias is stored as whole numbers, but for the codes of low-bit linears."""
+    tensors = model.checkpoint.tensors
+    for name, spec in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        low_bit = model.format is not None and model.format.holds(module)
+        # A buffer may be named bias, as the causal mask of GPT-2: it has no weight beside it.
+        weight = (leaf == "weight" and not low_bit) or (leaf == "bias" and (low_bit or f"{module}.weight" in tensors))
+        if weight and spec.dtype not in FLOATS:
+            raise CheckpointError(f"{_file(model, spec)}: {name} is {spec.dtype}, expected floating point; download it again")
+
+
+def _file(model: Model, spec: TensorSpec) -> Path:
+    """File of a tensor, the folder for planned ones."""
+    return model.checkpoint.file_of.get(spec.name, model.checkpoint.folder)
 
 
 def _check_ffn_shapes(model: Model) -> None:

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compresskit.checkpoint.reader import Checkpoint
+from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError
 from compresskit.formats import Format
 from compresskit.formats.peft import Adapter
 from compresskit.models.architectures import RAGGED_PREFIX, Architecture
 
 BITS_PER_BYTE = 8
+EXPERT_KEYS = ("num_local_experts", "num_experts")
+"""Keys of config.json with the number of experts of a block."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Model:
     @property
     def quantized(self) -> bool:
         """Whether the weights are stored in low bits."""
-        return "quantization_config" in self.checkpoint.config
+        return self.checkpoint.config.get("quantization_config") is not None
 
     def block_name(self, index: int) -> str:
         """Module path of a block."""
@@ -95,7 +98,7 @@ class Model:
         """(out, in) of the linear with this plain name."""
         if self.format is not None and self.is_low_bit(name):
             return self.format.shape(self.stored_name(name))
-        rows, columns = self.checkpoint.spec(self.stored_name(f"{name}.weight")).shape
+        rows, columns = self.checkpoint.matrix_shape(self.stored_name(f"{name}.weight"))
         return (columns, rows) if self.architecture.transposed else (rows, columns)
 
     def ffn_groups(self, index: int) -> list[FfnGroup]:
@@ -186,8 +189,7 @@ class Model:
 
     @property
     def _most_experts(self) -> int:
-        config = self.checkpoint.config
-        return int(config.get("num_local_experts") or config.get("num_experts") or 0)
+        return max((int(self.checkpoint.config.get(key) or 0) for key in EXPERT_KEYS), default=0)
 
     def config_width(self, width_key: str) -> int:
         """Return the width under this key of config.json; raises CheckpointError if it is not a whole number."""
@@ -195,6 +197,7 @@ class Model:
         stated = self.checkpoint.config.get(width_key)
         if stated is None and width_key in multiples:
             return multiples[width_key] * self.hidden_size
-        if not isinstance(stated, int):
-            raise CheckpointError(f"{self.checkpoint.folder / 'config.json'}: no whole number under {width_key!r}")
+        if type(stated) is not int:
+            found = f"{self.checkpoint.folder / 'config.json'}: {width_key} is {shown(stated)}"
+            raise CheckpointError(f"{found}, expected a whole number; restore the file from its source")
         return stated

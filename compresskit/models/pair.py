@@ -5,12 +5,13 @@ Does not import torch at module level, so a wrong pair is refused in under a sec
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.manifest import chain
+from compresskit.checkpoint.small_files import first_line, read_bytes, read_json, shown
+from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError, RequestError
 from compresskit.models.model import Ffn, FfnGroup, Model
 
@@ -117,12 +118,12 @@ def same_weights(both: Pair) -> bool:
 def different_tokenizers(first: Path, second: Path) -> bool:
     """Whether the folders' tokenizer.json differ in vocabulary or merges, if both exist; raises CheckpointError if broken."""
     files = [folder / TOKENIZER for folder in (first, second)]
-    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+    if not all(file.is_file() for file in files) or read_bytes(files[0]) == read_bytes(files[1]):
         return False
-    try:
-        models = [json.loads(file.read_text(encoding="utf-8"))["model"] for file in files]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{first / TOKENIZER} or {second / TOKENIZER}: no usable tokenizer; restore the file") from error
+    models: list[Any] = [read_json(file).get("model") for file in files]
+    for file, model in zip(files, models, strict=True):
+        if not isinstance(model, dict):
+            raise CheckpointError(f"{file}: no usable tokenizer (its model is {shown(model)}); restore the file")
     return any(models[0].get(key) != models[1].get(key) for key in ("vocab", "merges"))
 
 
@@ -132,20 +133,41 @@ def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
     last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
     alike = all(compressed.linear_shape(name) == original.linear_shape(name) for name in last)
     # Same shapes mean padding to the original's width, or that the original is the pruned model; the hashes decide.
-    if alike and not any(link["inputs"]["sha256"] == original.checkpoint.hashes for link in prunings):
+    if alike and not any(_inputs(link) == original.checkpoint.hashes for link in prunings):
         return {}
     if len(prunings) != 1:
         raise RequestError(
             f"{compressed.checkpoint.folder}: its FFN widths are not those of {original.checkpoint.folder}, and its manifest "
             f"records {len(prunings)} prunings; pass the model that it was pruned from in one step"
         )
+    try:
+        return _kept(prunings[0]["facts"]["blocks"], compressed, original)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"{compressed.checkpoint.folder / MANIFEST}: says not which channels were kept ({first_line(error)}); "
+            "restore the file from its source"
+        ) from error
+
+
+def _kept(blocks: list[dict[str, Any]], compressed: Model, original: Model) -> dict[str, list[int]]:
+    """Kept channels by linear, from a manifest's facts about the blocks; raises ValueError and others if they do not fit."""
     found: dict[str, list[int]] = {}
-    for index, facts in enumerate(prunings[0]["facts"]["blocks"]):
-        for group, masks in zip(compressed.ffn_groups(index), facts["kept_channels"], strict=True):
+    for index, facts in enumerate(blocks):
+        groups = zip(compressed.ffn_groups(index), original.ffn_groups(index), facts["kept_channels"], strict=True)
+        for group, whole, masks in groups:
             for ffn, mask in zip(group.members, masks, strict=False):  # no masks if all channels were kept
+                kept = kept_channels(mask)
+                if len(kept) > group.width or kept[-1:] > [whole.width - 1]:
+                    raise ValueError(f"{len(kept)} channels of block {index}, up to number {kept[-1]}")
                 for name in (*ffn.in_projections, ffn.out_projection):
-                    found[name] = kept_channels(mask)
+                    found[name] = kept
     return found
+
+
+def _inputs(link: dict[str, Any]) -> Any:
+    """SHA-256 by file of a manifest's source; None if it states none."""
+    inputs = link.get("inputs")
+    return inputs.get("sha256") if isinstance(inputs, dict) else None
 
 
 def kept_channels(mask: str) -> list[int]:

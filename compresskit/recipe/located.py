@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,22 @@ from typing import Any
 
 import yaml
 
+from compresskit.checkpoint.small_files import first_line, shown
 from compresskit.errors import RequestError, near_miss
 
-LARGEST_FILE_BYTES = 1 << 20
-"""A recipe is written by hand; a file above 1 MiB is something else."""
-MOST_NODES = 5_000
-"""Aliases of aliases can expand to billions of values."""
+LARGEST_FILE_BYTES = 1 << 17
+"""A recipe is written by hand; a file above 128 KiB is something else."""
+MOST_NODES = 10_000
+"""Keys and values; aliases of aliases can expand to billions."""
+DEEPEST = 20
+"""A setting's list lies five levels deep."""
+LONGEST_KEY = 100
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where PyYAML was built with it, ten times as fast."""
+MERGE = "tag:yaml.org,2002:merge"
+LARGEST_BITS = 64
+"""Of a whole number."""
+PLAIN = (str, int, float, bool, type(None))
 
 
 class RecipeError(RequestError):
@@ -71,7 +82,7 @@ class Value:
             return "keys and values"
         if isinstance(self.content, list):
             return "a list"
-        return "nothing" if self.content in (None, "") else repr(self.content)
+        return "nothing" if self.content in (None, "") else shown(self.content)
 
     def plain(self) -> Any:
         """The content without positions."""
@@ -91,6 +102,9 @@ class Value:
 
 def read(path: Path) -> Value:
     """Read a file's document; raises RecipeError if it is unreadable or not YAML."""
+    if not path.is_file():
+        reason = "is not there" if not path.exists() else "is no file"
+        raise RecipeError(f"{path}: cannot be read (it {reason}); check the path, or see compresskit run --list")
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise Place(str(path), 1).error(f"{path.stat().st_size} bytes are no recipe; give the YAML file")
@@ -104,9 +118,10 @@ def read(path: Path) -> Value:
 
 def parse(text: str, name: str) -> Value:
     """Parse a text; raises RecipeError if it is not YAML. `name` is the file name in errors."""
-    loader = yaml.SafeLoader(text)
-    loader.name = name
+    loader = None
     try:
+        _check_size(text, name)
+        loader = LOADER(text)
         node = loader.get_single_node()
         if node is None:
             raise Place(name, 1).error("is empty; a recipe has at least source and steps")
@@ -115,10 +130,22 @@ def parse(text: str, name: str) -> Value:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
         raise Place(name, mark.line + 1 if mark else 1).error(f"not valid YAML: {problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeError) as error:
         raise Place(name, 1).error(f"not valid YAML: {' '.join(str(error).split())}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+
+
+def _check_size(text: str, name: str) -> None:
+    """Count values and levels while the text is scanned, before anything is built from it."""
+    count = depth = 0
+    for event in yaml.parse(text, LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        count += isinstance(event, yaml.NodeEvent)
+        if depth > DEEPEST or count > MOST_NODES:
+            what = f"nested more than {DEEPEST} levels deep" if depth > DEEPEST else f"more than {MOST_NODES} values"
+            raise Place(name, event.start_mark.line + 1).error(f"{what}; give the YAML file of a recipe")
 
 
 class _Converter:
@@ -135,37 +162,87 @@ class _Converter:
 
     def value(self, node: yaml.Node) -> Value:
         place = self.place(node)
-        self.count += 1
-        if self.count > MOST_NODES:
-            raise place.error(f"more than {MOST_NODES} values; aliases that repeat aliases are not unfolded")
+        self._count(place)
         if id(node) in self.above:
             raise place.error("an alias that contains itself; write the values out")
+        if len(self.above) > DEEPEST:
+            raise place.error(f"nested more than {DEEPEST} levels deep; write the values out")
         self.above.add(id(node))
         try:
             return self._converted(node, place)
         finally:
             self.above.discard(id(node))
 
+    def _count(self, place: Place) -> None:
+        self.count += 1
+        if self.count > MOST_NODES:
+            raise place.error(f"more than {MOST_NODES} values; aliases that repeat aliases are not unfolded")
+
     def _converted(self, node: yaml.Node, place: Place) -> Value:
         if isinstance(node, yaml.SequenceNode):
             return Value([self.value(item) for item in node.value], place, {})
         if isinstance(node, yaml.MappingNode):
-            self.loader.flatten_mapping(node)
-            return self._mapping(node, place)
-        try:
-            return Value(self.loader.construct_object(node), place, {})
-        except ValueError as error:
-            raise place.error(f"{node.value!r}: {error}; put it in quotes") from error
+            return self._mapping(self._pairs(node, 0), place)
+        return Value(self._scalar(node, place), place, {})
 
-    def _mapping(self, node: yaml.MappingNode, place: Place) -> Value:
+    def _scalar(self, node: yaml.Node, place: Place) -> Any:
+        """The scalar; raises RecipeError for dates, bytes, and numbers that are not finite or have too many digits."""
+        try:
+            found = self.loader.construct_object(node)
+        except (ValueError, OverflowError, TypeError) as error:
+            raise place.error(f"{shown(node.value)}: {first_line(error)}; put it in quotes") from error
+        if not isinstance(found, PLAIN) or (isinstance(found, float) and not math.isfinite(found)):
+            raise place.error(f"{shown(node.value)}: is read as {shown(found)}; put it in quotes, or write a finite number")
+        if isinstance(found, str) and not _encodes(found):
+            raise place.error(f"{shown(found)}: half of a surrogate pair; write the character itself")
+        if isinstance(found, int) and abs(found) >> LARGEST_BITS:
+            raise place.error(f"{shown(node.value)}: no setting takes so large a number; correct it")
+        return found
+
+    def _pairs(self, node: yaml.MappingNode, depth: int) -> list[tuple[yaml.Node, yaml.Node]]:
+        """The keys and values of a mapping; those of mappings merged with `<<` first, each counted."""
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        own = []
+        for key_node, value_node in node.value:
+            self._count(self.place(key_node))
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.place(key_node).error("a key of several values: keys are text; put it in quotes")
+            if key_node.tag != MERGE:
+                own.append((key_node, value_node))
+                continue
+            several = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            if depth > DEEPEST or not all(isinstance(each, yaml.MappingNode) for each in several):
+                raise self.place(key_node).error("<<: expected keys and values to merge; write them out")
+            # Of several mappings the first one wins; what is found later replaces what was found before.
+            for each in reversed(several):
+                merged += self._pairs(each, depth + 1)
+        names = {key.value for key, _ in own}
+        return [(key, value) for key, value in _last_of_each(merged) if key.value not in names] + own
+
+    def _mapping(self, pairs: list[tuple[yaml.Node, yaml.Node]], place: Place) -> Value:
         content: dict[str, Value] = {}
         keys: dict[str, Place] = {}
-        for key_node, value_node in node.value:
-            key = self.loader.construct_object(key_node, deep=True)
+        for key_node, value_node in pairs:
             where = self.place(key_node)
+            key = self._scalar(key_node, where)
             if not isinstance(key, str):
-                raise where.error(f"key {key!r}: keys are text; put it in quotes")
+                raise where.error(f"key {shown(key)}: keys are text; put it in quotes")
+            if len(key) > LONGEST_KEY or not key.isprintable():
+                raise where.error(f"key {shown(key)}: keys are at most {LONGEST_KEY} printable characters; correct it")
             if key in keys:
                 raise where.error(f"key {key!r} stands twice, first in line {keys[key].line}; keep one of them")
             content[key], keys[key] = self.value(value_node), where
         return Value(content, place, keys)
+
+
+def _last_of_each(pairs: list[tuple[yaml.Node, yaml.Node]]) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Of pairs with equal keys the last, in the order of the first."""
+    return list({(type(key), str(key.value)): (key, value) for key, value in pairs}.values())
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

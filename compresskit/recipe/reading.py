@@ -12,20 +12,29 @@ include: FILE                      another recipe, whose steps come first; keys 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compresskit.checkpoint.small_files import shown
 from compresskit.errors import RequestError, near_miss
 from compresskit.evaluation.gates import parse_gate
-from compresskit.recipe.located import Place, Value, read
+from compresskit.recipe.located import Place, RecipeError, Value, read
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Context, Step, build, kind_of
+from compresskit.recipe.variables import substituted, texts_of
 
 KEYS = ("description", "source", "variables", "defaults", "matrix", "steps", "gates", "include")
 MOST_STEPS = 500
 """A larger grid is a mistake, or should be several recipes."""
+RECIPE_SUFFIXES = {".yaml", ".yml"}
+MOST_CELLS = 20_000
+"""Cells of a matrix times steps; each takes some 0.1 ms."""
+MOST_MATCHES = 1000
+"""Of a pattern in a matrix."""
+LONGEST_NAME = 150
 RESERVED = ("source", "here")
 """Reserved names; `${here}` is the folder of the recipe."""
 
@@ -93,8 +102,7 @@ def _included(path: Path, above: tuple[Path, ...]) -> Value:
     place = content["include"].place
     if other.resolve() in (path.resolve(), *above):
         raise place.error(f"include: {name} includes this file again; a chain of includes must end")
-    if not other.is_file():
-        raise place.error(f"include: {other} does not exist; the path is relative to this file")
+    _check_included(other, place)
     base = _included(other, (*above, path.resolve()))
     merged = {**base.mapping("recipe"), **content}
     for key in ("variables", "defaults"):
@@ -108,6 +116,21 @@ def _included(path: Path, above: tuple[Path, ...]) -> Value:
     return Value(merged, document.place, {**base.keys, **document.keys})
 
 
+def _check_included(path: Path, place: Place) -> None:
+    """Refuse to include anything but a recipe, without saying what is in it."""
+    if not path.exists():
+        raise place.error(f"include: {path} does not exist; the path is relative to this file")
+    if not path.is_file() or {path.suffix, path.resolve().suffix} - RECIPE_SUFFIXES:
+        raise place.error(f"include: {path} is no .yaml file; give a recipe")
+    try:
+        known = set(read(path).mapping("recipe")) & set(KEYS)
+    except RecipeError:
+        known = set()
+    if not known:
+        reason = f"is no recipe; compresskit plan {path} says what is wrong with it"
+        raise place.error(f"include: {path} {reason}") from None
+
+
 def _variables(content: Mapping[str, Value], given: dict[str, str], path: Path) -> dict[str, Value]:
     values: dict[str, Value] = {"here": Value(str(path.parent), Place(str(path), 1), {})}
     if "variables" in content:
@@ -116,7 +139,6 @@ def _variables(content: Mapping[str, Value], given: dict[str, str], path: Path) 
                 raise content["variables"].keys[name].error(f"variables: {name} has a meaning of its own; choose another name")
             values[name] = value
     if "source" in content:
-        content["source"].text("source")
         values["source"] = content["source"]
     for name, text in given.items():
         if name not in values and name != "source":
@@ -125,6 +147,8 @@ def _variables(content: Mapping[str, Value], given: dict[str, str], path: Path) 
     for name, value in values.items():
         if value.content is None:
             raise value.place.error(f"{name}: has no value; write one, or pass --set {name}=VALUE")
+    if "source" in values and REFERENCE.search(values["source"].text("source")):
+        raise values["source"].place.error(f"source {shown(values['source'].content)}: takes no ${{...}}; write the path")
     return values
 
 
@@ -135,7 +159,7 @@ def _matrix(given: Value | None, values: Mapping[str, Value]) -> dict[str, list[
     for name, value in given.mapping("matrix").items():
         if name in values:
             raise given.keys[name].error(f"matrix: {name} is a variable already; give one of them another name")
-        filled = _substituted(value, values)
+        filled = substituted(value, values)
         options = _matching_folders(filled) if isinstance(filled.content, str) else filled.list(f"matrix: {name}")
         if not options:
             raise filled.place.error(f"matrix: {name} has no values; give at least one")
@@ -146,9 +170,13 @@ def _matrix(given: Value | None, values: Mapping[str, Value]) -> dict[str, list[
 def _matching_folders(value: Value) -> list[Value]:
     pattern = Path(value.text("matrix"))
     folder = pattern.parent
-    found = sorted(folder.glob(pattern.name)) if folder.is_dir() else []
+    wide = "**" in pattern.name or not pattern.name  # the one reads a whole disk, the other is none
+    try:
+        found = sorted(itertools.islice(folder.glob(pattern.name), MOST_MATCHES)) if folder.is_dir() and not wide else []
+    except (OSError, ValueError):  # a name that is too long, or no pattern
+        found = []
     if not found:
-        raise value.place.error(f"matrix: nothing matches {pattern}; give a list, or a pattern such as adapters/*")
+        raise value.place.error(f"matrix: nothing matches {shown(str(pattern))}; give a list, or a pattern such as adapters/*")
     return [Value(str(path), value.place, {}) for path in found if path.is_dir()]
 
 
@@ -161,13 +189,15 @@ def _build_all(
 ) -> tuple[list[Step], list[str]]:
     """Return (every step of every matrix cell, each once; names of the last evaluate steps)."""
     names = _names(steps)
-    common = [text for each in defaults.values() for text in _texts(each)]
+    common = [text for each in defaults.values() for text in texts_of(each)]
     depends = _dependencies(steps, names, matrix, common)
     unused = [name for name in matrix if not any(name in each for each in depends)]
     if unused:
         raise matrix[unused[0]][0].place.error(f"matrix: no step uses ${{{unused[0]}}}; use it in a setting, or remove it")
     built: dict[str, Step] = {}
     judged: list[str] = []
+    if math.prod(map(len, matrix.values())) * len(steps) > MOST_CELLS:
+        raise steps[0].place.error(f"matrix: more than {MOST_CELLS} combinations and steps; give fewer values")
     last = max((index for index, step in enumerate(steps) if kind_of(step)[0] == "evaluate"), default=None)
     for cell in _cells(matrix):
         earlier: dict[str, Step] = {}
@@ -176,10 +206,14 @@ def _build_all(
             scope = {**values, **cell}
             context = Context(
                 dict(earlier), tuple(names[index:]), str(values["source"].plain()),
-                {key: _substituted(each, scope) for key, each in defaults.items()},
+                {key: substituted(each, scope) for key, each in defaults.items()},
             )  # fmt: skip
+            if len(full) > LONGEST_NAME:
+                raise value.place.error(
+                    f"name {shown(full)}: it becomes a folder, of at most {LONGEST_NAME} characters; shorten it"
+                )
             if full not in built:
-                built[full] = build(_substituted(value, scope), full, context)
+                built[full] = build(substituted(value, scope), full, context)
             earlier[names[index]] = built[full]
             if index == last:
                 judged.append(full)
@@ -225,7 +259,7 @@ def _dependencies(
     by_name: dict[str, set[str]] = {}
     before: set[str] = set()
     for name, step in zip(names, steps, strict=True):
-        texts = [*_texts(step), *common]
+        texts = [*texts_of(step), *common]
         mentioned = {found for text in texts for found in REFERENCE.findall(text)} | set(texts)
         own = {each for each in matrix if any("${" + each + "}" in text for text in texts)}
         for other, variables in by_name.items():
@@ -236,32 +270,6 @@ def _dependencies(
         if kind_of(step)[0] != "evaluate":
             before = own
     return list(by_name.values())
-
-
-def _texts(value: Value) -> Iterator[str]:
-    if isinstance(value.content, dict):
-        for each in value.content.values():
-            yield from _texts(each)
-    elif isinstance(value.content, list):
-        for each in value.content:
-            yield from _texts(each)
-    elif isinstance(value.content, str):
-        yield value.content
-
-
-def _substituted(value: Value, scope: Mapping[str, Value]) -> Value:
-    """Substitute variables; a text that is a single variable becomes the variable's value, of any type."""
-    if isinstance(value.content, dict):
-        return Value({key: _substituted(each, scope) for key, each in value.content.items()}, value.place, value.keys)
-    if isinstance(value.content, list):
-        return Value([_substituted(each, scope) for each in value.content], value.place, {})
-    if not isinstance(value.content, str):
-        return value
-    alone = REFERENCE.fullmatch(value.content)
-    if alone and alone[1] in scope:
-        return Value(scope[alone[1]].content, value.place, {})
-    text = REFERENCE.sub(lambda found: str(scope[found[1]].plain()) if found[1] in scope else found[0], value.content)
-    return Value(text, value.place, {})
 
 
 def _check_defaults(defaults: Value | None, steps: Sequence[Step]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
+from compresskit.checkpoint.small_files import first_line, shown
 from compresskit.errors import RequestError, near_miss
 from compresskit.evaluation.gates import parse_gate
 from compresskit.methods import METHODS, STAGES, entry, method_class, options_class, stage_of
@@ -20,6 +21,8 @@ MODEL_FIELDS = ("source", "original", "against", "adapter", "base")
 RUN_DECIDES = ("overwrite", "resume")
 """Settings that belong to the run, not to the recipe."""
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+LONGEST_HINT = 100
+"""Characters that are compared with known names."""
 STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]*")
 
 
@@ -95,7 +98,9 @@ def kind_of(step: Value) -> tuple[str, str | None]:
             raise step.keys[short[0]].error(f"the step says both stage and {short[0]}; keep one of them")
         stage = given["stage"].text("stage")
         if stage not in STAGES:
-            raise given["stage"].place.error(f"stage: no stage {stage!r};{near_miss(stage, STAGES)} There are {_stages()}")
+            raise given["stage"].place.error(
+                f"stage: no stage {shown(stage)};{near_miss(stage[:LONGEST_HINT], STAGES)} There are {_stages()}"
+            )
         return stage, _method_name(step, stage, given.get("method"), "method")
     if len(short) > 1:
         raise step.keys[short[1]].error(f"the step names two stages, {short[0]} and {short[1]}; make two steps of them")
@@ -177,14 +182,16 @@ def _typed(model: type[BaseModel], settings: Mapping[str, Value], place: Place, 
         return model(**values)
     except ValidationError as error:
         fault = error.errors()[0]
-        name = str(fault["loc"][0])
+        name = str(next(iter(fault["loc"]), ""))
         if fault["type"] == "missing":
             raise place.error(f"{title}: needs {name}: {_described(model, name)}") from error
+        if name not in values:
+            raise place.error(f"{title}: {first_line(error)}") from error
         found = values[name]
         choices = [each for each in get_args(hints[name]) if isinstance(each, str)]
-        hint = near_miss(found, choices) if isinstance(found, str) else ""
-        message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
-        raise settings[name].place.error(f"{title}: {name} {found!r}: {message}.{hint}") from error
+        hint = near_miss(found[:LONGEST_HINT], choices) if isinstance(found, str) else ""
+        message = " ".join(fault["msg"].split())
+        raise settings[name].place.error(f"{title}: {name} {shown(found)}: {message[:1].lower()}{message[1:]}.{hint}") from error
     except RequestError as error:
         raise place.error(f"{title}: {error}") from error
 
@@ -213,7 +220,8 @@ def _reference(name: str, field: str, place: Place, context: Context) -> str:
     if name not in context.earlier:
         known = ["source", *context.earlier]
         raise place.error(
-            f"{field}: nothing is named {name!r} before this step;{near_miss(name, known)} Known are {', '.join(known)}"
+            f"{field}: nothing is named {shown(name)} before this step;{near_miss(name[:LONGEST_HINT], known)} "
+            f"Known are {', '.join(known)}"
         )
     step = context.earlier[name]
     if not step.writes_model and field in MODEL_FIELDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from xml.etree import ElementTree
 
@@ -11,6 +12,11 @@ from compresskit.evaluation.table import aligned
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """Environment variable in which GitHub Actions names the file of a job's summary."""
 Row = tuple[str, str, str, str]
+MARKDOWN = re.compile(r"[\\`*_\[\]<>|~#!&]")
+"""Characters that mean something inside a line of GitHub's Markdown."""
+ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+START = re.compile(r"^(\d*)([-+=.):])")
+"""How a list or a heading's underline begins."""
 
 
 def gate_rows(result: dict[str, Any]) -> list[Row]:
@@ -79,17 +85,24 @@ def markdown(result: dict[str, Any]) -> str:
         lines += _table(("gate", "found", "verdict", "missed by"), gate_rows(result))
     report = last_report(result)
     if report:
-        lines += [f"Measured on: {_cell(report['text'])}, {report['tokens']} tokens.", ""]
+        lines += [in_markdown(f"Measured on: {report['text']}, {report['tokens']} tokens."), ""]
     return "\n".join(lines)
 
 
 def _table(head: Row, rows: list[Row]) -> list[str]:
-    body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    body = ["| " + " | ".join(in_markdown(cell) for cell in row) + " |" for row in rows]
     return ["| " + " | ".join(head) + " |", "| --- | ---: | ---: | ---: |", *body, ""]
 
 
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def in_markdown(text: object) -> str:
+    """Text from a file as one line of Markdown that shows it as it is, in a table's cell too."""
+    escaped = MARKDOWN.sub(lambda found: ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
+    return START.sub(r"\1\\\2", escaped)
+
+
+def one_line(text: object) -> str:
+    """Text from a file with a space for every character that cannot be printed."""
+    return "".join(each if each.isprintable() else " " for each in str(text)).strip()
 
 
 def junit(result: dict[str, Any]) -> str:
@@ -107,12 +120,12 @@ def junit(result: dict[str, Any]) -> str:
     suite = ElementTree.SubElement(root, "testsuite", attributes)
     for name, found in steps.items():
         seconds = f"{found.get('seconds') or 0:.3f}"
-        ElementTree.SubElement(suite, "testcase", classname="compresskit.steps", name=name, time=seconds)
+        ElementTree.SubElement(suite, "testcase", classname="compresskit.steps", name=one_line(name), time=seconds)
     for gate in result["gates"]:
         shown = GateResult(**{key: value for key, value in gate.items() if key != "step"})
-        title = f"{gate['step']}: {gate['metric']}{gate['operator']}{gate['limit']:g}"
+        title = one_line(f"{gate['step']}: {gate['metric']}{gate['operator']}{gate['limit']:g}")
         case = ElementTree.SubElement(suite, "testcase", classname="compresskit.gates", name=title, time="0")
         if not gate["passed"]:
-            ElementTree.SubElement(case, "failure", message=str(shown), type="gate").text = str(shown)
+            ElementTree.SubElement(case, "failure", message=one_line(shown), type="gate").text = one_line(shown)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from compresskit.checkpoint.manifest import NAME as MANIFEST
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.small_files import inside, read_json, shown
 from compresskit.errors import RequestError
 from compresskit.recipe.run import REPORT
 
+PER_BLOCK = {"widths": "widths", "bits": "bits", "importances": "importance"}
+"""Facts that list a number for each block, or several to add up, and what they are called here."""
 ERRORS = {
     "relative_output_error": "output error",
     "start_error": "before training",
@@ -38,13 +42,20 @@ def read_result(out: Path) -> dict[str, Any]:
     found = read_json(out / REPORT)
     if "steps" not in found:
         raise RequestError(f"{out / REPORT}: is the report of one step; give the folder of the whole run")
+    if not isinstance(found["steps"], dict):
+        raise RequestError(f"{out / REPORT}: steps are {shown(found['steps'])}, expected reports by name; run the recipe again")
+    for name, step in found["steps"].items():
+        inside(out, name, out / REPORT)
+        texts = [step.get("source", ""), step.get("adapter") or ""] if isinstance(step, dict) else []
+        if step is not None and not (texts and all(isinstance(text, str) for text in texts)):
+            raise RequestError(f"{out / REPORT}: says of {name} {shown(step)}, expected a step's report; run the recipe again")
     return found
 
 
 def manifests(out: Path, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Manifest of every step that wrote a model, by name."""
-    found = {name: out / name / MANIFEST for name, step in result["steps"].items() if step is not None}
-    return {name: read_json(path) for name, path in found.items() if path.is_file()}
+    found = {name: read_manifest(out / name) for name, step in result["steps"].items() if step is not None}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
 def measured(result: Mapping[str, Any]) -> list[Measured]:
@@ -52,8 +63,8 @@ def measured(result: Mapping[str, Any]) -> list[Measured]:
     found = []
     for name, step in result["steps"].items():
         if step is not None and step.get("stage") == "evaluate":
-            of = Path(step.get("adapter") or step["source"]).name
-            of = of if of in result["steps"] else Path(step["source"]).name
+            of = Path(step.get("adapter") or step.get("source", "")).name
+            of = of if of in result["steps"] else Path(step.get("source", "")).name
             found.append(Measured(name, of if of in result["steps"] else "source", step))
     return found
 
@@ -61,13 +72,11 @@ def measured(result: Mapping[str, Any]) -> list[Measured]:
 def per_block(facts: Mapping[str, Any]) -> dict[str, dict[str, list[float | None]]]:
     """Numbers by block: {"widths": {"": [...]}, "bits": ..., "rank": ..., "error": {"before": [...], "after": [...]}}."""
     found: dict[str, dict[str, list[float | None]]] = {}
-    if facts.get("widths"):
-        found["widths"] = {"": [float(sum(widths)) for widths in facts["widths"]]}
-    if isinstance(facts.get("bits"), list) and facts["bits"]:
-        found["bits"] = {"": [float(bits) for bits in facts["bits"]]}
-    if isinstance(facts.get("importances"), list) and facts["importances"]:
-        found["importance"] = {"": [float(value) for value in facts["importances"]]}
-    blocks = [block for block in facts.get("blocks", []) if isinstance(block, Mapping)]
+    for key, name in PER_BLOCK.items():
+        values = [_sum(value) for value in _list(facts.get(key))]
+        if values and None not in values:
+            found[name] = {"": values}
+    blocks = [block for block in _list(facts.get("blocks")) if isinstance(block, Mapping)]
     for key, name in ERRORS.items():
         values = [_mean(block.get(key)) for block in blocks]
         if any(value is not None for value in values):
@@ -76,6 +85,16 @@ def per_block(facts: Mapping[str, Any]) -> dict[str, dict[str, list[float | None
     if any(rank is not None for rank in ranks):
         found["rank"] = {"": ranks}
     return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _sum(value: Any) -> float | None:
+    """Return a number unchanged, the sum of a list of numbers, None for anything else."""
+    parts = [_mean(each) for each in (value if isinstance(value, list) else [value])]
+    return None if None in parts else math.fsum(part for part in parts if part is not None)
 
 
 def _mean(value: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pyarrow
@@ -99,3 +100,32 @@ def test_of_a_large_file_the_seed_picks_a_contiguous_part(suffix: str, tmp_path:
     assert found[0] == found[1]
     assert len({text for text, _ in found}) > 1
     assert "MiB from byte" in found[0].description
+
+
+@pytest.mark.slow
+def test_a_text_that_a_small_parquet_file_repeats_is_read_in_part(tmp_path: Path) -> None:
+    file, text = tmp_path / "a.parquet", "a b " * (1 << 18)
+    places = pyarrow.array([0, None] * 1500, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(places, pyarrow.array([text]))
+    parquet.write_table(pyarrow.table({"text": column}), file, compression="zstd", store_schema=False)
+    assert file.stat().st_size < 10_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = files.read_file(file, "", 3)
+    assert files.PART_BYTES <= len(found.text) <= files.PART_BYTES + 2 * len(text)
+    assert "1500 MiB" in found.part
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 19  # KiB
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"[" * 100_000, "levels deep"),
+        (b'{"text": "\\ud800"}', "surrogate"),
+        (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "5,000 digits"),
+    ],
+)
+def test_json_that_no_file_of_texts_holds_is_refused_by_line(line: bytes, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "a"}\n' + line + b"\n")
+    with pytest.raises(CalibrationError, match=f"line 2: not JSON .*{words}"):
+        check(str(file), 1, 1)

@@ -109,7 +109,9 @@ def test_other_weights_and_other_configurations_give_other_text(tiny: dict[str, 
     assert not torch.equal(first, self_tokens(open_model(changed), (4, 16), HOW)[0])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other tokens", "other file"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "other tokens", "other file", "another key's file", "other dtype", "a large file"]
+)
 def test_a_damaged_cache_file_is_made_again(damage: str, tiny: dict[str, Path], own_cache: Path) -> None:
     model = open_model(tiny["llama"])
     first, _ = self_tokens(model, (4, 16), HOW)
@@ -118,11 +120,34 @@ def test_a_damaged_cache_file_is_made_again(damage: str, tiny: dict[str, Path], 
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "other tokens":
         file.write_bytes(file.read_bytes()[:-8] + bytes(8))
-    else:
+    elif damage == "other file":
         save_file({"x": torch.zeros(1)}, file)
+    elif damage == "another key's file":
+        self_tokens(model, (4, 16), HOW._replace(seed=1))
+        (other,) = set((own_cache / "calibration").iterdir()) - {file}
+        file.write_bytes(other.read_bytes())
+    elif damage == "other dtype":
+        save_file({"tokens": first.float(), "sha256": sampling._checksum(first, file.stem)}, file)
+    else:
+        save_file({"tokens": first, "sha256": sampling._checksum(first, file.stem), "x": torch.zeros(10_000)}, file)
     again, _ = self_tokens(model, (4, 16), HOW)
     assert torch.equal(first, again)
-    assert sampling._cached(file, (4, 16)) is not None
+    assert sampling._cached(file, file.stem, (4, 16), 259) is not None
+
+
+def test_a_checksum_of_another_dtype_is_none(tmp_path: Path) -> None:
+    tokens = torch.ones(2, 4, dtype=torch.int64)
+    checksum = sampling._checksum(tokens, "key")
+    for dtype in (torch.float8_e5m2, torch.float32, torch.int64):
+        save_file({"tokens": tokens, "sha256": checksum.to(dtype)}, tmp_path / "file")
+        assert sampling._cached(tmp_path / "file", "key", (2, 4), 259) is None
+
+
+@pytest.mark.parametrize("token", [-1, 259])
+def test_a_cached_token_outside_the_vocabulary_is_sampled_again(token: int, tmp_path: Path) -> None:
+    tokens = torch.full((2, 4), token)
+    save_file({"tokens": tokens, "sha256": sampling._checksum(tokens, "key")}, tmp_path / "file")
+    assert sampling._cached(tmp_path / "file", "key", (2, 4), 259) is None
 
 
 def test_the_start_token_is_the_models_own(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from compresskit.calibration import Calibration, calibrate
 from compresskit.calibration.sources import TextRequest
 from compresskit.calibration.windows import draw
-from compresskit.errors import CalibrationError
+from compresskit.errors import CalibrationError, CheckpointError
 from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 
@@ -104,5 +104,5 @@ def test_a_tokenizer_of_another_model_is_refused(text_file: Path, tmp_path: Path
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"]["e"] = 300
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(CalibrationError, match="gives token 300, the model knows 259"):
+    with pytest.raises(CheckpointError, match="gives token 300, the model knows 259"):
         run(str(text_file), folder)

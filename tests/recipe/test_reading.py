@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from compresskit.pruning.cfsp import CFSP
 from compresskit.quantization.gptq import GPTQ
+from compresskit.recipe.located import RecipeError
 from compresskit.recipe.reading import Recipe, load
 from compresskit.stages import Options
 
@@ -84,6 +86,39 @@ def test_a_matrix_over_folders_takes_what_the_pattern_matches(tmp_path: Path) ->
     found = recipe(tmp_path, text)
     assert [step.name for step in found.steps] == ["prune-model-a", "prune-model-b"]
     assert found.steps[0].sources == (str(tmp_path / "zoo" / "a"),)
+
+
+SECRET = "hunter2: the key"
+
+
+@pytest.mark.parametrize("name", ["secret", "secret.txt", "linked.yaml", "folder.yaml", "pipe.yaml", "/etc/hostname"])
+def test_nothing_but_a_yaml_file_is_included(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret.txt").write_text(SECRET)
+    (tmp_path / "linked.yaml").symlink_to("secret")
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1: include: .*no \.yaml file; give a recipe$"):
+        recipe(tmp_path, f"include: {name}\nsource: m\nsteps: []")
+
+
+@pytest.mark.parametrize("text", [SECRET, "hunter2", "- hunter2", "hunter2: [", "a: !!python/name:hunter2", "", "\xff"])
+def test_an_included_file_that_is_no_recipe_is_named_and_not_quoted(text: str, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeError) as caught:
+        recipe(tmp_path, "include: other.yaml\nsource: m\nsteps: [{prune: cfsp}]")
+    assert "hunter2" not in str(caught.value)
+    assert f"include: {tmp_path / 'other.yaml'} is no recipe; compresskit plan " in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_a_linked_recipe_is_included_and_a_mistake_in_it_is_placed(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "base.yml").write_text("steps: [{prune: cfsp}]\nstep: []")
+    (tmp_path / "base.yaml").symlink_to(tmp_path / "inner" / "base.yml")
+    with pytest.raises(RecipeError, match=r"base\.yaml:2: recipe: unknown key 'step'; Did you mean 'steps'"):
+        recipe(tmp_path, "include: base.yaml\nsource: m")
 
 
 def test_an_included_recipe_comes_first_and_own_keys_win(tmp_path: Path) -> None:

@@ -33,3 +33,22 @@ def test_gates_decide_the_exit_code_and_ci_reads_them(
     html = MarkdownIt().enable("table").render((tmp_path / "summary.md").read_text())
     assert html.count("<table>") == 4
     assert '<td style="text-align:right">MISSED</td>' in html
+
+
+@pytest.mark.parametrize("text", ["<b>*x*</b>", "a|b\n|c|", "`x`", "[l](j:x)", "![i](u)", "\\<i>", "a\x00\x1b[2J\ufffe", "- x"])
+def test_texts_from_files_stay_texts_in_the_summary_and_in_the_xml(text: str) -> None:
+    gate = {"step": "e", "metric": text, "operator": "<=", "limit": 1.0, "value": 2.0, "passed": False, "missed_by": 1.0}
+    report = {"stage": "evaluate", "text": text, "tokens": 3, "bytes": 5, "perplexity": 2.0, "seconds": 1.0}
+    result = {"steps": {"e": report}, "gates": [gate], "seconds": 1.0}
+
+    def shown(line: str) -> str:
+        return "".join(each if each.isprintable() else " " for each in line)
+
+    tokens = MarkdownIt().enable("table").parse(verdict.markdown(result))
+    texts = ["".join(each.content for each in token.children or []) for token in tokens if token.type == "inline"]
+    kinds = {each.type for token in tokens for each in token.children or []}
+    assert kinds <= {"text", "text_special"}
+    assert texts[-1] == shown(f"Measured on: {text}, 3 tokens.")
+    assert shown(f"e: {text} <= 1") in texts
+    root = ElementTree.fromstring(verdict.junit(result))
+    assert [case.get("name") for case in root.iter("testcase")] == ["e", shown(f"e: {text}<=1")]

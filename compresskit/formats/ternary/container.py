@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from compresskit.checkpoint.folder import FILE_MODE
 from compresskit.checkpoint.reader import TensorSpec
+from compresskit.checkpoint.whole_files import storing
 from compresskit.formats.ternary.golomb import Signs
 from compresskit.formats.ternary.sections import BLOCK, SECTION, Coding, encode
 
@@ -83,7 +83,7 @@ def write_container(
     room = len(_header(facts, dense, WIDEST_NUMBER, WIDEST_NUMBER, (0, WIDEST_NUMBER)))
     room += -room % ALIGNMENT
     rows: list[list[Any]] = []
-    with path.open("wb") as file:
+    with storing(path), path.open("wb") as file:
         file.write(b" " * (8 + room))
         for spec in dense:
             data = read(spec.name)
@@ -98,7 +98,6 @@ def write_container(
         header = _header(facts, dense, payload, len(packed), (zlib.crc32(packed), len(text)))
         file.seek(0)
         file.write(struct.pack("<Q", room) + header.ljust(room))
-    path.chmod(FILE_MODE)
     return entries
 
 

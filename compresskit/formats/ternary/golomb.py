@@ -78,6 +78,8 @@ def decode(data: Bits, count: int, rice: int, signs: Signs) -> bool:
     ends = bits[start:].view(np.bool_).nonzero()[0]
     if len(ends) != count or (start + int(ends[-1])) // 8 + 1 != len(data):
         return False
+    if int(ends[-1]) + 1 - count > len(signs) >> rice:  # more than all gaps together; may overflow below
+        return False
     steps = np.empty(count, np.int32)
     steps[0] = ends[0] + 1
     np.subtract(ends[1:], ends[:-1], out=steps[1:], casting="unsafe")

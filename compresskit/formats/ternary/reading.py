@@ -7,8 +7,8 @@ The file size bounds the memory: a block of 8,192 entries takes at least 8 bytes
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -17,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, TensorSpec, tensors_in
+from compresskit.checkpoint.small_files import first_line, json_value, shown
 from compresskit.errors import CheckpointError
 from compresskit.formats.ternary.container import FORMAT, INDEX, PAYLOAD, VERSION, Facts, Part, metadata_checksum
 from compresskit.formats.ternary.golomb import LARGEST_RICE
 from compresskit.formats.ternary.sections import BLOCK, ROW, SECTION, Section, decode, entries_of_sections
 
-MOST_INDEX_BYTES = 1 << 28
+MOST_INDEX_BYTES = 1 << 26
 MOST_INFLATION = 1100
 """Upper bound on zlib's expansion (1,032 : 1)."""
 VARIANTS = ("compeft", "stc", "prune")
+KEEPS_VALUES = "prune"
+CODINGS = ("auto", "golomb", "bitmask")
+FLOATS = ("F32", "F16", "BF16", "F64")
+"""Dtypes of ternary tensors."""
 AGAIN = "get an intact copy of the file"
 
 
@@ -83,7 +88,12 @@ class Container:
                 file.seek(place)
                 body = file.read(section.bytes)
                 where = (entry.number, number * (SECTION // BLOCK))
-                yield Part(*decode(body, section, entries, where, f"{self.path}: {name}"))
+                part = Part(*decode(body, section, entries, where, f"{self.path}: {name}"))
+                kept = section.nonzeros * BYTES_PER_ELEMENT[entry.spec.dtype]
+                if len(part.values) != kept and (part.values or self.facts.variant == KEEPS_VALUES):
+                    what = f"{len(part.values)} bytes of values, {section.nonzeros} entries are kept"
+                    raise CheckpointError(f"{self.path}: {name}: {what}; {AGAIN}")
+                yield part
                 place += section.bytes
 
     def dense_bytes(self, name: str) -> bytes:
@@ -113,7 +123,7 @@ def open_container(path: Path) -> Container:
         raise CheckpointError(f"{path}: holds no ternary task vector; make one with compresskit quantize compeft")
     if metadata.get("version") != VERSION:
         raise CheckpointError(
-            f"{path}: format version {metadata.get('version')}, this release reads {VERSION}; update compresskit"
+            f"{path}: format version {shown(metadata.get('version'))}, this release reads {VERSION}; update compresskit"
         )
     if metadata.get("crc32") != metadata_checksum(metadata):
         raise CheckpointError(f"{path}: the header is damaged; {AGAIN}")
@@ -126,12 +136,18 @@ def open_container(path: Path) -> Container:
     try:
         tensors = _entries(index["tensors"], *spans.pop(PAYLOAD))
         rows = {name: (TensorSpec(name, dtype, tuple(shape)), crc) for name, dtype, shape, crc in index["dense"]}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: the index contradicts itself or the file ({error}); {AGAIN}") from error
-    if rows.keys() != spans.keys() or any(spec.bytes != spans[n][1] - spans[n][0] for n, (spec, _) in rows.items()):
+        right = rows.keys() == spans.keys() and all(_fits(spec, spans[name]) for name, (spec, _) in rows.items())
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: the index contradicts itself or the file ({first_line(error)}); {AGAIN}") from error
+    if not right or tensors.keys() & rows.keys():
         raise CheckpointError(f"{path}: the header contradicts the index; {AGAIN}")
     dense = {name: (spans[name][0], spec.bytes, crc) for name, (spec, crc) in rows.items()}
     return Container(path, facts, tensors, {name: spec for name, (spec, _) in rows.items()}, dense)
+
+
+def _fits(spec: TensorSpec, span: tuple[int, int]) -> bool:
+    """Whether a dense tensor of the index is what lies in the file; raises KeyError or TypeError for what is no tensor."""
+    return all(type(size) is int and size >= 0 for size in spec.shape) and spec.bytes == span[1] - span[0]
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -139,8 +155,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
+            header: dict[str, Any] = json_value(file.read(length).decode())
+        except ValueError as error:
             raise CheckpointError(f"{path}: the header is damaged; {AGAIN}") from error
     return header, 8 + length
 
@@ -150,21 +166,23 @@ def _facts(path: Path, metadata: dict[str, str]) -> Facts:
     try:
         found = {key: metadata[key] for key in ("variant", "coding", "base")}
         numbers = {key: float(metadata[key]) for key in ("density", "alpha")}
-        if found["variant"] not in VARIANTS or int(metadata["block_length"]) != BLOCK:
-            raise ValueError(f"variant {found['variant']}, blocks of {metadata['block_length']}")
+        if found["variant"] not in VARIANTS or found["coding"] not in CODINGS or int(metadata["block_length"]) != BLOCK:
+            raise ValueError(f"variant {found['variant']}, coding {found['coding']}, blocks of {metadata['block_length']}")
+        if not all(map(math.isfinite, numbers.values())) or not re.fullmatch("|[0-9a-f]{64}", found["base"]):
+            raise ValueError(f"{numbers}, base {found['base']}")
     except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: the metadata say what this release does not know ({error}); update compresskit"
-        ) from error
+        what = f"the metadata say what this release does not know ({first_line(error)})"
+        raise CheckpointError(f"{path}: {what}; update compresskit") from error
     return Facts(**found, **numbers, balanced=metadata.get("balanced") == "True")  # type: ignore[arg-type]
 
 
 def _index(path: Path, span: tuple[int, int], metadata: dict[str, str]) -> dict[str, Any]:
     """Unpack the index, limited to its stated size and to zlib's maximum expansion."""
     packed_bytes = span[1] - span[0]
-    size = int(metadata.get("index_bytes", -1))
+    stated = metadata.get("index_bytes", "")
+    size = int(stated) if re.fullmatch("[0-9]{1,12}", stated) else -1
     if not 0 <= size <= min(MOST_INDEX_BYTES, MOST_INFLATION * packed_bytes):
-        raise CheckpointError(f"{path}: states an index of {size} bytes, which {packed_bytes} cannot hold; {AGAIN}")
+        raise CheckpointError(f"{path}: states an index of {shown(stated)} bytes, which {packed_bytes} cannot hold; {AGAIN}")
     with path.open("rb") as file:
         file.seek(span[0])
         packed = file.read(packed_bytes)
@@ -174,9 +192,9 @@ def _index(path: Path, span: tuple[int, int], metadata: dict[str, str]) -> dict[
         text = zlib.decompressobj().decompress(packed, size + 1)
         if len(text) != size:
             raise ValueError(f"{len(text)} bytes instead of {size}")
-        index: dict[str, Any] = json.loads(text)
-    except (zlib.error, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the index cannot be unpacked ({error}); {AGAIN}") from error
+        index: dict[str, Any] = json_value(text.decode())
+    except (zlib.error, ValueError) as error:
+        raise CheckpointError(f"{path}: the index cannot be unpacked ({first_line(error)}); {AGAIN}") from error
     return index
 
 
@@ -185,8 +203,9 @@ def _entries(rows: list[dict[str, Any]], start: int, end: int) -> dict[str, Entr
     found = {}
     for number, row in enumerate(rows):
         spec = TensorSpec(row["name"], row["dtype"], tuple(row["shape"]))
-        if spec.dtype not in BYTES_PER_ELEMENT or any(not isinstance(n, int) or n < 0 for n in spec.shape):
-            raise ValueError(f"{spec.name} is {spec.dtype} {list(spec.shape)}")
+        named = isinstance(spec.name, str) and spec.name.isprintable()
+        if not named or spec.dtype not in FLOATS or any(type(n) is not int or n < 0 for n in spec.shape):
+            raise ValueError(f"{shown(spec.name)} is {shown(spec.dtype)} {shown(spec.shape)}")
         sections = tuple(Section(*each) for each in row["sections"])
         if len(sections) != -(-spec.elements // SECTION):
             raise ValueError(f"{spec.name} has {len(sections)} sections")
@@ -204,6 +223,7 @@ def _entries(rows: list[dict[str, Any]], start: int, end: int) -> dict[str, Entr
 
 def _check(name: str, section: Section, entries: int, most_bytes: int) -> None:
     table = ROW.itemsize * -(-entries // BLOCK)
-    right = section.coding in ("golomb", "bitmask") and 0 <= section.rice <= LARGEST_RICE
+    numbers = all(type(number) is int for number in section[1:])
+    right = numbers and section.coding in ("golomb", "bitmask") and 0 <= section.rice <= LARGEST_RICE
     if not right or not table <= section.bytes <= most_bytes or not 0 <= section.nonzeros <= entries:
-        raise ValueError(f"{name} has a section {list(section)}")
+        raise ValueError(f"{name} has a section {shown(list(section))}")
