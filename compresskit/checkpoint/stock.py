@@ -12,30 +12,78 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from compresskit.errors import RequestError
+from compresskit.checkpoint.foreign_code import FOREIGN_CODE, IMPLEMENTATIONS
+from compresskit.checkpoint.small_files import first_line, read_json
+from compresskit.errors import CheckpointError, RequestError
+
+ADAPTER_CONFIG = "adapter_config.json"
+PLAIN_LORA = (
+    "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "r", "rank_pattern", "target_modules", "task_type", "use_rslora",
+)  # fmt: skip
+"""Keys of adapter_config.json that say where the factors go and how they are scaled. Others name modules to import."""
+
+
+def stock_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read a folder's configuration as transformers does, without the keys that make it fetch code.
+
+    Returns:
+        The configuration of a class of transformers, or of the folder's own code where that is allowed.
+
+    Raises:
+        CheckpointError: transformers does not take it.
+    """
+    try:
+        return with_usual_code(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    except Exception as error:  # transformers raises errors of every kind
+        reason = f"transformers does not take it ({first_line(error)})"
+        raise CheckpointError(f"{folder / 'config.json'}: {reason}; restore the file from its source") from error
+
+
+def with_usual_code(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Set a configuration back to the code that transformers uses by itself, in place; returns it."""
+    for name in IMPLEMENTATIONS:
+        setattr(config, name, None)  # its setter does the same to the configurations inside it
+    for name in FOREIGN_CODE.difference(f"{each}_internal" for each in IMPLEMENTATIONS):
+        vars(config).pop(name, None)
+    return config
 
 
 def load_whole(
     folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, gguf_file: str | None = None
 ) -> PreTrainedModel:
-    """Load a folder's causal language model on the CPU in evaluation mode; prints nothing on standard output."""
-    special: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    """Load a folder's causal language model on the CPU in evaluation mode; prints nothing on standard output.
+
+    Returns:
+        The model, from safetensors, without an adapter.
+
+    Raises:
+        CheckpointError: an adapter lies beside the weights.
+    """
+    if (folder / ADAPTER_CONFIG).exists():  # transformers would add it, and nothing else here would
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: is beside a whole model; move the adapter into a folder of its own")
     with quiet():
-        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, **special
-        )
+        special: dict[str, Any] = {"gguf_file": gguf_file, "trust_remote_code": False}
+        if gguf_file is None:
+            config = stock_config(folder, trust_remote_code)
+            special = {"config": config, "use_safetensors": True, "trust_remote_code": trust_remote_code}
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **special)
     return network.eval()
 
 
 def add_adapter(network: PreTrainedModel, folder: Path) -> None:
-    """Attach a PEFT adapter in place; raises RequestError if peft is not installed."""
+    """Attach a plain LoRA adapter in place; raises RequestError if peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise RequestError(f"{folder}: running an adapter takes peft; pip install 'compresskit[peft]'")
+    from peft import LoraConfig
+
+    found = read_json(folder / ADAPTER_CONFIG)
+    config = LoraConfig(**{key: found[key] for key in PLAIN_LORA if key in found})
     with quiet():
-        network.load_adapter(str(folder))
+        network.load_adapter(str(folder), peft_config=config)
 
 
 def next_logits(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:

@@ -3,8 +3,11 @@
 uniform  every block has the same width: the plain architecture with that width in its configuration.
 padded   the plain architecture at the largest width; narrower blocks are padded with zeros, which have no effect.
 ragged   the real widths, plus two small generated files that subclass the stock classes and resize their linears;
-         `config.json` keeps every key of the source and adds `block_configs`, in the form that vLLM's own
+         `config.json` keeps the source's keys and adds `block_configs`, in the form that vLLM's own
          DeciLM code reads for llama and mistral.
+
+The generated files come from the two texts below and from the table of families. Nothing of a checkpoint becomes code: files
+and class names that a ragged source brings are written anew.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from compresskit.checkpoint.foreign_code import without_foreign_code
 from compresskit.errors import RequestError, UnsupportedArchitecture
-from compresskit.models.architectures import RAGGED_PREFIX, Architecture
+from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX, Architecture
 from compresskit.models.model import Model
 
 Layout = Literal["ragged", "padded"]
@@ -24,6 +28,11 @@ DECI_FAMILIES = ("llama", "mistral")
 """Families whose ragged checkpoints vLLM runs with its own DeciLM code."""
 CONFIGURATION_FILE = "configuration_compresskit.py"
 MODELING_FILE = "modeling_compresskit.py"
+CLASSES = {
+    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3", "gemma": "Gemma",
+    "gemma2": "Gemma2", "gemma3_text": "Gemma3", "phi": "Phi", "phi3": "Phi3", "opt": "OPT", "gpt2": "GPT2",
+}  # fmt: skip
+"""How the names of transformers' classes begin; its own tables cannot be read without importing torch."""
 
 _CONFIGURATION = '''\
 """Configuration of a {family} model whose blocks have FFNs of different widths. Written by compresskit."""
@@ -144,7 +153,7 @@ def stored_widths(model: Model, widths: Widths, layout: Layout) -> Widths:
 
 def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[str, str]]:
     """Return config.json for these stored widths, and the generated files by name."""
-    config = dict(model.checkpoint.config)
+    config = without_foreign_code(model.checkpoint.config)
     if model.ragged:
         config = _plain_again(model, config)
     if is_uniform(model, widths):
@@ -156,9 +165,19 @@ def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[st
 
 
 def own_files(model: Model) -> dict[str, str]:
-    """The generated files of a ragged checkpoint, by name; empty for other and for planned checkpoints."""
-    names = (CONFIGURATION_FILE, MODELING_FILE) if model.ragged and model.checkpoint.file_of else ()
-    return {name: (model.checkpoint.folder / name).read_text(encoding="utf-8") for name in names}
+    """The files of a ragged checkpoint by name, generated again; empty for other and for planned checkpoints."""
+    if not model.ragged or not model.checkpoint.file_of:
+        return {}
+    check_ragged(model)
+    return generated_files(model.family, model.architecture.blocks, model.architecture.ffns[0])[0]
+
+
+def own_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A source's config.json as OUT may carry it: without foreign code; a ragged one names the generated classes only."""
+    config = without_foreign_code(config)
+    model_type = str(config.get("model_type"))
+    family = model_type.removeprefix(RAGGED_PREFIX)
+    return config if model_type == family or family not in CLASSES else config | _ragged_classes(family)
 
 
 def _plain_again(model: Model, config: dict[str, Any]) -> dict[str, Any]:
@@ -167,14 +186,26 @@ def _plain_again(model: Model, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def class_names(family: str) -> dict[str, str]:
-    """Names of a family's transformers classes: "config_class", "base_class" and "causal_class"."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+    """Names of the transformers classes of a family in `CLASSES`: "config_class", "base_class" and "causal_class"."""
+    start = CLASSES[family]
+    inner = start + "Text" if family == "gemma3_text" else start
+    causal = "LMHeadModel" if family == "gpt2" else "ForCausalLM"
+    return {"config_class": f"{inner}Config", "base_class": f"{inner}Model", "causal_class": start + causal}
 
+
+def _ragged_classes(family: str) -> dict[str, Any]:
+    """Keys of config.json that name the generated classes."""
+    architecture = ARCHITECTURES[family]
+    _, causal, configuration_class = generated_files(family, architecture.blocks, architecture.ffns[0])
+    modeling, configuring = MODELING_FILE.removesuffix(".py"), CONFIGURATION_FILE.removesuffix(".py")
     return {
-        "config_class": CONFIG_MAPPING_NAMES[family],
-        "base_class": MODEL_MAPPING_NAMES[family],
-        "causal_class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family],
+        "model_type": RAGGED_PREFIX + family,
+        "architectures": [causal],
+        "auto_map": {
+            "AutoConfig": f"{configuring}.{configuration_class}",
+            "AutoModel": f"{modeling}.Compresskit{class_names(family)['base_class']}",
+            "AutoModelForCausalLM": f"{modeling}.{causal}",
+        },
     }
 
 
@@ -197,27 +228,13 @@ def generated_files(family: str, blocks: str, ffn: Any) -> tuple[dict[str, str],
 
 def _ragged(model: Model, config: dict[str, Any], widths: Sequence[int]) -> tuple[dict[str, Any], dict[str, str]]:
     ffn = model.architecture.ffns[0]
-    files, architecture, config_class = generated_files(model.family, model.architecture.blocks, ffn)
+    files, _, _ = generated_files(model.family, model.architecture.blocks, ffn)
     heads = config.get("num_attention_heads") or config.get("n_head")
     if not isinstance(heads, int):
         raise RequestError(f"{model.checkpoint.folder / 'config.json'}: no number of attention heads; restore the file")
     group = heads // int(config.get("num_key_value_heads") or heads)
-    modeling, configuring = MODELING_FILE.removesuffix(".py"), CONFIGURATION_FILE.removesuffix(".py")
-    config |= {
-        "model_type": RAGGED_PREFIX + model.family,
-        "architectures": [architecture],
-        "auto_map": {
-            "AutoConfig": f"{configuring}.{config_class}",
-            "AutoModel": f"{modeling}.Compresskit{class_names(model.family)['base_class']}",
-            "AutoModelForCausalLM": f"{modeling}.{architecture}",
-        },
-        ffn.width_key: max(widths),
-        "block_configs": [
-            {
-                "attention": {"n_heads_in_group": group, "no_op": False},
-                "ffn": {"intermediate_size": width, "no_op": False},
-            }
-            for width in widths
-        ],
-    }
-    return config, files
+    blocks = [
+        {"attention": {"n_heads_in_group": group, "no_op": False}, "ffn": {"intermediate_size": width, "no_op": False}}
+        for width in widths
+    ]
+    return config | _ragged_classes(model.family) | {ffn.width_key: max(widths), "block_configs": blocks}, files

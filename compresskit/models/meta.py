@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from compresskit.checkpoint.foreign_code import without_foreign_code
+from compresskit.checkpoint.small_files import first_line
+from compresskit.checkpoint.stock import stock_config
 from compresskit.errors import CheckpointError
 from compresskit.models.architectures import ARCHITECTURES, HEAD
 from compresskit.models.model import FfnGroup, Model
@@ -55,11 +58,18 @@ def build(model: Model, trust_remote_code: bool = False) -> PreTrainedModel:
         The model in evaluation mode: parameters on the meta device, buffers on the CPU.
 
     Raises:
-        CheckpointError: a required tensor is missing or has another shape.
+        CheckpointError: a required tensor is missing or has another shape, or transformers does not take the configuration.
     """
-    config = _stock_config(model, trust_remote_code)
-    with META:
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    network: PreTrainedModel
+    try:
+        with META:
+            config, own_code = _stock_config(model, trust_remote_code), trust_remote_code and not model.ragged
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=own_code)
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises errors of every kind
+        file = model.checkpoint.folder / "config.json"
+        raise CheckpointError(f"{file}: makes no model ({first_line(error)}); restore the file from its source") from error
     network.eval()
     _restore_buffers(network)
     _to_plain(model, network)
@@ -72,10 +82,10 @@ def build(model: Model, trust_remote_code: bool = False) -> PreTrainedModel:
 
 def _stock_config(model: Model, trust_remote_code: bool) -> Any:
     if not model.ragged:
-        return AutoConfig.from_pretrained(model.checkpoint.folder, trust_remote_code=trust_remote_code)
+        return stock_config(model.checkpoint.folder, trust_remote_code)
     ours = ("block_configs", "auto_map", "architectures", "model_type", "compresskit_ffn")
     stock = {key: value for key, value in model.checkpoint.config.items() if key not in ours}
-    return AutoConfig.for_model(model.family, **stock)
+    return AutoConfig.for_model(model.family, **without_foreign_code(stock))
 
 
 def _restore_buffers(network: PreTrainedModel) -> None:

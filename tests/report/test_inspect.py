@@ -34,3 +34,12 @@ def test_inspect_shows_what_a_ternary_file_holds(run: Run, tiny: dict[str, Path]
     assert sum(found["nonzeros_by_tensor"].values()) == found["nonzeros"] == round(0.1 * found["entries"])
     assert 0 < found["bits_per_entry"] < 1.5 * found["entropy_bits"] + 0.1
     assert "entropy_bits" in run("inspect", tmp_path / "c")[1]
+
+
+def test_names_from_files_are_nothing_that_a_terminal_acts_on(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
+    adapter = make_adapter(tiny["llama"], tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "a\x1b]0;b\x07\nCHANGED"}))
+    text = run("inspect", adapter)[1]
+    assert text.replace("\n", "").isprintable()
+    assert not any(line.startswith("CHANGED") for line in text.splitlines())

@@ -13,9 +13,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hostile_runs import hostile_run
 
 from compresskit.cli.main import main
-from compresskit.report.page import STYLE
+from compresskit.errors import RequestError
+from compresskit.report import page as pages
+from compresskit.report.page import STYLE, write_reports
 
 BROWSER = Path(__file__).parent / "browser.mjs"
 LARGEST_PAGE = 3_000_000
@@ -79,6 +82,35 @@ def test_every_chart_has_marks_and_every_part_is_there(out: Path) -> None:
         assert words in reader.text.replace("2 of 4", "1 of 2"), words
     hashes = json.loads((out / "prune" / "compresskit.json").read_text())["outputs"]["sha256"]
     assert all(digest[:12] in reader.text for digest in hashes.values())
+
+
+def test_texts_from_files_stay_texts(tmp_path: Path) -> None:
+    found = pages.page(tmp_path, hostile_run(tmp_path))
+    reader = Reader()
+    reader.feed(found)
+    reader.close()
+    assert reader.open == []
+    assert all(value.startswith("data:") for value in reader.loads)
+    assert "<script" not in found
+    assert reader.text.count("<script>alert(1)</script>") > 5
+
+
+@pytest.mark.parametrize("name", ["../mine", "/mine", "..", "a/b", ""])
+def test_a_run_that_names_a_step_outside_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    result = hostile_run(tmp_path / "out", "text")
+    result["steps"][name] = result["steps"].pop("prune")
+    with pytest.raises(RequestError, match="names the step"):
+        write_reports(tmp_path / "out", result)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_card_is_written_through_a_link(tmp_path: Path) -> None:
+    result = hostile_run(tmp_path / "out", "text")
+    (tmp_path / "out" / "prune").rename(tmp_path / "mine")
+    (tmp_path / "out" / "prune").symlink_to(tmp_path / "mine")
+    with pytest.raises(RequestError, match="is a link"):
+        write_reports(tmp_path / "out", result)
+    assert not (tmp_path / "mine" / "README.md").exists()
 
 
 def luminance(colour: str) -> float:
