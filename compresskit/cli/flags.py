@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
-from compresskit.errors import RequestError
+from compresskit.errors import Interrupted, RequestError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -27,10 +28,13 @@ OUTPUT_PARAMETERS = (
 SOURCE_HELP = "A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input."
 
 
-def log(message: str, quiet: bool = False) -> None:
-    """Print one line on standard error."""
-    if not quiet:
-        typer.echo(message, err=True)
+@contextmanager
+def interruptible(advice: str) -> Iterator[None]:
+    """Turn an interrupt into an error that says how the work goes on; `advice` is "" where it starts over."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("; ".join(filter(None, ("interrupted", advice)))) from error
 
 
 def flag(name: str) -> str:

@@ -1,107 +1,83 @@
-"""The command line: parse flags into a method and options, call the stage, print the result.
+"""The command line: from the first signal that counts to the exit code.
 
 Standard output carries only the result; everything else goes to standard error.
+
+This module imports little, and `main` listens to signals before it imports more. From there on Ctrl-C, SIGTERM and SIGHUP
+end with one line and exit code 130. Before, while Python starts, they do what they do to any Python program.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import traceback
-from typing import Annotated, Any
 
-import typer
-
-import compresskit
-from compresskit.cli.flags import log
-from compresskit.cli.recipes import add_recipe_commands
-from compresskit.cli.stages import add_stages
-from compresskit.errors import CompresskitError, Interrupted
-
-HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
-
-
-def application(wanted: str) -> typer.Typer:
-    """Build the command line; of the stages only the wanted one ("" for all) gets its methods, which take a moment each."""
-    app = typer.Typer(
-        name="compresskit",
-        help=HELP,
-        add_completion=True,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-    app.callback(help=HELP)(root)
-    add_stages(app, wanted)
-    add_recipe_commands(app)
-    return app
-
-
-def version(value: bool) -> None:
-    """Print the version and exit, if asked."""
-    if value:
-        typer.echo(compresskit.__version__)
-        raise typer.Exit
-
-
-def root(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Take the flags that stand before any command."""
+from compresskit.cli.streams import guard, log
+from compresskit.machine.interrupts import INTERRUPTED, Interrupts
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with the documented code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    stopped_by = _listen()
-    completing = any(name.startswith("_COMPRESSKIT") for name in os.environ)
-    app = application("" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
+    """Run the command line and exit with the documented code. `arguments`: of this process if None."""
+    interrupts = Interrupts()
     try:
-        status = app(args=arguments, prog_name="compresskit", standalone_mode=False)
-        code = status if isinstance(status, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        code = _failed("interrupted", Interrupted.exit_code, arguments)
-    except Exception as error:
-        message, code = _described(error)
-        if stopped_by and code != Interrupted.exit_code:  # a library turned the interrupt into its own error
-            message, code = f"interrupted ({message})", Interrupted.exit_code
-        code = _failed(message, code, arguments)
-    sys.stdout.flush()
+        interrupts.listen(to_the_end=arguments is None)
+        if arguments is None:
+            guard()
+        code = _run(sys.argv[1:] if arguments is None else arguments, interrupts)
+        interrupts.settle(code)
+    except KeyboardInterrupt:
+        interrupts.settle(code := INTERRUPTED)
+        log("compresskit: error: interrupted")
+    finally:
+        if arguments is not None:
+            interrupts.restore()
     sys.exit(code)
 
 
-def _listen() -> list[int]:
-    """Raise KeyboardInterrupt on SIGTERM and, unless ignored, on SIGINT. Returns a list that collects the received signals."""
-    received: list[int] = []
+def _run(arguments: list[str], interrupts: Interrupts) -> int:
+    """Import, run, and say what went wrong; the exit code."""
+    import warnings
 
-    def stop(signum: int, frame: Any) -> None:
-        received.append(signum)
-        raise KeyboardInterrupt
+    from compresskit.cli.failures import described
 
-    signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, stop)
-    return received
+    with warnings.catch_warnings():
+        _show_storage_warnings()
+        try:
+            from compresskit.cli.application import called
 
-
-def _described(error: Exception) -> tuple[str, int]:
-    """Return the one-line message and the exit code of an error. Parser errors exit with 2, unknown errors with 1."""
-    if isinstance(error, CompresskitError):
-        return str(error), error.exit_code
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return str(error), 2
-    if hasattr(error, "format_message"):
-        return " ".join(error.format_message().split()), 2
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'output'}: {error.strerror}", 1
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (--verbose shows where)", 1
-
-
-def _failed(message: str, code: int, arguments: list[str]) -> int:
-    if "--verbose" in arguments and sys.exc_info()[0] is not None:
-        traceback.print_exc(file=sys.stderr)
-    log(message if message.startswith("Usage:") else f"compresskit: error: {message}")
+            code = called(arguments, completing=any(name.startswith("_COMPRESSKIT") for name in os.environ))
+            sys.stdout.flush()
+        except Exception as error:
+            message, code = described(error)
+            if interrupts.received and code != INTERRUPTED:  # a library turned the interrupt into its own error
+                message, code = f"interrupted ({message})", INTERRUPTED
+            interrupts.settle(code)
+            _say(message, error if "--verbose" in arguments else None)
     return code
+
+
+def _say(message: str, error: Exception | None) -> None:
+    if error is not None:
+        import traceback
+
+        log("".join(traceback.format_exception(error)).rstrip())
+    if message:
+        log(message if message.startswith("Usage:") else f"compresskit: error: {message}")
+
+
+def _show_storage_warnings() -> None:
+    """Print every StorageWarning as one line, even with --quiet; other warnings as Python does."""
+    import warnings
+
+    from compresskit.cli.streams import one_line
+    from compresskit.errors import StorageWarning
+
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        if issubclass(category, StorageWarning):
+            log(f"compresskit: warning: {one_line(str(message))}")
+        else:
+            usual(message, category, *place)  # type: ignore[arg-type]
+
+    warnings.simplefilter("always", StorageWarning)
+    warnings.showwarning = show  # type: ignore[assignment]

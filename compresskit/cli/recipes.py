@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from compresskit.cli.flags import Quiet, Verbose
+from compresskit.cli import ci_files
+from compresskit.cli.flags import Quiet, Verbose, interruptible
+from compresskit.cli.streams import log, show
 from compresskit.errors import GateError, RequestError
 
 RECIPE_HELP = "A YAML file, or the name of a shipped recipe (compresskit run --list)."
@@ -24,10 +26,6 @@ def add_recipe_commands(app: typer.Typer) -> None:
     app.command("plan")(plan)
     app.command("report")(report)
     app.command("schema")(schema)
-
-
-def _say(quiet: bool) -> Any:
-    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
 
 
 def _load(recipe: str | None, source: str | None, given: list[str]) -> Any:
@@ -72,17 +70,20 @@ def run(  # noqa: PLR0913, PLR0917 - each parameter is a flag
         raise RequestError("OUT is missing; give the folder that the run shall write")
     if first and only:
         raise RequestError(f"--from {first} --only {only}: choose one of them")
-    say = _say(quiet)
-    result = run.run(loaded, out, run.Wanted(first, only, dry_run, overwrite, quiet), say)
-    if not dry_run:
-        from compresskit.report.page import write_reports
+    files = None if dry_run else ci_files.asked_for(junit, summary)
+    say = partial(log, quiet=quiet)
+    with interruptible("" if overwrite or dry_run else "the same command goes on"):
+        result = run.run(loaded, out, run.Wanted(first, only, dry_run, overwrite, quiet), say)
+        if files:
+            from compresskit.report.page import write_reports
 
-        write_reports(out, result)
-        _write_for_ci(result, junit, summary)
+            write_reports(out, result)
+            ci_files.write(files, result)
+    if files:
         say(verdict.sentence(result))
         if result["gates"]:
             say(verdict.gate_table(result))
-    typer.echo(json.dumps(result) if json_output else str(out))
+    show(json.dumps(result) if json_output else str(out))
     missed = [gate for gate in result.get("gates", []) if not gate["passed"]]
     if missed:
         raise GateError(f"{len(missed)} of {len(result['gates'])} gates missed: " + "; ".join(_short(gate) for gate in missed))
@@ -97,20 +98,7 @@ def _list(json_output: bool) -> None:
     from compresskit.recipe.shipped import listing
 
     found = listing()
-    typer.echo(json.dumps(found) if json_output else "\n".join(f"{name:16} {text}" for name, text in found.items()))
-
-
-def _write_for_ci(result: dict[str, Any], junit: Path | None, summary: Path | None) -> None:
-    from compresskit.recipe import verdict
-
-    if junit is not None:
-        junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_text(verdict.junit(result), encoding="utf-8")
-    given = os.environ.get(verdict.SUMMARY_VARIABLE)
-    for path in dict.fromkeys([*([summary] if summary else []), *([Path(given)] if given else [])]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(verdict.markdown(result) + "\n")
+    show(json.dumps(found) if json_output else "\n".join(f"{name:16} {text}" for name, text in found.items()))
 
 
 def plan(
@@ -126,7 +114,7 @@ def plan(
     from compresskit.recipe.plan import table
 
     found = make_plan(_load(recipe, source, given), probe)
-    typer.echo(json.dumps(found) if json_output else table(found))
+    show(json.dumps(found) if json_output else table(found))
 
 
 def report(
@@ -139,11 +127,11 @@ def report(
     from compresskit.report.page import write_reports
 
     page = write_reports(out, read_result(out))
-    typer.echo(json.dumps({"stage": "report", "output": str(page)}) if json_output else str(page))
+    show(json.dumps({"stage": "report", "output": str(page)}) if json_output else str(page))
 
 
 def schema() -> None:
     """Print the JSON Schema of recipes."""
     from compresskit.recipe.schema import schema as made
 
-    typer.echo(json.dumps(made()))
+    show(json.dumps(made()))

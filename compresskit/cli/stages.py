@@ -16,12 +16,13 @@ from compresskit.cli.flags import (
     Json,
     Verbose,
     build,
-    log,
+    interruptible,
     options_of,
     places,
     with_parameters,
 )
-from compresskit.errors import GateError, Interrupted
+from compresskit.cli.streams import log, show
+from compresskit.errors import GateError
 from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
 
 EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or checkpoint."
@@ -53,14 +54,12 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
     def command(out: Path, **values: Any) -> None:
         source, quiet = values["sources" if several else "source"], values["quiet"]
         method, options = build(method_type, values), build(options_type, values)
-        try:
+        with interruptible("the same command with --resume goes on" if "resume" in options_type.model_fields else ""):
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
-        except KeyboardInterrupt as error:
-            raise Interrupted("interrupted; the same command with --resume goes on") from error
         log(result.get("note") or summary(result), quiet)
         if values["verbose"] and "time_shares" in result:
             log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
-        typer.echo(json.dumps(result) if values["json_output"] else result["output"])
+        show(json.dumps(result) if values["json_output"] else result["output"])
         if result.get("warning"):
             raise GateError(result["warning"])
 
@@ -99,7 +98,7 @@ def evaluate_command() -> Callable[..., None]:
     def command(source: str, **values: Any) -> None:
         quiet: bool = values["quiet"]
         report = evaluate(source, build(EvaluateOptions, values), quiet=quiet)
-        typer.echo(json.dumps(report) if values["json_output"] else table(report))
+        show(json.dumps(report) if values["json_output"] else table(report))
         if report["warning"]:
             log(f"compresskit: warning: {report['warning']}")
         missed = [gate for gate in report["gates"] if not gate["passed"]]
@@ -125,18 +124,18 @@ def inspect_source(
     from compresskit.report.inspect import listing
 
     found = look(source, trust_remote_code)
-    typer.echo(json.dumps(found) if json_output else listing(found))
+    show(json.dumps(found) if json_output else listing(found))
 
 
 def methods(json_output: Json = False) -> None:
     """List the methods of every stage with their papers."""
     if json_output:
         table = {stage: {n: {"paper": e.paper, "summary": e.summary} for n, e in m.items()} for stage, m in METHODS.items()}
-        typer.echo(json.dumps(table))
+        show(json.dumps(table))
         return
     for stage, entries in METHODS.items():
         for name, entry in entries.items():
-            typer.echo(f"{stage:10} {name:12} {entry.paper or '-':18} {entry.summary}")
+            show(f"{stage:10} {name:12} {entry.paper or '-':18} {entry.summary}")
 
 
 def expand_command() -> Callable[..., None]:
@@ -147,7 +146,7 @@ def expand_command() -> Callable[..., None]:
     def command(source: str, out: Path, **values: Any) -> None:
         result = expand(source, out, build(ExpandOptions, values), quiet=values["quiet"])
         log(summary(result), values["quiet"])
-        typer.echo(json.dumps(result) if values["json_output"] else result["output"])
+        show(json.dumps(result) if values["json_output"] else result["output"])
 
     return with_parameters(command, [*places(), *options_of(ExpandOptions), *OUTPUT_PARAMETERS])
 
@@ -163,4 +162,4 @@ def similarity(
     from compresskit.task_vectors.similarity import similarity as measure
 
     found = measure(sources, base)
-    typer.echo(json.dumps(found) if json_output else listing(found))
+    show(json.dumps(found) if json_output else listing(found))

@@ -1,0 +1,60 @@
+"""The command line's grammar: all commands, built for each call."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import compresskit
+from compresskit.cli.recipes import add_recipe_commands
+from compresskit.cli.stages import add_stages
+
+HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
+
+
+def application(wanted: str) -> typer.Typer:
+    """Build the command line; of the stages only the wanted one ("" for all) gets its methods, which take a moment each."""
+    app = typer.Typer(
+        name="compresskit",
+        help=HELP,
+        add_completion=True,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(help=HELP)(root)
+    add_stages(app, wanted)
+    add_recipe_commands(app)
+    return app
+
+
+def called(arguments: list[str], completing: bool) -> int:
+    """Do what the arguments say, or tell a shell that is `completing` what could follow; the exit code."""
+    app = application("" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
+    command = typer.main.get_command(app)
+    if completing:
+        command.main(arguments, prog_name="compresskit", standalone_mode=False)
+        return 0
+    # Not by command.main: it makes of an interrupt an exit without a word, and of a closed pipe a failure.
+    try:
+        with command.make_context("compresskit", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def version(value: bool) -> None:
+    """Print the version and exit, if asked."""
+    if value:
+        typer.echo(compresskit.__version__)
+        raise typer.Exit
+
+
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the flags that stand before any command."""
