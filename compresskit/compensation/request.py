@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import TensorSpec
+from compresskit.checkpoint.reader import Checkpoint, TensorSpec
 from compresskit.compensation.method import OUTPUT_WEIGHT_WINDOWS, Aim, CompensateMethod
 from compresskit.compensation.ranks import allocate_ranks
 from compresskit.errors import RequestError, UnsupportedArchitecture
@@ -105,9 +105,10 @@ class CompensateRequest(Request):
         return self.original or self.model
 
     @property
-    def inputs(self) -> list[dict[str, str]]:
-        """SHA-256 of the weight files of both models."""
-        return [self.model.checkpoint.hashes, self.text_model.checkpoint.hashes]
+    def stores(self) -> list[Checkpoint]:
+        """The opened folders of the source, of its adapter, and of the model that reads the text."""
+        adapters = [self.model.adapter.store] if self.model.adapter else []
+        return [self.model.checkpoint, *adapters, self.text_model.checkpoint]
 
     def settings(self, where: Where) -> dict[str, Any]:
         """Settings that determine the weights, the aim that was chosen included."""

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.lowrank import Metric
 from compresskit.walk.block import Statistic
 from compresskit.walk.statistics import Gram
@@ -80,5 +81,5 @@ def output_residual(weight: Tensor, weight_error: Tensor, paired: Paired, rows: 
     moments, damped = (Metric(paired.gram.matrix() / tokens, added).matrix for added in (0.0, damping))
     start = (weight.float() + weight_error).to(damped)
     missing = paired.cross[rows].to(damped) / tokens - start @ moments
-    found: Tensor = torch.linalg.solve(damped, missing.T).T
+    found: Tensor = in_one_thread(torch.linalg.solve, damped, B=missing.T).T
     return weight_error + found.to(weight_error)

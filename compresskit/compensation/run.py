@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,8 +12,8 @@ from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.method import OUTPUT_WEIGHT_WINDOWS, CompensateMethod
 from compresskit.compensation.request import CompensateOptions, CompensateRequest, open_request
 from compresskit.formats import peft
-from compresskit.job import HELD_BACK, Job, begin, stage_result, time_and_memory
-from compresskit.machine.progress import ProgressBars, timed
+from compresskit.job import HELD_BACK, Job, run_request, stage_result, time_and_memory
+from compresskit.machine.progress import timed
 from compresskit.models.load import open_model, with_adapter
 from compresskit.models.model import Model
 from compresskit.models.pair import same_weights
@@ -41,15 +40,12 @@ def compensate(
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+        CompresskitError: the kind in errors.py tells what is wrong; `out` is then as it was before.
     """
     started = time.monotonic()
     request = open_request(method, source_name, out, options)
-    if not method.splits and same_weights(request.pair):
-        result = _nothing_to_repair(request)
-    else:
-        with ProgressBars(quiet) as bars:
-            result = _compensate(request, begin(request, bars))
+    nothing_to_repair = not method.splits and same_weights(request.pair)
+    result = _nothing_to_repair(request) if nothing_to_repair else run_request(lambda: request, _compensate, quiet)
     return result | {"original": str(request.pair.original.checkpoint.folder)} | time_and_memory(started)
 
 
@@ -69,12 +65,14 @@ def _compensate(request: CompensateRequest, job: Job) -> dict[str, Any]:
 
     model, tokens = request.model, job.tokens[:-HELD_BACK]
     repair = _repair(request, job, tokens)
-    with job.writer(request.outputs(repair.ranks), {"blocks": [], "ranks": repair.ranks}) as writer:
-        finished = dict.fromkeys(writer.done, _written(request, repair.ranks, writer)) if writer.done else {}
-        repair_blocks(repair, _walks(request, job, tokens, finished), writer, job.bars)
-        writer.copy_missing(model.checkpoint)
-        facts = _scores(request, job, _written(request, repair.ranks, writer)) | {"rank_total": sum(repair.ranks.values())}
-        job.commit(writer, facts)
+    writer = job.writer(request.outputs(repair.ranks), {"blocks": [], "ranks": repair.ranks})
+    # A split leaves the model's function alone: its walk reads every block from the source.
+    walked = [] if request.method.splits else writer.done
+    finished = dict.fromkeys(walked, _written(request, repair.ranks, writer)) if walked else {}
+    repair_blocks(repair, _walks(request, job, tokens, finished), writer, job.bars)
+    writer.copy_missing(model.checkpoint)
+    facts = _scores(request, job, _written(request, repair.ranks, writer)) | {"rank_total": sum(repair.ranks.values())}
+    job.commit(writer, facts)
     written = writer.written[1]
     added = sum(rank * sum(model.linear_shape(name)) for name, rank in repair.ranks.items())
     # A merge takes the source's own adapter into the weights too.
@@ -114,8 +112,8 @@ def _output_weights(request: CompensateRequest, job: Job, tokens: torch.Tensor) 
     from compresskit.walk.walk import Walk
 
     walk = Walk(request.pair.original, tokens[:OUTPUT_WEIGHT_WINDOWS], job.where, micro_batch=1)
-    with tempfile.TemporaryDirectory(dir=request.out.absolute().parent, prefix=f".{request.out.name}.scratch-") as scratch:
-        found = output_weights(walk, request.names, Path(scratch), job.bars, request.options.seed)
+    with job.work.scratch() as scratch:
+        found = output_weights(walk, request.names, scratch, job.bars, request.options.seed)
     return {name: request.pair.cut_outputs(name, values).clamp_min(LEAST) for name, values in found.items()}
 
 

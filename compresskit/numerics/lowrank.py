@@ -21,6 +21,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from compresskit.numerics.factorised import in_one_thread
+
 EXACT_SIDE = 1024
 """Largest side of a matrix whose eigenvectors are always exact."""
 EXACT_SHARE = 8
@@ -55,7 +57,7 @@ class Metric:
     @cached_property
     def root(self) -> Tensor:
         """P of equation 4, (in, in): Q L^1/2 of the eigendecomposition; negative eigenvalues are rounding errors and become 0."""
-        values, vectors = torch.linalg.eigh(self.matrix)
+        values, vectors = in_one_thread(torch.linalg.eigh, self.matrix)
         root: Tensor = vectors * values.clamp_min(0).sqrt()
         return root
 
@@ -88,14 +90,14 @@ def weighted(residual: Tensor, weights: Tensor | None) -> Tensor:
 
 def gains(residual: Tensor, metric: Metric) -> Tensor:
     """Reduction of ||(D - B A) X^T||_F^2 / tokens by each further rank, (min(out, in),) float64, falling. residual (out, in)."""
-    found: Tensor = torch.linalg.eigvalsh(_smaller_gram(_exact(residual), metric)).flip(0).clamp_min(0)
-    return found
+    values: Tensor = in_one_thread(torch.linalg.eigvalsh, _smaller_gram(_exact(residual), metric))
+    return values.flip(0).clamp_min(0)
 
 
 def remaining_error(residual: Tensor, metric: Metric, update: Tensor) -> float:
     """||(D - update) X^T||_F^2 / tokens, for residual and update (out, in)."""
     left = _exact(residual) - _exact(update)
-    return float((left @ metric.matrix * left).sum())
+    return float((left @ metric.matrix * left).sum(dim=1).sum())
 
 
 def eight_bit_factors(residual: Tensor, metric: Metric, rank: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
@@ -176,14 +178,14 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     side = len(matrix)
     if side <= EXACT_SIDE or count * EXACT_SHARE >= side:
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = in_one_thread(torch.linalg.eigh, matrix)
         return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(side, count + OVERSAMPLE, generator=generator, dtype=matrix.dtype).to(matrix.device)
-    basis = torch.linalg.qr(matrix @ start).Q
+    basis = in_one_thread(torch.linalg.qr, matrix @ start).Q
     for _ in range(ITERATIONS):
-        basis = torch.linalg.qr(matrix @ basis).Q
-    values, vectors = torch.linalg.eigh(basis.T @ matrix @ basis)
+        basis = in_one_thread(torch.linalg.qr, matrix @ basis).Q
+    values, vectors = in_one_thread(torch.linalg.eigh, basis.T @ matrix @ basis)
     return values.flip(0)[:count].clamp_min(0), basis @ vectors.flip(1)[:, :count]
 
 
@@ -197,9 +199,9 @@ def balanced_factors(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (A' (r, in), B' (out, r)) in the dtype of the given factors, with falling singular values.
     """
-    left, left_part = torch.linalg.qr(second)
-    right, right_part = torch.linalg.qr(first.T)
-    u, values, vh = torch.linalg.svd(left_part @ right_part.T, full_matrices=False)
+    left, left_part = in_one_thread(torch.linalg.qr, second)
+    right, right_part = in_one_thread(torch.linalg.qr, first.T)
+    u, values, vh = in_one_thread(torch.linalg.svd, left_part @ right_part.T, full_matrices=False)
     half = values.sqrt()
     new_first, new_second = half[:, None] * (vh @ right.T), (left @ u) * half
     if new_first.shape[0] < first.shape[0]:  # more ranks than rows or columns: the rest is zero
@@ -215,14 +217,14 @@ def _directions(residual: Tensor, metric: Metric, rank: int, smallest: bool) -> 
     """(squared singular values, left singular vectors) of D P, from the smaller of its two Gram matrices."""
     gram = _smaller_gram(residual, metric)
     if smallest:
-        values, every = torch.linalg.eigh(gram)
+        values, every = in_one_thread(torch.linalg.eigh, gram)
         squares, vectors = values[:rank].clamp_min(0), every[:, :rank]
     else:
         squares, vectors = leading_eigenvectors(gram, rank)
     if residual.shape[0] <= residual.shape[1]:
         return squares, vectors
     # D P V = U S has orthogonal columns; QR normalises them, including those with singular value 0.
-    return squares, torch.linalg.qr(residual @ (metric.root @ vectors)).Q
+    return squares, in_one_thread(torch.linalg.qr, residual @ (metric.root @ vectors)).Q
 
 
 def _smaller_gram(residual: Tensor, metric: Metric) -> Tensor:
@@ -235,7 +237,7 @@ def _smaller_gram(residual: Tensor, metric: Metric) -> Tensor:
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
     """Compute matrix^-1 right for a symmetric matrix that may be singular."""
-    inverse: Tensor = torch.linalg.pinv(matrix, rtol=SMALLEST_EIGENVALUE, hermitian=True)
+    inverse: Tensor = in_one_thread(torch.linalg.pinv, matrix, rtol=SMALLEST_EIGENVALUE, hermitian=True)
     return inverse @ right
 
 

@@ -19,6 +19,8 @@ class Storage(NamedTuple):
     """Grid of all linears in the block."""
     scale_dtype: torch.dtype
     """Dtype of the grid's scales."""
+    unpacked_dtype: torch.dtype
+    """Dtype in which readers unpack the weights."""
     rank: int
     """Rank of the adapter, 0 for none."""
     factor_dtype: torch.dtype

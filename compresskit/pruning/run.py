@@ -20,7 +20,7 @@ def prune(method: PruneMethod, source_name: str, out: Path, options: Options, qu
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+        CompresskitError: the kind in errors.py tells what is wrong; `out` is then as it was before.
     """
     return run_request(lambda: open_request(method, source_name, out, options), _prune, quiet)
 
@@ -38,15 +38,15 @@ def _prune(request: PruneRequest, job: Job) -> dict[str, Any]:
         allocated = allocate(request.method, walk, job.bars)
     outputs = request.outputs(allocated.widths)
     stored = layouts.stored_widths(model, allocated.widths, request.method.layout)
-    with job.writer(outputs, {"widths": allocated.widths, "importances": allocated.importances, "blocks": []}) as writer:
-        if writer.done:
-            walk = walk.resumed(dict.fromkeys(writer.done, open_model(writer.partial)))
-        prune_blocks(request, walk, (allocated.widths, stored), writer, job.bars)
-        summary = {
-            "sparsity_achieved": sparsity(model, allocated.widths),
-            "layout": "uniform" if layouts.is_uniform(model, stored) else request.method.layout,
-            "output_bias": request.output_bias,
-        }
-        job.commit(writer, summary)
+    writer = job.writer(outputs, {"widths": allocated.widths, "importances": allocated.importances, "blocks": []})
+    if writer.done:
+        walk = walk.resumed(dict.fromkeys(writer.done, open_model(writer.partial)))
+    prune_blocks(request, walk, (allocated.widths, stored), writer, job.bars)
+    summary = {
+        "sparsity_achieved": sparsity(model, allocated.widths),
+        "layout": "uniform" if layouts.is_uniform(model, stored) else request.method.layout,
+        "output_bias": request.output_bias,
+    }
+    job.commit(writer, summary)
     before = model.checkpoint.parameters, model.checkpoint.bytes
     return job.result(before, writer.written) | {"widths": allocated.widths} | summary

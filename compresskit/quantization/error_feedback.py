@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import NumericalError
+from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.grid import Grid, from_codes
 from compresskit.numerics.scheme import Scheme
 
@@ -56,7 +57,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     del hessian
     mean = reversed_hessian.diagonal().mean()
     reversed_hessian.diagonal().add_(damping * mean.clamp_min(torch.finfo(torch.float32).tiny))
-    lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
+    lower, failed = in_one_thread(torch.linalg.cholesky_ex, reversed_hessian)
     if int(failed):
         raise NumericalError(f"the inputs' second moments are not positive definite at pivot {int(failed)}; raise the damping")
     del reversed_hessian
@@ -121,5 +122,5 @@ def relative_output_error(weight: Tensor, codes: Tensor, hessian: Tensor, grid: 
         A share of the output's energy; 0 if that is zero.
     """
     difference = weight.float() - from_codes(codes, grid, scheme)
-    energy = float(((weight.float() @ hessian) * weight).sum())
-    return float(((difference @ hessian) * difference).sum()) / energy if energy > 0 else 0.0
+    energy = float(((weight.float() @ hessian) * weight).sum(dim=1).sum())
+    return float(((difference @ hessian) * difference).sum(dim=1).sum()) / energy if energy > 0 else 0.0

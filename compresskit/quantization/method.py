@@ -58,6 +58,12 @@ class QuantizeMethod(Method):
         """Stored tensors of the linear (out, in) with this stored name."""
         raise TypeError(f"{type(self).__name__} defines no tensor_specs")
 
+    def leading_tensors(self, shape: tuple[int, int]) -> dict[str, Tensor]:
+        """Stored tensors of a linear (out, in) by leaf, from which readers know its shape before it is quantised."""
+        import torch
+
+        return {"weight_shape": torch.tensor(shape)}
+
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config`. `schemes`: by module name; `dense`: linears that are not quantised."""
         raise TypeError(f"{type(self).__name__} defines no configuration")

@@ -48,6 +48,10 @@ class NF4(QuantizeMethod, frozen=True):
         """Stored tensors of the linear (out, in) with this stored name."""
         return bitsandbytes.tensor_specs(name, shape, int(self.block_size), self.nested)
 
+    def leading_tensors(self, shape: tuple[int, int]) -> dict[str, Tensor]:
+        """The state of a linear (out, in) that is not quantised yet."""
+        return {f"weight.{bitsandbytes.STATE}": bitsandbytes.empty_state(shape, int(self.block_size), self.nested)}
+
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config` of bitsandbytes' 4-bit files."""
         return bitsandbytes.configuration(dtype, self.nested, dense)

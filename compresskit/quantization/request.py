@@ -17,7 +17,7 @@ from compresskit.evaluation.request import scoring_bytes
 from compresskit.formats import peft
 from compresskit.job import HELD_BACK, Request
 from compresskit.machine.device import Where
-from compresskit.machine.precision import TORCH_NAMES
+from compresskit.machine.precision import SAFETENSORS_NAMES, TORCH_NAMES
 from compresskit.models import layouts
 from compresskit.models.architectures import HEAD
 from compresskit.models.load import open_model
@@ -103,6 +103,13 @@ class QuantizeRequest(Request):
     def scale_dtype(self) -> str:
         """Of the stored scales, as safetensors names it: bfloat16 for a bfloat16 checkpoint, else float16, the finer one."""
         return "BF16" if self.model.weight_dtype == "BF16" else "F16"
+
+    @property
+    def unpacked_dtype(self) -> str:
+        """In which readers unpack the weights: the scales' dtype, for blocks of different bits the one in config.json."""
+        config = self._configuration()
+        stated = config.get("dtype") or config.get("torch_dtype") or "float32"
+        return SAFETENSORS_NAMES[stated] if len(set(self.schemes.values())) > 1 else self.scale_dtype
 
     @property
     def factor_dtype(self) -> str:

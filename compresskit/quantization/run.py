@@ -6,7 +6,6 @@ The check is the KL divergence from the original on held-back calibration window
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Optio
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        CompresskitError: the kind in errors.py tells what is wrong; nothing then appears under `out`.
+        CompresskitError: the kind in errors.py tells what is wrong; `out` is then as it was before.
     """
     return run_request(lambda: open_request(method, source_name, out, options), _quantize, quiet)
 
@@ -50,12 +49,12 @@ def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:
 
     model = request.model
     request, bits = _with_bits(request, job)
-    with job.writer(request.outputs(), {"blocks": [], **bits}) as writer:
-        finished = dict.fromkeys(writer.done, _written(request, writer)) if writer.done else {}
-        _walk(request, job, finished, writer)
-        scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
-        summary = _summary(request, scores)
-        job.commit(writer, summary)
+    writer = job.writer(request.outputs(), {"blocks": [], **bits})
+    finished = dict.fromkeys(writer.done, _written(request, writer)) if writer.done else {}
+    _walk(request, job, finished, writer)
+    scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
+    summary = _summary(request, scores)
+    job.commit(writer, summary)
     before = model.parameters, model.checkpoint.bytes
     return job.result(before, (model.parameters, writer.written[1])) | summary
 
@@ -108,13 +107,13 @@ def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finish
     from compresskit.walk.walk import Walk
 
     tokens: Tensor = job.tokens[:-HELD_BACK]
-    with tempfile.TemporaryDirectory(dir=writer.partial.parent, prefix=f".{request.out.name}.scratch-") as scratch:
+    with job.work.scratch() as scratch:
         saliencies: Saliencies = _none
         if method.needs_fisher:
             from compresskit.quantization.apiq.fisher import fisher_diagonals
 
             part = Walk(request.model, tokens, job.where, 1).take(FISHER_WINDOWS)
-            saliencies = fisher_diagonals(part, list(request.schemes), Path(scratch), job.bars)
+            saliencies = fisher_diagonals(part, list(request.schemes), scratch, job.bars)
         size = min(method.windows_at_once, micro_batch_size(request.model, tokens.shape[1]))
         original, compressed = (Walk(request.model, tokens, job.where, size) for _ in range(2))
         quantize_blocks(request, method, (original, compressed.resumed(finished)), saliencies, writer, job.bars)

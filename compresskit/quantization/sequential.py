@@ -6,9 +6,8 @@ feed-forward outputs). The statistics of each position are collected with the ea
 
 from __future__ import annotations
 
-import torch
-
 from compresskit.checkpoint.writer import Writer
+from compresskit.formats import as_read
 from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
@@ -33,11 +32,12 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
 
 
 def write_shapes(request: QuantizeRequest, writer: Writer) -> None:
-    """Write the shape tensors first: a partial folder can then be opened, whichever blocks it holds."""
+    """Write what states the shapes first: a partial folder can then be opened, whichever blocks it holds."""
     for name in request.schemes:
-        stored = f"{request.model.stored_name(name)}.weight_shape"
-        if stored in writer.missing:
-            writer.put(stored, torch.tensor(request.model.linear_shape(name)))
+        for leaf, tensor in request.method.leading_tensors(request.model.linear_shape(name)).items():
+            stored = f"{request.model.stored_name(name)}.{leaf}"
+            if stored in writer.missing:
+                writer.put(stored, tensor)
 
 
 def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> dict[str, float]:
@@ -56,6 +56,8 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
             found = method.quantize_group(weights, gram, request.schemes[group[0]], scale_dtype)
             for name, stored in zip(group, found, strict=True):
                 put(request.model, block, name, stored, writer)
+                if request.unpacked_dtype != request.scale_dtype:
+                    replace_weight(block.linear(name), as_read(writer.partial, request.model.stored_name(name)))
                 if stored.error is not None:
                     errors[name.removeprefix(block.name + ".")] = stored.error
     return errors

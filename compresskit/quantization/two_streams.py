@@ -50,15 +50,15 @@ def quantize_blocks(
             if names:
                 scheme = request.schemes[names[0]]
                 assert scheme is not None
-                dtypes = torch_dtype(request.scale_dtype), torch_dtype(request.factor_dtype)
-                storage = Storage(scheme, dtypes[0], request.rank, dtypes[1], _vectors(model, compressed))
+                scales, unpacked, factors = map(torch_dtype, (request.scale_dtype, request.unpacked_dtype, request.factor_dtype))
+                storage = Storage(scheme, scales, unpacked, request.rank, factors, _vectors(model, compressed))
                 original.advance()
                 walks[0].release(original)
                 found = method.quantize_block(compressed, original.hidden, sequence, storage, saliencies(compressed.index))
                 _write(walks[1], compressed, found, writer)
                 facts |= found.facts
-                scales = {name.removeprefix(compressed.name + "."): each.adapter_scale for name, each in found.linears.items()}
-                facts |= {"adapter_scales": scales} if request.rank and method.has_small_factors else {}
+                of_pairs = {name.removeprefix(compressed.name + "."): each.adapter_scale for name, each in found.linears.items()}
+                facts |= {"adapter_scales": of_pairs} if request.rank and method.has_small_factors else {}
             finish_block(model, compressed, writer, facts)
         on_block("quantizing", compressed.index + 1, model.block_count)
     writer.copy_missing(model.checkpoint)

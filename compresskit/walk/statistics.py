@@ -89,7 +89,7 @@ class AngularDistance:
     def add(self, before: Tensor, after: Tensor) -> None:
         """Add one micro-batch, before and after (..., hidden)."""
         cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-        self.total += float((cosine.clamp(-1, 1).arccos() / math.pi).double().sum())
+        self.total += float((cosine.clamp(-1, 1).arccos() / math.pi).double().sum(dim=-1).sum())
         self.tokens += cosine.numel()
 
     def __iadd__(self, other: AngularDistance) -> AngularDistance:

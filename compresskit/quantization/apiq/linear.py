@@ -118,7 +118,7 @@ class TrainedLinear:
         scheme, scale_dtype, factor_dtype = self.storage.scheme, self.storage.scale_dtype, self.storage.factor_dtype
         grid = self.grid()
         codes = soft_codes(self.target, self.offset, grid, scheme).flatten(1)
-        tensors, weight = stored_linear(codes, grid, scheme, scale_dtype)
+        tensors, weight = stored_linear(codes, grid, scheme, scale_dtype, self.storage.unpacked_dtype)
         if self.adapter is None:
             return QuantizedLinear(tensors, weight, None)
         first, second, scale = in_eight_bits(*self.adapter) if self.eight_bits else (*self.adapter, 1.0)
