@@ -116,7 +116,7 @@ def main() -> None:
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             peak = max(peak, unevictable_bytes(process.pid))
-            done = len(json.loads(progress.read_text())["done"]) if progress.exists() else done
+            done = len(json.loads(progress.read_text())["blocks"]) if progress.exists() else done
             if arguments.stop_after and done >= arguments.stop_after:
                 process.send_signal(signal.SIGINT)
                 process.wait()

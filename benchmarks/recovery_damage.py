@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.reader import open_checkpoint
-from compresskit.recovery.data.encoding import encode_samples, open_tokenizer
+from compresskit.models.tokenizer import open_tokenizer
+from compresskit.recovery.data.encoding import encode_samples
 from compresskit.recovery.data.instructions import read_instructions
 from compresskit.recovery.request import RecoverOptions
 from compresskit.recovery.run import recover

@@ -21,8 +21,9 @@ from compresskit.checkpoint import source
 from compresskit.machine.device import choose_device
 from compresskit.machine.precision import Precision, matrix_products
 from compresskit.models.load import open_model, with_adapter
+from compresskit.models.tokenizer import open_tokenizer
 from compresskit.recovery.data.duplicates import drop_duplicates
-from compresskit.recovery.data.encoding import Sample, encode_samples, open_tokenizer
+from compresskit.recovery.data.encoding import Sample, encode_samples
 from compresskit.recovery.data.held_back import hold_back, mean_losses
 from compresskit.recovery.data.instructions import Instruction, read_instructions
 from compresskit.recovery.forward import open_walk

@@ -16,7 +16,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "compresskit"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 STAGE_FOLDERS = ("pruning", "quantization", "compensation", "recovery")
-WHOLE_REPOSITORY = ("test_habits", "test_docs", "test_snippets", "test_recipe_docs", "test_demo_model", "test_contributing")
+WHOLE_REPOSITORY = (
+    "test_habits",
+    "test_docs",
+    "test_snippets",
+    "test_recipe_docs",
+    "test_demo_model",
+    "test_contributing",
+    "test_supply_chain",
+    "test_faults",
+)
 """Test files whose subject is no file of the package."""
 BIN = Path(sys.executable).parent
 TOOLS = {
