@@ -185,12 +185,11 @@ def _remove_work(work: WorkFolder) -> None:
         if [path for path in work.path.iterdir() if path != work.lock]:
             return
         work.lock.unlink(missing_ok=True)
-        work.path.rmdir()
-    except FileNotFoundError:
-        return
     except OSError as error:
-        if not work.lock.is_file():  # else another process has taken the folder since this one gave the lock up
-            _warn(f"{work.path}: cannot be removed ({error.strerror}); remove it")
+        _warn(f"{work.path}: cannot be removed ({error.strerror}); the next command on {work.out} tries again")
+        return
+    with contextlib.suppress(OSError):  # another process may have taken the folder since this one gave the lock up
+        work.path.rmdir()
 
 
 def _empty(work: WorkFolder) -> None:

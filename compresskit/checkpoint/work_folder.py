@@ -67,11 +67,12 @@ class WorkFolder:
 
     @property
     def is_committed(self) -> bool:
-        """Whether OUT is the complete result that was made here."""
+        """Whether the complete result that was made here has got the name OUT, and may have been removed from there since."""
         try:
-            return bool(read_json(self.commit_record)["manifest"] == manifest_digest(self.out))
+            recorded = read_json(self.commit_record)["manifest"]
         except (CompresskitError, KeyError):  # there is none, or none that was written whole
             return False
+        return bool(recorded == manifest_digest(self.out) or recorded != manifest_digest(self.result))
 
     @property
     def is_worth_keeping(self) -> bool:

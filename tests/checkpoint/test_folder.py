@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -212,8 +211,7 @@ def test_what_cannot_be_removed_is_a_warning_and_goes_with_the_next_command(
 
     with monkeypatch.context() as patched:
         patched.setattr(folders.shutil, "rmtree", rmtree)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", StorageWarning)
+        with pytest.warns(StorageWarning, match=r"out\.partial: cannot be removed \(Input/output error\)"):
             write(out, "new")
     assert (out / "content").read_text() == "new"
     settle(out)
@@ -273,3 +271,22 @@ def test_outputs_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(work_folder, "SPARE_BYTES", 10**18)
     with pytest.raises(RequestError, match="GB free"):
         check_space(tmp_path / "out", 10)
+
+
+def test_an_old_out_that_waits_for_its_removal_is_not_taken_for_unfinished_work(tmp_path: Path) -> None:
+    """Killed after the exchange of names; then somebody removes the new OUT and asks to resume."""
+    out = make(tmp_path / "out", "old")
+    child = os.fork()
+    if child == 0:
+        with held(out, overwrite=True) as work:
+            work.progress.write_text("{}")
+            (start_result(work) / "compresskit.json").write_text(OURS)
+            work.progress.write_text("{}")
+            commit(work)
+            os._exit(0)
+    os.waitpid(child, 0)
+    shutil.rmtree(out)
+    with held(out, overwrite=False, resume=True) as work:
+        assert not work.progress.exists()
+        assert not work.result.exists()
+    assert names(tmp_path) == set()
