@@ -110,6 +110,8 @@ def run_kills(arguments: argparse.Namespace) -> int:
                 if found["code"] != -signal.SIGKILL:
                     break
                 kills, finished = kills + 1, done
+                if kills % 100 == 0:
+                    print(json.dumps({"kills": kills, "runs": runs, "wrong": wrong}), flush=True)
             runs += 1
             ran = set(json.loads(found["printed"].strip().splitlines()[-1])["ran"]) if found["code"] == 0 else None
             if ran is None:
