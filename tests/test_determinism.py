@@ -23,9 +23,9 @@ RESUMABLE = [
 """The methods whose runs go on block by block. How `recover` goes on is tested in tests/recovery."""
 CASES = [*RESUMABLE, ("quantize", "gptq mixed"), ("quantize", "apiq mixed")]
 """(stage, name of the method and of a variant)."""
-RESUMED = [case for case in CASES if case[1] in ("flap", "nf4", "gptq mixed", "apiq", "apiq mixed", "eora", "corda")]
+RESUMED = [case for case in CASES if case[1] in ("nf4", "gptq mixed", "apiq mixed", "corda")]
 """A method for each way of going on; tests/pruning and tests/quantization kill `cfsp` and `gptq`."""
-ONCE = [case for case in CASES if case[1] in ("cfsp", "gptq", "eora")]
+ONCE = [case for case in CASES if case[1] in ("gptq", "eora")]
 """A method for each kind of work; the others share their walks and solvers."""
 SETTINGS = {
     "flap": ("--allocation", "global"),

@@ -21,7 +21,7 @@ from compresskit.evaluation.task_files import read_tasks
 from compresskit.recipe.reading import load
 from compresskit.recovery.data.instructions import read_instructions
 
-MUTATIONS = 100
+MUTATIONS = 50
 CORPUS: dict[str, tuple[str, bytes]] = {
     "a list for a file in the index": ("index", b'{"weight_map": {"a": ["model.safetensors"]}}'),
     "null for a file in the index": ("index", b'{"weight_map": {"a": "model-00000.safetensors", "b": null}}'),
