@@ -10,11 +10,10 @@ from typing import Any
 from compresskit import __version__
 from compresskit.checkpoint.reader import Checkpoint, sha256
 from compresskit.checkpoint.recorded import read_manifest
-from compresskit.checkpoint.small_files import inside, read_json
+from compresskit.checkpoint.small_files import inside
 from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError
 
-NAME = MANIFEST
 FORMAT_VERSION = 1
 
 
@@ -63,30 +62,29 @@ def check_unchanged(store: Checkpoint) -> None:
     Raises:
         CheckpointError: a file's SHA-256 differs from the recorded one.
     """
-    is_part = not (store.folder / NAME).is_file()  # an adapter's folder beside the weights that it repairs
+    is_part = not (store.folder / MANIFEST).is_file()  # an adapter's folder beside the weights that it repairs
     folder = store.folder.absolute().parent if is_part else store.folder
     recorded = _recorded_hashes(read_manifest(folder) or {})
     for file in store.files:
         expected = recorded.get(f"{store.folder.name}/{file.name}" if is_part else file.name)
         if expected is not None and store.hashes[file.name] != expected:
             raise CheckpointError(
-                f"{file}: SHA-256 is {store.hashes[file.name]}, {folder / NAME} recorded {expected}; use an intact copy, "
+                f"{file}: SHA-256 is {store.hashes[file.name]}, {folder / MANIFEST} recorded {expected}; use an intact copy, "
                 "or pass --no-verify if you changed it"
             )
 
 
 def _recorded_hashes(recorded: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 by file name that a manifest states; empty where it states none."""
-    outputs = recorded.get("outputs")
-    hashes = outputs.get("sha256") if isinstance(outputs, dict) else None
-    return hashes if isinstance(hashes, dict) else {}
+    """SHA-256 by file name that a manifest, as `read_manifest` gives it, states; empty where it states none."""
+    hashes: dict[str, str] = (recorded.get("outputs") or {}).get("sha256", {})
+    return hashes
 
 
 def changed_files(folder: Path, recorded: dict[str, Any]) -> list[str]:
     """Weight files that differ from the manifest."""
     changed = []
     for name, digest in _recorded_hashes(recorded).items():
-        file = inside(folder, name, folder / NAME, subfolders=True)
+        file = inside(folder, name, folder / MANIFEST, subfolders=True)
         if not file.is_file() or sha256(file) != digest:
             changed.append(name)
     return changed
@@ -94,7 +92,7 @@ def changed_files(folder: Path, recorded: dict[str, Any]) -> list[str]:
 
 def finished_result(out: Path) -> dict[str, Any]:
     """What is known of a finished stage from its folder alone; its time and memory are not."""
-    made = read_json(out / NAME)
+    made = read_manifest(out) or {}
     after = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
     result = {"stage": made["stage"], "method": made["method"], "output": str(out), "settings": made["settings"]}
     facts: dict[str, Any] = made.get("facts", {})

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 ONE_THREAD_SIDE = 2048
-"""Largest side of a matrix that LAPACK factorises in one thread. Two threads save nothing there: Cholesky of 2,048 takes 0.42 s
-with either, eigh of 1,024 takes 0.7 s with one and 1.7 s with two that other jobs disturb."""
+"""Largest side of a matrix that LAPACK factorises in one thread. On two cores, two threads save
+nothing there: Cholesky of 2,048 takes 0.42 s with either, eigh of 1,024 takes 0.7 s with one and 1.7 s with two that other jobs
+disturb. Not measured on more cores."""
 
 
 def in_one_thread(factorised: Callable[..., Any], matrix: Tensor, **settings: Any) -> Any:

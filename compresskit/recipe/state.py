@@ -163,7 +163,7 @@ def _texts(step: Step) -> list[str]:
 def _exists(text: str) -> bool:
     try:
         return bool(text) and Path(text).expanduser().exists()
-    except OSError:  # the text is too long for a file name
+    except (OSError, RuntimeError, ValueError):  # too long for a file name, a home that nobody has, a null byte
         return False
 
 

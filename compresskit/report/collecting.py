@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compresskit.checkpoint.manifest import NAME as MANIFEST
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import inside, read_json, shown
+from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import RequestError
 from compresskit.recipe.run import REPORT
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.folder import whole_folder
-from compresskit.checkpoint.manifest import NAME, check_unchanged, manifest
+from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import open_checkpoint, sha256
 from compresskit.checkpoint.side_files import SIDE_FILES, copy_side_files
 from compresskit.checkpoint.whole_files import write_whole_json
-from compresskit.checkpoint.work_folder import check_out, check_space
+from compresskit.checkpoint.work_folder import MANIFEST, check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.evaluation.request import check_evaluation_text
 from compresskit.formats.peft import CONFIG
@@ -94,7 +94,7 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
             **options.model_dump(exclude={"overwrite", "verify"}),
         }
         path = written.container.path
-        write_whole_json(partial / NAME, manifest("quantize", settings, vector.store, {path.name: sha256(path)}, facts))
+        write_whole_json(partial / MANIFEST, manifest("quantize", settings, vector.store, {path.name: sha256(path)}, facts))
         size = path.stat().st_size
     before, after = (vector.store.parameters, vector.store.bytes), (vector.store.parameters, size)
     return stage_result("quantize", settings, out, vector.store, before, after) | facts | time_and_memory(started)
