@@ -46,10 +46,16 @@ def read_result(out: Path) -> dict[str, Any]:
         raise RequestError(f"{out / REPORT}: steps are {shown(found['steps'])}, expected reports by name; run the recipe again")
     for name, step in found["steps"].items():
         inside(out, name, out / REPORT)
-        texts = [step.get("source", ""), step.get("adapter") or ""] if isinstance(step, dict) else []
-        if step is not None and not (texts and all(isinstance(text, str) for text in texts)):
+        if step is not None and not (isinstance(step, dict) and _names_folders(step)):
             raise RequestError(f"{out / REPORT}: says of {name} {shown(step)}, expected a step's report; run the recipe again")
     return found
+
+
+def _names_folders(step: Mapping[str, Any]) -> bool:
+    """Whether a step's report names its source, or the sources of a merge, and its adapter as texts."""
+    source = step.get("source", "")
+    texts = [*(source if isinstance(source, list) else [source]), step.get("adapter") or ""]
+    return all(isinstance(text, str) for text in texts)
 
 
 def manifests(out: Path, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
