@@ -1,7 +1,7 @@
 """PEFT LoRA adapters: open a folder, compute the low-rank update of each linear, plan and describe new adapters.
 
-    base_model.model.NAME.lora_A.weight  (rank, in)        update of NAME = lora_alpha / rank * B A
-    base_model.model.NAME.lora_B.weight  (out, rank)
+    base_model.model.NAME.lora_A.weight  (rank, in)        update of NAME = scaling * B A
+    base_model.model.NAME.lora_B.weight  (out, rank)       scaling = lora_alpha / rank, or / sqrt(rank) under use_rslora
 
 Adapters written here have lora_alpha = rank, so the update is B A. They use `rank_pattern` and `alpha_pattern` if ranks
 differ or the factors are stored in 8 bits with a scale.
@@ -30,6 +30,8 @@ FOLDER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+USUAL_ALPHA = 8
+"""lora_alpha of a configuration that states none (peft's LoraConfig)."""
 
 
 def factor_names(name: str) -> tuple[str, str]:
@@ -97,6 +99,36 @@ def config_text(base: str, ranks: Mapping[str, int], scales: Mapping[str, float]
     return json.dumps(configuration(base, ranks, scales), indent=2) + "\n"
 
 
+class Scaling:
+    """How strongly the factors of each linear act, as adapter_config.json says: update = scaling * B A."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]):
+        """`path`: of the configuration, for errors."""
+        self.path, self.config = path, config
+        self._alphas = Patterns(f"{path}: alpha_pattern")
+
+    def of(self, name: str, rank: int) -> float:
+        """Look up the scaling of the linear with this module name and rank.
+
+        Returns:
+            lora_alpha / rank, or lora_alpha / sqrt(rank) under use_rslora.
+
+        Raises:
+            CheckpointError: lora_alpha is no number, or alpha_pattern has none.
+        """
+        patterns = self.config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            what = f"alpha_pattern is {shown(patterns)}, expected numbers by name"
+            raise CheckpointError(f"{self.path}: {what}; restore the file")
+        # As peft matches them: the first key that a whole last part of the name matches.
+        matching = (value for key, value in patterns.items() if self._alphas.match(r"(.*\.)?(", key, ")$", name))
+        alpha = next(matching, self.config.get("lora_alpha", USUAL_ALPHA))
+        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+            what = f"lora_alpha of {name} is {shown(alpha)}, expected a number"
+            raise CheckpointError(f"{self.path}: {what}; restore the file")
+        return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An opened LoRA adapter folder; no weights are read."""
@@ -125,23 +157,13 @@ class Adapter:
         return self.store.spec(factor_names(name)[0]).shape[0] if self.holds(name) else 0
 
     def scaling(self, name: str) -> float:
-        """lora_alpha / rank of one linear, including patterns; raises CheckpointError if lora_alpha is no number."""
-        rank = self.rank(name)
-        where = f"{self.folder / CONFIG}: "
-        patterns = self.config.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise CheckpointError(f"{where}alpha_pattern is {shown(patterns)}, expected numbers by name; restore the file")
-        # As peft matches them: the first key that a whole last part of the name matches.
-        matching = (value for key, value in patterns.items() if self._alphas.match(r"(.*\.)?(", key, ")$", name))
-        alpha = next(matching, self.config.get("lora_alpha", rank))
-        if type(alpha) not in (int, float) or not math.isfinite(alpha):
-            raise CheckpointError(f"{where}lora_alpha of {name} is {shown(alpha)}, expected a number; restore the file")
-        return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+        """Scaling of one linear, including patterns; raises CheckpointError if its lora_alpha is no number."""
+        return self._scaling.of(name, self.rank(name))
 
     @cached_property
-    def _alphas(self) -> Patterns:
-        """The patterns of `alpha_pattern`."""
-        return Patterns(f"{self.folder / CONFIG}: alpha_pattern")
+    def _scaling(self) -> Scaling:
+        """What the configuration says."""
+        return Scaling(self.folder / CONFIG, self.config)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Read (A (rank, in), B (out, rank) times the scaling) of one linear, float32."""

@@ -82,7 +82,8 @@ class AppliedVector(Checkpoint):
 def applied_checkpoint(base: Checkpoint, vector: TernaryVector, alpha: float = 1.0) -> AppliedVector:
     """The base with the vector of a whole checkpoint times alpha."""
     files = base.file_of | dict.fromkeys(vector.specs, vector.container.path)
-    return AppliedVector(base.folder, base.config, base.tensors, files, vector=vector, base=base, alpha=alpha)
+    parts = base.folder, base.config, base.tensors, files
+    return AppliedVector(*parts, stored=base.stored, vector=vector, base=base, alpha=alpha)
 
 
 def applied_adapter(vector: TernaryVector, config: dict[str, Any], alpha: float = 1.0) -> Adapter:
@@ -92,5 +93,6 @@ def applied_adapter(vector: TernaryVector, config: dict[str, Any], alpha: float 
 
 
 def is_plain_lora(config: dict[str, Any]) -> bool:
-    """Whether an adapter_config.json describes an adapter whose update is the plain product of its factors."""
-    return config.get("peft_type") == "LORA" and not config.get("use_dora")
+    """Whether the update that an adapter_config.json describes is the plain product of the factors."""
+    experts = config.get("target_parameters")  # one product for each expert, with the factors of all stacked
+    return config.get("peft_type") == "LORA" and not config.get("use_dora") and not experts

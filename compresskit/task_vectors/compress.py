@@ -14,13 +14,14 @@ from typing import Any
 from compresskit.checkpoint import source
 from compresskit.checkpoint.folder import whole_folder
 from compresskit.checkpoint.manifest import check_unchanged, manifest
-from compresskit.checkpoint.reader import open_checkpoint, sha256
+from compresskit.checkpoint.reader import sha256
 from compresskit.checkpoint.side_files import SIDE_FILES, copy_side_files
 from compresskit.checkpoint.whole_files import write_whole_json
 from compresskit.checkpoint.work_folder import MANIFEST, check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.evaluation.request import check_evaluation_text
 from compresskit.formats.peft import CONFIG
+from compresskit.formats.stored_forms import open_dense
 from compresskit.formats.ternary.container import Facts, Part, Ternary, write_container
 from compresskit.formats.ternary.golomb import entropy
 from compresskit.formats.ternary.threshold import Threshold, Values
@@ -81,7 +82,7 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
         alpha, losses = method.alpha, dict[float, float]()
         if isinstance(alpha, str):
             trial = _write(vector, method, measured, TRIAL_ALPHA, partial)
-            base = open_checkpoint(base_folder or _named_base(vector))
+            base = open_dense(base_folder or _named_base(vector))
             alpha, losses = pick_alpha(trial, base, options, bars.of("picking alpha"))
         written = _write(vector, method, measured, alpha, partial)
         facts = facts_of(written)

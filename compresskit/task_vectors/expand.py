@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
-from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
+from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
+from compresskit.formats.stored_forms import open_dense
 from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.stages import parse_bytes
@@ -38,7 +39,7 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
     vector = open_task_vector(source.resolve(source_name), None)
     if not isinstance(vector, TernaryVector):
         raise RequestError(f"{vector.folder}: is no ternary task vector; there is nothing to expand")
-    base = open_checkpoint(source.resolve(options.base)) if options.base else None
+    base = open_dense(source.resolve(options.base)) if options.base else None
     check_base(vector, base)
     base = None if vector.is_adapter else base
     stored = store_of(vector)

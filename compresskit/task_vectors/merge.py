@@ -1,6 +1,6 @@
 """`merge`: merge several task vectors, ternary or not, into one normal adapter, or with --base into one checkpoint.
 
-vectors of the same tensors     merged entry by entry (merge_entries.py)
+vectors of the same tensors     merged entry by entry, LoRA factors at one scaling (merge_entries.py, scalings.py)
 other LoRA adapters             merged as updates of the linears, (scaling B A), re-factorised at --rank (merge_updates.py)
 """
 
@@ -12,15 +12,16 @@ from typing import Any
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
-from compresskit.checkpoint.reader import Checkpoint, open_checkpoint, sha256
+from compresskit.checkpoint.reader import Checkpoint, sha256
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
+from compresskit.formats.stored_forms import open_dense
 from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
 from compresskit.stages import parse_bytes
 from compresskit.task_vectors.apply import check_base
-from compresskit.task_vectors.merge_entries import EntryMerge
+from compresskit.task_vectors.merge_entries import open_entries
 from compresskit.task_vectors.merge_updates import open_updates
 from compresskit.task_vectors.merging.method import MergeMethod
 from compresskit.task_vectors.output import new_folder, store_of
@@ -41,7 +42,7 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
     base_folder = source.resolve(options.base) if options.base else None
     vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
     first = vectors[0]
-    base = open_checkpoint(base_folder) if base_folder and not first.is_adapter else None
+    base = open_dense(base_folder) if base_folder and not first.is_adapter else None
     _check(method, vectors, base, options)
     shard_bytes = parse_bytes(options.max_shard_size)
     for vector in vectors:
@@ -51,7 +52,7 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
             check_unchanged(store_of(vector))
     settings = {"method": name_of("merge", method), **method.model_dump(), "sources": sources, "base": options.base}
     settings["rank"] = options.rank
-    work = open_updates(method, vectors, options.rank) if options.rank else EntryMerge(method, vectors, base)
+    work = open_updates(method, vectors, options.rank) if options.rank else open_entries(method, vectors, base)
     with (
         ProgressBars(quiet) as bars,
         new_folder(out, work.outputs(), shard_bytes, first.folder, options.overwrite) as writer,
@@ -59,10 +60,10 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
         for name, tensor in work.tensors(bars.of("merging")):
             writer.put(name, tensor)
         writer.commit(_manifest(settings, vectors, writer.hashes()))
-    parameters = [sum(spec.elements for spec in vector.specs.values()) for vector in vectors]
-    before = sum(parameters), sum(file.stat().st_size for file in _files(vectors))
+    parameters = sum(spec.elements for vector in vectors for spec in vector.specs.values())
+    before = parameters, sum(file.stat().st_size for file in _files(vectors))
     folders = [vector.folder for vector in vectors]
-    result = stage_result("merge", settings, out, folders, before, (parameters[0], writer.written[1]))
+    result = stage_result("merge", settings, out, folders, before, writer.written)
     return result | time_and_memory(started)
 
 

@@ -1,5 +1,8 @@
 """Merge task vectors of the same tensors, entry by entry, one section at a time.
 
+LoRA factors are merged at one scaling for each linear (scalings.py). Each source is trimmed first, as it is stored, so that
+what is kept of it depends on no other source.
+
 If all sources are ternary, a table of the 3**n patterns of n signs gives the merged entries. It holds exactly the values
 that the float path would compute.
 """
@@ -19,6 +22,7 @@ from compresskit.errors import RequestError
 from compresskit.methods import name_of
 from compresskit.task_vectors.merging.method import MergeMethod, Values
 from compresskit.task_vectors.output import outputs_like
+from compresskit.task_vectors.scalings import CommonScaling, common_scaling
 from compresskit.task_vectors.trimming import Sections, trimmed
 from compresskit.task_vectors.vector import TaskVector, TernaryVector, offset_of
 
@@ -37,6 +41,8 @@ class EntryMerge:
     vectors: list[TaskVector]
     base: Checkpoint | None
     """Base of whole checkpoints; None for adapters."""
+    scaling: CommonScaling
+    """At which LoRA factors are merged."""
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -54,7 +60,8 @@ class EntryMerge:
             (name, the tensor in its stored dtype and shape), in order.
 
         Raises:
-            RequestError: every merged update of the adapters is zero; known only at the end.
+            RequestError: a merged factor exceeds its dtype at the first source's scaling, or every merged update of the
+                adapters is zero; known only at the end.
         """
         import torch
 
@@ -67,7 +74,11 @@ class EntryMerge:
             if bool(merged.any()):
                 nonzero.add(name)
             merged += self.base.read(name).reshape(-1).float() if self.base else offset_of(name)
-            yield name, merged.to(torch_dtype(spec.dtype)).reshape(spec.shape)
+            written = self.scaling.written(name)
+            stored = (merged if written == 1 else merged * written).to(torch_dtype(spec.dtype))
+            if written != 1 and not bool(stored.isfinite().all()):
+                raise self.scaling.too_large(name, spec.dtype)
+            yield name, stored.reshape(spec.shape)
         if self.base is None:
             self._check_any_update(nonzero)
 
@@ -83,10 +94,20 @@ class EntryMerge:
     def merged_sections(self) -> Sections:
         """The merged vector, without `scaling`; each of its tensors can be read once, in order."""
         names = list(self.specs)
-        reads = [trimmed(vector.values, names, self._trims_to(vector)) for vector in self.vectors]
+        kept = [trimmed(vector.values, names, self._trims_to(vector)) for vector in self.vectors]
+        reads = [self._scaled(source, sections) for source, sections in enumerate(kept)]
         if self.method.whole:
             return self._merged_whole(reads)
-        return lambda name: merged_tensor(self.method, self.vectors, reads, name)
+        return lambda name: self._merged_tensor(reads, name)
+
+    def _scaled(self, source: int, sections: Sections) -> Sections:
+        """The sections of a source at the common scaling; as they are where that is its own."""
+
+        def read(name: str) -> Iterator[Values]:
+            share = self.scaling.share(source, name)
+            return sections(name) if share == 1 else (share * values for values in sections(name))
+
+        return read
 
     def _trims_to(self, vector: TaskVector) -> float:
         """1 for ternary vectors, which are already trimmed."""
@@ -99,6 +120,22 @@ class EntryMerge:
         values_of = dict(zip(self.specs, np.split(merged, ends[:-1]), strict=True))
         return lambda name: iter([values_of[name]])
 
+    def _merged_tensor(self, reads: list[Sections], name: str) -> Iterator[Values]:
+        """Sections (entries,) of one merged tensor, without `scaling`. `reads` gives the values of each vector."""
+        method, weights = self.method, self.method.source_weights(len(reads))
+        ternary = [v.container for v in self.vectors if isinstance(v, TernaryVector) and v.container.facts.variant != "prune"]
+        if len(ternary) == len(reads) and 3 ** len(reads) <= MOST_PATTERNS:
+            own = [np.float32(each.tensors[name].scale) for each in ternary]
+            table = pattern_table(method, [float(self.scaling.share(i, name) * s) for i, s in enumerate(own)], weights)
+            for parts in zip(*(each.parts(name) for each in ternary), strict=True):
+                codes = np.zeros(len(parts[0].signs), np.uint16)
+                for power, part in enumerate(parts):
+                    codes += np.uint16(3**power) * (part.signs + np.int8(1)).astype(np.uint16)
+                yield table[codes]
+            return
+        for rows in zip(*(read(name) for read in reads), strict=True):
+            yield method.merge(np.stack(rows), weights)
+
 
 def pattern_table(method: MergeMethod, scales: list[float], weights: Values) -> Values:
     """Merged value of every pattern of n signs, (3**n,); the pattern's index is sum_i 3**i (sign_i + 1)."""
@@ -106,17 +143,16 @@ def pattern_table(method: MergeMethod, scales: list[float], weights: Values) -> 
     return method.merge(np.ascontiguousarray(patterns * np.array(scales, np.float32)[:, None]), weights)
 
 
-def merged_tensor(method: MergeMethod, vectors: list[TaskVector], reads: list[Sections], name: str) -> Iterator[Values]:
-    """Sections (entries,) of one merged tensor, without `scaling`. `reads` gives the trimmed values of each vector."""
-    weights = method.source_weights(len(vectors))
-    ternary = [v.container for v in vectors if isinstance(v, TernaryVector) and v.container.facts.variant != "prune"]
-    if len(ternary) == len(vectors) and 3 ** len(vectors) <= MOST_PATTERNS:
-        table = pattern_table(method, [each.tensors[name].scale for each in ternary], weights)
-        for parts in zip(*(each.parts(name) for each in ternary), strict=True):
-            codes = np.zeros(len(parts[0].signs), np.uint16)
-            for power, part in enumerate(parts):
-                codes += np.uint16(3**power) * (part.signs + np.int8(1)).astype(np.uint16)
-            yield table[codes]
-        return
-    for rows in zip(*(read(name) for read in reads), strict=True):
-        yield method.merge(np.stack(rows), weights)
+def open_entries(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | None) -> EntryMerge:
+    """Open vectors of the same tensors to merge entry by entry.
+
+    Returns:
+        The merge; no weights are read.
+
+    Raises:
+        CheckpointError: an adapter's configuration states no scaling, or a LoRA factor has no partner.
+        RequestError: the first source's configuration cannot state the scaling of the result.
+    """
+    scaling = common_scaling(vectors)
+    scaling.check_written()
+    return EntryMerge(method, vectors, base, scaling)

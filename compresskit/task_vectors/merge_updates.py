@@ -17,6 +17,7 @@ from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter, factor_names
 from compresskit.methods import name_of
 from compresskit.task_vectors.apply import applied_adapter, is_plain_lora
 from compresskit.task_vectors.merging.method import MergeMethod, Values
+from compresskit.task_vectors.scalings import scalings_of
 from compresskit.task_vectors.trimming import Sections, trimmed
 from compresskit.task_vectors.vector import PlainVector, TaskVector
 
@@ -89,10 +90,23 @@ def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int) -> U
 
 
 def as_adapter(vector: TaskVector) -> Adapter:
-    """Open the vector as an adapter with readable updates; raises RequestError if it is not a plain LoRA."""
+    """Open the vector as an adapter with readable updates.
+
+    Returns:
+        The adapter; no weights are read.
+
+    Raises:
+        CheckpointError: a factor has no partner, or the configuration states no scaling.
+        RequestError: it is not a plain LoRA of linears.
+    """
     config = read_json(vector.folder / CONFIG) if vector.is_adapter else {}
     if not is_plain_lora(config):
         raise RequestError(f"{vector.folder}: no plain LoRA adapter, which --rank needs; leave --rank out, or this source")
+    for name in vector.specs:
+        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+            what = f"{name} is no factor of a linear, which --rank needs"
+            raise RequestError(f"{vector.folder}: {what}; leave --rank out, or this source")
+    scalings_of(vector)
     if isinstance(vector, PlainVector):
         return Adapter(vector.folder, config, vector.store)
     return applied_adapter(vector, config)

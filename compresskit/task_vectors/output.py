@@ -14,8 +14,9 @@ from compresskit.checkpoint.side_files import copy_side_files
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats.peft import CONFIG, WEIGHTS
+from compresskit.formats.stored_forms import open_dense
 from compresskit.models.layouts import own_config
-from compresskit.task_vectors.vector import TaskVector, TernaryVector
+from compresskit.task_vectors.vector import TaskVector, TernaryVector, is_ternary
 
 NO_FINGERPRINT = ""
 """These outputs are never resumed."""
@@ -25,7 +26,8 @@ def outputs_like(folder: Path, specs: list[TensorSpec], is_adapter: bool) -> Out
     """Weight files of an adapter, or of a checkpoint with the configuration in `folder`."""
     if is_adapter:
         return Outputs(extra={WEIGHTS: specs})
-    return Outputs(specs, own_config(read_json(folder / "config.json")))
+    config = read_json(folder / "config.json") if is_ternary(folder) else open_dense(folder).config
+    return Outputs(specs, own_config(config))
 
 
 def store_of(vector: TaskVector) -> Checkpoint:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec, open_checkpoint, tensors_in
+from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec, tensors_in
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json
 from compresskit.errors import CheckpointError, NumericalError, RequestError, near_miss
 from compresskit.formats.peft import CONFIG, WEIGHTS
+from compresskit.formats.stored_forms import open_dense
 from compresskit.formats.ternary.reading import Container, open_container
 from compresskit.formats.ternary.sections import SECTION
 from compresskit.formats.ternary.threshold import Values
@@ -201,10 +202,10 @@ def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> 
         raise CheckpointError(
             f"{folder}: has neither {CONFIG} nor config.json; point to a PEFT adapter, or to a checkpoint with --base"
         )
-    store = open_checkpoint(folder)
+    store = open_dense(folder)
     if base is None:
         raise RequestError(f"{folder}: is a whole checkpoint; pass --base, the checkpoint that it was fine-tuned from")
-    return _difference(store, open_checkpoint(base))
+    return _difference(store, open_dense(base))
 
 
 def _adapter(folder: Path) -> PlainVector:
