@@ -15,11 +15,13 @@ import torch
 from fuzz_mutations import Mutate, as_json, as_safetensors, changed_tree
 from fuzz_sources import packed, ternary, write_json
 from safetensors.torch import save_file
+from stored_models import FP8, ct_config, fp8_config
 from ternary_files import read as read_ternary
 
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.formats import bitsandbytes, open_format
 from compresskit.formats.compressed_tensors import configuration
+from compresskit.formats.stored_forms import open_dense
 from compresskit.formats.ternary.container import INDEX, metadata_checksum
 from compresskit.numerics.scheme import Scheme
 
@@ -76,6 +78,28 @@ def _int8(folder: Path) -> None:
     _write(folder, {"quant_method": "bitsandbytes", "load_in_8bit": True}, tensors)
 
 
+def _fp8(folder: Path) -> None:
+    tensors = {f"{NAME}.weight": torch.ones(ROWS, COLUMNS).to(FP8), f"{NAME}.weight_scale_inv": torch.ones(2, 3)}
+    _write(folder, fp8_config(weight_block_size=[12, 12]), tensors)
+
+
+def _fp8_groups(folder: Path) -> None:
+    tensors = {f"{NAME}.weight": torch.ones(ROWS, COLUMNS).to(FP8), f"{NAME}.weight_scale": torch.ones(ROWS, COLUMNS // GROUP)}
+    config = ct_config("group", group_size=GROUP)
+    config["config_groups"]["group_0"]["targets"] = [r"re:model\.layers\.(0|1)\..*"]
+    _write(folder, config, tensors)
+
+
+def _mxfp4(folder: Path) -> None:
+    blocks, scales = torch.ones(2, 4, 2, 16, dtype=torch.uint8), torch.full((2, 4, 2), 127, dtype=torch.uint8)
+    _write(folder, {"quant_method": "mxfp4"}, {"experts.up_blocks": blocks, "experts.up_scales": scales})
+
+
+def _made(folder: Path) -> object:
+    found = open_dense(folder)
+    return found.config, found.stored_as, [(spec, found.read(name)) for name, spec in found.tensors.items()]
+
+
 def _weights(folder: Path) -> object:
     found = open_format(open_checkpoint(folder))
     if found is None:
@@ -126,6 +150,11 @@ Parts = tuple[Callable[[Path], str], Mutate, Callable[[Path], object], bool, flo
 FORMATS: dict[str, Parts] = {
     f"{name} {what}": (_makers(make, file), damage, _weights, False, 0.5)
     for name, make in {"compressed-tensors": _compressed, "gptq": _gptq, "awq": _awq, "nf4": _nf4, "int8": _int8}.items()
+    for what, file, damage in (("config", "config.json", as_json), ("weights", "model.safetensors", as_safetensors))
+}
+FORMATS |= {
+    f"{name} {what}": (_makers(make, file), damage, _made, False, 0.5)
+    for name, make in {"fp8": _fp8, "fp8 of compressed-tensors": _fp8_groups, "mxfp4": _mxfp4}.items()
     for what, file, damage in (("config", "config.json", as_json), ("weights", "model.safetensors", as_safetensors))
 }
 FORMATS["nf4 state"] = (_makers(_nf4, "model.safetensors"), as_state, _weights, False, 0.5)

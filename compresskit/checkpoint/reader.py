@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +21,15 @@ from compresskit.checkpoint.small_files import (
     LARGEST_CONFIG_BYTES,
     check_regular,
     first_line,
-    inside,
     read_json,
     shown,
 )
+from compresskit.checkpoint.weight_files import INDEX, weight_files
 from compresskit.errors import CheckpointError, NumericalError, near_miss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
 BYTES_PER_ELEMENT = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -45,8 +45,9 @@ MOST_NUMBERS = 4096
 """Elements of a tensor that describes another: a shape has 2, the JSON of a bitsandbytes state some 200."""
 MOST_HINTS = 20_000
 """Names that are compared for a near miss; each takes some 20 microseconds."""
-PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "model*.ckpt")
 HASH_CHUNK_BYTES = 1 << 22
+FLOAT8_SECTION = 1 << 22
+"""Elements that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,18 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What the files of a checkpoint hold, where its tensors are made from them on reading."""
+
+    form: str
+    """For people, such as "FP8, blocks of 128 x 128, read as BF16"."""
+    tensors: Mapping[str, TensorSpec]
+    """The stored tensors, in file order."""
+    readers: Mapping[str, Callable[[], Tensor]]
+    """By name, what makes a tensor; all others are stored as they are."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint folder; `tensors` is in file order."""
 
@@ -77,6 +90,8 @@ class Checkpoint:
     tensors: dict[str, TensorSpec]
     file_of: dict[str, Path]
     manifest: dict[str, Any] | None = field(default=None)
+    stored: Stored | None = field(default=None)
+    """What the files hold, if not these tensors. `file_of` then has the names of both."""
 
     @property
     def files(self) -> list[Path]:
@@ -98,6 +113,17 @@ class Checkpoint:
         """Size of the weight files on disk."""
         return sum(file.stat().st_size for file in self.files)
 
+    @property
+    def stored_as(self) -> str | None:
+        """The form in which the files store some of the tensors; None where they hold all as they are read."""
+        return self.stored.form if self.stored and self.file_of else None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the tensors in the files, without headers; for a planned checkpoint, which has no files, of all tensors."""
+        held = self.stored.tensors if self.stored and self.file_of else self.tensors
+        return sum(spec.bytes for spec in held.values())
+
     def spec(self, name: str) -> TensorSpec:
         """Return dtype and shape of a stored tensor; raises CheckpointError if there is none."""
         if name not in self.tensors:
@@ -114,10 +140,10 @@ class Checkpoint:
         return shape[0], shape[1]
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor from its file.
+        """Read one tensor, or make it from what the files hold.
 
         Returns:
-            The tensor in its stored shape and dtype, on the CPU.
+            The tensor in the shape and dtype of its spec, on the CPU.
 
         Raises:
             CheckpointError: there is no such tensor, or the file was damaged after it was opened.
@@ -125,12 +151,18 @@ class Checkpoint:
         """
         self.spec(name)
         path = self.file_of[name]
-        check_regular(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except Exception as error:  # safetensors raises its own kind, torch others
-            raise CheckpointError(f"{path}: {name} cannot be read ({first_line(error)}); download the file again") from error
+        made = self.stored.readers.get(name) if self.stored else None
+        tensor = made() if made else _read(path, name)
+        if tensor.is_floating_point() and not _is_finite(tensor):
+            raise NumericalError(f"{path}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
+        return tensor
+
+    def read_slice(self, name: str, index: int) -> Tensor:
+        """Read entry `index` of the first axis of a tensor; raises what `read` raises."""
+        self.spec(name)
+        path = self.file_of[name]
+        made = self.stored.readers.get(name) if self.stored else None
+        tensor = made()[index] if made else _read(path, name, index)
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise NumericalError(f"{path}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
         return tensor
@@ -176,12 +208,25 @@ class Checkpoint:
         return {file.name: sha256(file) for file in self.files}
 
 
+def _read(path: Path, name: str, index: int | None = None) -> Tensor:
+    """Read a tensor, or entry `index` of its first axis, from a file."""
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name) if index is None else file.get_slice(name)[index]
+    except Exception as error:  # safetensors raises its own kind, torch others
+        raise CheckpointError(f"{path}: {name} cannot be read ({first_line(error)}); download the file again") from error
+    return tensor
+
+
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all elements are finite. The extremes are NaN if any element is, and need no copy of the tensor."""
     if tensor.numel() == 0:
         return True
-    if tensor.dtype.itemsize == 1:  # 8-bit floats have no comparisons, but their tensors are small
-        return bool(tensor.float().isfinite().all())
+    if tensor.dtype.itemsize == 1:  # 8-bit floats have no comparisons; a copy in 32 bits would be four times as large
+        flat = tensor.reshape(-1)
+        sections = (flat[start : start + FLOAT8_SECTION] for start in range(0, len(flat), FLOAT8_SECTION))
+        return all(bool(section.float().isfinite().all()) for section in sections)
     return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
@@ -228,29 +273,6 @@ def tensors_in(path: Path) -> list[TensorSpec]:
     return specs
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """Return the safetensors files in order, and the index's tensor -> file map if there is an index."""
-    index = folder / INDEX
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index}: has no weight_map; restore the file from its source")
-        wrong = [value for value in weight_map.values() if not isinstance(value, str)]
-        if wrong:
-            raise CheckpointError(f"{index}: {shown(wrong[0])} is no name of a file; restore the file from its source")
-        return [inside(folder, name, index) for name in sorted(set(weight_map.values()))], weight_map
-    files = sorted(folder.glob("model*.safetensors"))
-    if files:
-        return files, None
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: only pickle weights ({pickles[0]}), which can run code when opened; convert them once with "
-            "transformers (from_pretrained, then save_pretrained) and use that folder"
-        )
-    raise CheckpointError(f"{folder}: no model*.safetensors in it; point to a checkpoint folder")
-
-
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint folder; no weights are read.
 
@@ -267,17 +289,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         what = "a PEFT adapter, not a model" if adapter else "has no config.json"
         raise CheckpointError(f"{folder}: {what}; point to the folder of a whole checkpoint")
     config = read_json(folder / "config.json", LARGEST_CONFIG_BYTES)
-    files, weight_map = _weight_files(folder)
+    files, weight_map = weight_files(folder)
     tensors: dict[str, TensorSpec] = {}
     file_of: dict[str, Path] = {}
     for file in files:
         for spec in tensors_in(file):
-            if weight_map is not None and weight_map.get(spec.name) != file.name:
-                continue
+            if spec.name in tensors:
+                other = file_of[spec.name].name
+                raise CheckpointError(f"{file}: holds {spec.name}, which {other} holds too; download the checkpoint again")
             tensors[spec.name] = spec
             file_of[spec.name] = file
-    for name, file_name in (weight_map or {}).items():
-        if name not in tensors:
+    for name, file_name in weight_map.items():
+        if name not in tensors or file_of[name].name != file_name:
             what = f"names {shown(name)} in {file_name}, which does not hold it"
             raise CheckpointError(f"{folder / INDEX}: {what}; download it again")
     return Checkpoint(folder, config, tensors, file_of, read_manifest(folder))

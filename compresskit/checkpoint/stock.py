@@ -11,15 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from compresskit.checkpoint.foreign_code import FOREIGN_CODE, IMPLEMENTATIONS
+from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.small_files import first_line, read_json
 from compresskit.errors import CheckpointError, RequestError
 
 ADAPTER_CONFIG = "adapter_config.json"
+GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+"""How the names of classes end that generate text."""
 PLAIN_LORA = (
     "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha",
     "r", "rank_pattern", "target_modules", "task_type", "use_rslora",
@@ -37,10 +49,29 @@ def stock_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedCon
         CheckpointError: transformers does not take it.
     """
     try:
-        return with_usual_code(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+        config = with_usual_code(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
     except Exception as error:  # transformers raises errors of every kind
         reason = f"transformers does not take it ({first_line(error)})"
         raise CheckpointError(f"{folder / 'config.json'}: {reason}; restore the file from its source") from error
+    if "float8" in str(config.dtype):  # torch makes no network in it; such weights are read as bfloat16
+        config.dtype = torch.bfloat16
+    return config
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class that makes a text-generating network of a configuration: the one that it names, else an Auto class.
+
+    Returns:
+        A class of transformers that `architectures` names and that takes this configuration; else AutoModelForCausalLM, or
+        AutoModelForImageTextToText for configurations that only the latter takes.
+    """
+    names = getattr(config, "architectures", None) or []
+    kind: Any = getattr(transformers, str(names[0]), None) if names else None
+    generates = inspect.isclass(kind) and kind.__name__.endswith(GENERATING) and issubclass(kind, PreTrainedModel)
+    if generates and kind.config_class is type(config):
+        return kind
+    only_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if only_images else AutoModelForCausalLM
 
 
 def with_usual_code(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -53,9 +84,16 @@ def with_usual_code(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def load_whole(
-    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, gguf_file: str | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+    made: Checkpoint | None = None,
 ) -> PreTrainedModel:
     """Load a folder's causal language model on the CPU in evaluation mode; prints nothing on standard output.
+
+    `made`: the folder opened as a dense checkpoint whose tensors are made on reading. The model then gets these: transformers
+    misreads some blocks of FP8, and fetches kernels for others.
 
     Returns:
         The model, from safetensors, without an adapter.
@@ -70,7 +108,12 @@ def load_whole(
         if gguf_file is None:
             config = stock_config(folder, trust_remote_code)
             special = {"config": config, "use_safetensors": True, "trust_remote_code": trust_remote_code}
-        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **special)
+            own_code = trust_remote_code and hasattr(config, "auto_map")  # its class is found beside the weights alone
+            if made is not None and made.stored_as and not own_code:
+                vars(config).pop("quantization_config", None)
+                special["state_dict"] = {name: made.read(name) for name in made.tensors}
+        kind = model_class(special["config"]) if gguf_file is None else AutoModelForCausalLM
+        network: PreTrainedModel = kind.from_pretrained(None if "state_dict" in special else folder, dtype=dtype, **special)
     return network.eval()
 
 

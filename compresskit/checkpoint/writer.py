@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint import folder
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import INDEX, Checkpoint, sha256
+from compresskit.checkpoint.reader import Checkpoint, sha256
 from compresskit.checkpoint.side_files import copy_side_files
-from compresskit.checkpoint.whole_files import storing, sync, write_whole_json
+from compresskit.checkpoint.weight_files import INDEX
+from compresskit.checkpoint.whole_files import storing, sync, write_whole, write_whole_json
 from compresskit.checkpoint.work_folder import MANIFEST, WorkFolder
 from compresskit.errors import CheckpointError, RequestError
 
@@ -57,7 +58,7 @@ class Writer:
         self._write_small_files(source)
 
     def resume(self, source: Path, progress: dict[str, Any]) -> None:
-        """Continue an interrupted run of the same request (see `read_progress`). The small files are written again.
+        """Continue an interrupted run of the same request (see `read_progress`), with new small files and no manifest.
 
         Raises:
             RequestError: what the interrupted run had written is damaged.
@@ -69,6 +70,8 @@ class Writer:
         self.done = list(progress["blocks"])
         self.missing -= set(progress["written"])
         self.facts = progress["facts"]
+        with storing(self.partial):
+            (self.partial / MANIFEST).unlink(missing_ok=True)
         self._write_small_files(source)
 
     def _write_small_files(self, source: Path) -> None:
@@ -153,8 +156,8 @@ class Writer:
         folder.commit(self.work)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small text file into the folder; raises StorageError if the disk fails."""
+        """Write a small text file into the folder, whole or not at all; raises StorageError if the disk fails."""
         path = self.partial / name
         with storing(path):
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        write_whole(path, text)

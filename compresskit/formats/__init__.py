@@ -1,7 +1,7 @@
 """Storage formats: dense, compressed-tensors, bitsandbytes, GPTQ and AWQ weights, and PEFT adapters.
 
 A `Format` describes the low-bit linears of one checkpoint: which ones they are, their shapes and their weights. Only
-`read` imports torch.
+`read` imports torch. Dense models whose files are in FP8 or MXFP4 are no low-bit format: see stored_forms.py.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def open_format(checkpoint: Checkpoint) -> Format | None:
         return opened
     raise CheckpointError(
         f"{checkpoint.folder / 'config.json'}: quantized by {shown(method)}; "
-        "known are compressed-tensors (pack-quantized), bitsandbytes (nf4, int8), gptq and awq"
+        "known are compressed-tensors (pack-quantized, float-quantized), bitsandbytes (nf4, int8), gptq, awq, fp8 and mxfp4"
     )
 
 

@@ -152,14 +152,9 @@ class PackQuantized:
     def scheme(self, name: str) -> Scheme:
         """Scheme of a linear, from the first group that targets it; raises CheckpointError if none does."""
         for targets, scheme in self.schemes:
-            if any(self._targets(target, name) for target in targets):
+            if any(self.patterns.targets(target, name) for target in targets):
                 return scheme
         raise CheckpointError(f"{self.checkpoint.folder}: {name} is packed, but no config group targets it")
-
-    def _targets(self, target: str, name: str) -> bool:
-        """Whether a config group's target matches this linear: by class, pattern or name."""
-        pattern = target.startswith("re:")
-        return self.patterns.match("", target.removeprefix("re:"), "", name) if pattern else target in ("Linear", name)
 
     def read(self, name: str) -> Tensor:
         """Read the weight, (out, in), in its scale's dtype; readers that keep it packed compute in the model's own dtype."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from compresskit.checkpoint.reader import FLOATS, Checkpoint, TensorSpec
 from compresskit.checkpoint.small_files import first_line, shown
@@ -25,8 +25,41 @@ def place_of(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.folder / 'config.json'}: quantization_config"
 
 
+class Stated(NamedTuple):
+    """A config group as its file states it."""
+
+    format: Any
+    targets: tuple[str, ...]
+    weights: dict[str, Any]
+
+
+def stated_groups(checkpoint: Checkpoint) -> list[Stated]:
+    """Read the config groups of a compressed-tensors file, of whatever format.
+
+    Returns:
+        Format, targets and weights of each.
+
+    Raises:
+        CheckpointError: a value is of the wrong type, or the weights are rotated.
+    """
+    config, place = checkpoint.config["quantization_config"], place_of(checkpoint)
+    stated = config.get("config_groups") or {}
+    if not isinstance(stated, dict) or not stated:
+        raise CheckpointError(f"{place}: has no config_groups; restore the file from its source")
+    rotations = config.get("transform_config") or {}
+    if not isinstance(rotations, dict) or rotations.get("config_groups"):
+        raise CheckpointError(f"{place}: has a transform_config, and rotated weights are not known; use the dense checkpoint")
+    found = []
+    for name, group in stated.items():
+        if not isinstance(group, dict) or not isinstance(group.get("weights") or {}, dict):
+            raise CheckpointError(f"{place}: {shown(name)} is {shown(group)}, expected a group; restore the file")
+        targets = _targets(group.get("targets") or (), place)
+        found.append(Stated(group.get("format") or config.get("format"), targets, group.get("weights") or {}))
+    return found
+
+
 def config_groups(checkpoint: Checkpoint, known_format: str) -> Groups:
-    """Read the config groups.
+    """Read the config groups of a file of packed integers.
 
     Returns:
         Targets and scheme of each.
@@ -34,22 +67,16 @@ def config_groups(checkpoint: Checkpoint, known_format: str) -> Groups:
     Raises:
         CheckpointError: the format is another one, or a value is of the wrong type.
     """
-    config, place = checkpoint.config["quantization_config"], place_of(checkpoint)
-    stated = config.get("config_groups") or {}
-    if not isinstance(stated, dict) or not stated:
-        raise CheckpointError(f"{place}: has no config_groups; restore the file from its source")
+    place, found = place_of(checkpoint), []
     dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
     if dtype not in COMPUTES_IN:
         raise CheckpointError(f"{checkpoint.folder / 'config.json'}: dtype is {shown(dtype)}; write one of {COMPUTES_IN}")
-    found = []
-    for name, group in stated.items():
-        if not isinstance(group, dict) or not isinstance(group.get("weights") or {}, dict):
-            raise CheckpointError(f"{place}: {shown(name)} is {shown(group)}, expected a group; restore the file")
-        stored, weights = group.get("format") or config.get("format"), group.get("weights") or {}
+    for stored, targets, weights in stated_groups(checkpoint):
         if stored != known_format or weights.get("type") != "int" or weights.get("strategy") not in ("group", "channel"):
             kind = f"format {shown(stored)} with {shown(weights.get('type'))} weights"
-            raise CheckpointError(f"{place}: {kind}; only {known_format} of integers by group or channel is known")
-        found.append((_targets(group.get("targets") or (), place), _scheme(weights, place)))
+            known = f"{known_format} of integers by group or channel, and float-quantized of 8 bits throughout"
+            raise CheckpointError(f"{place}: {kind}; known are {known}")
+        found.append((targets, _scheme(weights, place)))
     return tuple(found)
 
 

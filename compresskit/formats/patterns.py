@@ -42,6 +42,11 @@ class Patterns:
             self._known[key] = re.match(whole, name) is not None if plain else self._timed(pattern, whole, name)
         return self._known[key]
 
+    def targets(self, target: str, name: str) -> bool:
+        """Whether a config group's target means this linear: by class, by a pattern after `re:`, or by name."""
+        pattern = target.startswith("re:")
+        return self.match("", target.removeprefix("re:"), "", name) if pattern else target in ("Linear", name)
+
     def _timed(self, pattern: str, whole: str, name: str) -> bool:
         started = time.monotonic()
         try:

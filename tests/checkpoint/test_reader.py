@@ -1,4 +1,7 @@
-"""checkpoint/reader.py, models/load.py: unusable checkpoints are refused with one line. End to end on damaged copies."""
+"""checkpoint/reader.py, checkpoint/weight_files.py, models/load.py: unusable checkpoints are refused with one line.
+
+End to end on damaged copies.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from checkpoint_damage import edit_config, edit_tensors
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import CheckpointError, CompresskitError, NumericalError, RequestError, UnsupportedArchitecture
@@ -117,6 +121,108 @@ def test_sharded_and_single_files_hold_the_same_model(tiny: dict[str, Path], tmp
     sharded = open_checkpoint(folder)
     assert len(sharded.files) == 2
     assert all(torch.equal(sharded.read(name), tensor) for name, tensor in expected.items())
+
+
+def split(
+    folder: Path, names: tuple[str, ...] = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+) -> None:
+    """Split the single file into these files, without an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for start, file in enumerate(names):
+        part = {name: tensors[name] for name in sorted(tensors)[start :: len(names)]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+
+
+def stock_norm(folder: Path) -> torch.Tensor:
+    """The last norm's weight as transformers loads the folder."""
+    weight: torch.Tensor = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).model.norm.weight.detach()
+    return weight
+
+
+NORM = "model.norm.weight"
+
+
+def test_a_second_file_beside_model_safetensors_is_not_read(model: Path) -> None:
+    expected = open_checkpoint(model).read(NORM)
+    other = {name: torch.zeros_like(tensor) for name, tensor in load_file(model / "model.safetensors").items()}
+    for name in ("model_quantized.safetensors", "model-00001-of-00001.safetensors"):
+        save_file(other, model / name, metadata={"format": "pt"})
+    found = open_checkpoint(model)
+    assert [file.name for file in found.files] == ["model.safetensors"]
+    assert torch.equal(found.read(NORM), expected) and torch.equal(stock_norm(model), expected)
+
+
+def test_model_safetensors_goes_before_an_index_as_in_transformers(model: Path) -> None:
+    whole = load_file(model / "model.safetensors")
+    shard(model)
+    changed = {name: tensor + 1 for name, tensor in whole.items()}
+    save_file(changed, model / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(open_checkpoint(model).read(NORM), whole[NORM] + 1)
+    assert torch.equal(stock_norm(model), whole[NORM] + 1)
+
+
+def test_all_shards_of_a_set_are_read_without_an_index(model: Path) -> None:
+    single = open_checkpoint(model)
+    expected = {name: single.read(name) for name in single.tensors}
+    split(model)
+    shutil.copyfile(model / "model-00001-of-00002.safetensors", model / "model_old.safetensors")
+    found = open_checkpoint(model)
+    assert found.tensors.keys() == expected.keys()
+    assert all(torch.equal(found.read(name), tensor) for name, tensor in expected.items())
+
+
+def copy_as(name: str) -> Callable[[Path], object]:
+    return lambda folder: shutil.copyfile(folder / "model-00001-of-00002.safetensors", folder / name)
+
+
+def twice_in_a_set(folder: Path) -> None:
+    split(folder)
+    tensors = load_file(folder / "model-00001-of-00002.safetensors") | load_file(folder / "model-00002-of-00002.safetensors")
+    save_file(tensors, folder / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+
+
+def twice_in_an_index(folder: Path) -> None:
+    shard(folder)
+    tensors = load_file(folder / "model-00001-of-00002.safetensors") | load_file(folder / "model-00002-of-00002.safetensors")
+    save_file(tensors, folder / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+
+
+def after_split(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        split(folder)
+        change(folder)
+
+    return damage
+
+
+INCONSISTENT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a shard of the set is missing": (after_split(lambda f: (f / "model-00001-of-00002.safetensors").unlink()), "1 of 2"),
+    "two sets": (after_split(copy_as("model-00001-of-00003.safetensors")), "model-00001-of-00003.safetensors"),
+    "a shard twice": (after_split(copy_as("model-1-of-2.safetensors")), "model-1-of-2.safetensors"),
+    "a number beyond the set": (after_split(copy_as("model-00003-of-00002.safetensors")), "model-00003-of-00002.safetensors"),
+    "a tensor in two shards": (twice_in_a_set, "lm_head.weight"),
+    "a tensor in two files of the index": (twice_in_an_index, "lm_head.weight"),
+    "one file of another name": (lambda f: split(f, ("model_quantized.safetensors",)), "rename it to model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", INCONSISTENT)
+def test_files_that_make_no_single_set_of_weights_are_refused(case: str, model: Path) -> None:
+    change, said = INCONSISTENT[case]
+    change(model)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(model)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tensor_that_the_index_leaves_out_is_read_as_transformers_does(model: Path) -> None:
+    shard(model)
+    index = model / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"][NORM]
+    index.write_text(json.dumps(content))
+    assert torch.equal(open_checkpoint(model).read(NORM), stock_norm(model))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

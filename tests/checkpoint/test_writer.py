@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 import torch
+from dying_children import dying_at
 from safetensors.torch import load_file
 
-from compresskit.checkpoint.folder import held
+from compresskit.checkpoint.folder import held, settle
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import TensorSpec, open_checkpoint
 from compresskit.checkpoint.work_folder import WorkFolder, read_progress
@@ -114,7 +116,7 @@ def interrupted(out: Path, source: Path) -> None:
 def test_a_resumed_writer_misses_only_the_rest_and_writes_the_small_files_again(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     interrupted(out, source)
-    for name in ("config.json", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json", "compresskit.json"):
         (WorkFolder(out).result / name).write_bytes(b"")
     with held(out, overwrite=False, resume=True) as work:
         progress = read_progress(work, "key")
@@ -122,6 +124,7 @@ def test_a_resumed_writer_misses_only_the_rest_and_writes_the_small_files_again(
         writer = Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key")
         writer.resume(source, progress)
         assert (writer.done, writer.missing) == ([0], set(list(TENSORS)[2:]))
+        assert open_checkpoint(writer.partial).manifest is None
         for name in list(TENSORS)[2:]:
             writer.put(name, TENSORS[name])
         writer.commit(OURS)
@@ -144,3 +147,44 @@ def test_a_shard_that_is_not_as_it_was_left_is_not_resumed(damage: str, tmp_path
         Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key").resume(source, read_progress(work, "key") or {})
     write(out, source)
     assert out.is_dir()
+
+
+def complete(out: Path, source: Path) -> None:
+    """What a stage does: it resumes where it can, and looks at its own result before it commits it."""
+    outputs = Outputs(PLAN, {"model_type": "llama"}, files={"note.py": "x = 1\n"})
+    with held(out, overwrite=True, resume=True) as work:
+        writer = Writer(work, outputs, 10**9, "key")
+        progress = read_progress(work, "key")
+        if progress:
+            writer.resume(source, progress)
+        else:
+            writer.start(source)
+        for name in writer.missing & set(TENSORS):
+            writer.put(name, TENSORS[name])
+        writer.finish_block(len(writer.done), {})
+        writer.write_text("adapter/adapter_config.json", "{}")
+        assert open_checkpoint(writer.partial).manifest is None
+        writer.commit(OURS)
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_a_writer_is_resumed_and_leaves_nothing_half_written(tmp_path: Path, source: Path) -> None:
+    """Also just after a file was made, and before anything was in it."""
+    out = tmp_path / "out"
+    for step in range(1, 100):
+        came_to_its_end = dying_at(step, lambda: complete(out, source))
+        if not out.exists():
+            complete(out, source)
+        found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+        assert found == {
+            "model.safetensors", "config.json", "tokenizer.json", "note.py", "compresskit.json", "adapter/adapter_config.json"
+        }  # fmt: skip
+        assert json.loads((out / "compresskit.json").read_text()) == OURS | {"request": "key"}
+        assert (out / "adapter" / "adapter_config.json").read_text() == "{}"
+        assert all(torch.equal(load_file(out / "model.safetensors")[name], TENSORS[name]) for name in TENSORS)
+        settle(out)
+        assert {path.name for path in tmp_path.iterdir()} == {"out", "source"}
+        shutil.rmtree(out)
+        if came_to_its_end:
+            break
+    assert came_to_its_end
