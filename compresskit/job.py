@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from compresskit import calibration
 from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint.folder import held
-from compresskit.checkpoint.manifest import check_unchanged, fingerprint, finished_result, manifest
+from compresskit.checkpoint.manifest import changed_files, check_unchanged, fingerprint, finished_result, manifest
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.recorded import read_manifest
@@ -223,7 +223,7 @@ def finished_request(request: Request, key: str) -> dict[str, Any] | None:
     """Look for the result of a request that `--resume` finds finished in OUT.
 
     Returns:
-        What is known of it, None if there is none.
+        What is known of it, None if there is none, or if its files have changed and it is to be replaced.
 
     Raises:
         RequestError: OUT is the result of another request, and is not to be replaced.
@@ -231,9 +231,10 @@ def finished_request(request: Request, key: str) -> dict[str, Any] | None:
     out, options = request.out, request.options
     if not options.resume or not os.path.lexists(out):
         return None
-    if (read_manifest(out) or {}).get("request") != key:
-        if options.overwrite:
-            return None
+    recorded = read_manifest(out) or {}
+    if options.overwrite and (recorded.get("request") != key or changed_files(out, recorded)):
+        return None
+    if recorded.get("request") != key:
         raise RequestError(f"{out}: exists already, made by another request; choose another folder, or pass --overwrite")
     found, before = finished_result(out), (request.model.parameters, request.model.bytes)
     after = open_any(str(out), options.trust_remote_code).parameters, found["bytes_after"]

@@ -69,7 +69,7 @@ def self_tokens(model: Model, shape: tuple[int, int], how: Sampling) -> tuple[Te
     description = f"text sampled from the model itself (temperature {TEMPERATURE:g}, from token {start})"
     key = _key(model, shape, how)
     file = writable_cache("calibration") / f"{key}.safetensors"
-    tokens = _cached(file, key, shape, model.checkpoint.config["vocab_size"])
+    tokens = _cached(file, key, shape, model.vocabulary)
     if tokens is None:
         _check_memory(model, how)
         network = load_stock(model, how.where)
@@ -90,17 +90,19 @@ def start_token(model: Model) -> int:
         for config in configs:
             value = config.get(key)
             first = value[0] if isinstance(value, list) and value else value
-            if type(first) is int and 0 <= first < model.checkpoint.config["vocab_size"]:
+            if type(first) is int and 0 <= first < model.vocabulary:
                 return first
     return 0
 
 
 def batch_size(config: Any, length: int, dtype: torch.dtype) -> int:
     """Number of windows sampled together, limited by the bounds on KV cache and logits."""
-    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    key_value_bytes: int = 2 * config.num_hidden_layers * heads * head_size * length * dtype.itemsize
-    logits_bytes: int = config.vocab_size * BYTES_PER_LOGIT
+    text = config.get_text_config()
+    all_heads: int = getattr(text, "num_attention_heads", None) or 1  # a state space model has none, and a small state
+    heads: int = getattr(text, "num_key_value_heads", None) or all_heads
+    head_size: int = getattr(text, "head_dim", None) or text.hidden_size // all_heads
+    key_value_bytes: int = 2 * text.num_hidden_layers * heads * head_size * length * dtype.itemsize
+    logits_bytes: int = text.vocab_size * BYTES_PER_LOGIT
     return max(1, min(KEY_VALUE_CACHE_BYTES // key_value_bytes, LOGITS_BYTES // logits_bytes))
 
 

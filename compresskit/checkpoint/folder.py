@@ -7,7 +7,7 @@
                /scratch/           what nobody needs after the run
                /commit.json        the manifest of a complete result, written just before it becomes OUT
                /replaced/          the old OUT, where names cannot be exchanged in one step
-               /old/               the old OUT while it is removed
+               /old/               a folder while it is removed: an old OUT, or another one of these
 
 A result becomes OUT by one rename, or by one exchange of two names if there is an older OUT. Where the system has no
 exchange, a process that dies between two renames leaves OUT under `replaced/`; the next command brings it back. Only what a
@@ -69,27 +69,39 @@ def held(out: Path, overwrite: bool, resume: bool = False) -> Iterator[WorkFolde
 def settle(out: Path) -> None:
     """Bring order into what a killed process left beside OUT; finished work that is not in OUT yet stays."""
     work = WorkFolder(out)
-    if not work.lock.is_file():
-        return
-    descriptor = _claim(work)
-    try:
-        _settle(work)
-        if not work.is_worth_keeping:
-            _remove_work(work)
-    finally:
-        os.close(descriptor)
+    with _claimed(work) as is_there:
+        if is_there:
+            _settle(work)
+            if not work.is_worth_keeping:
+                _remove_work(work)
 
 
 def discard(out: Path) -> None:
     """Remove the work folder of OUT with all that is in it, if there is one; the lock of another process is respected."""
     work = WorkFolder(out)
-    if work.lock.is_file():
-        descriptor = _claim(work)
-        try:
+    with _claimed(work) as is_there:
+        if is_there:
             _settle(work)
             _remove_work(work)
-        finally:
-            os.close(descriptor)
+
+
+def remove(out: Path) -> None:
+    """Remove a finished folder, which the caller knows to be ours, and its work folder: OUT is whole or gone at any moment.
+
+    Raises:
+        RequestError: another process is at work in OUT, or the work folder is not ours.
+        StorageError: the disk fails; OUT is then as it was.
+    """
+    work = WorkFolder(out)
+    descriptor = _claim(work)
+    try:
+        _settle(work)
+        with storing(out):
+            _remove(work.old)
+            out.rename(work.old)
+        _remove_work(work)
+    finally:
+        os.close(descriptor)
 
 
 def start_result(work: WorkFolder) -> Path:
@@ -143,6 +155,21 @@ def _claim(work: WorkFolder) -> int:
             raise
 
 
+@contextlib.contextmanager
+def _claimed(work: WorkFolder) -> Iterator[bool]:
+    """Lock what a killed process left beside OUT; yields whether it left anything but an empty folder, which is removed."""
+    if not work.lock.is_file():
+        with contextlib.suppress(OSError):  # there is none, or it is not empty and not ours
+            work.path.rmdir()
+        yield False
+        return
+    descriptor = _claim(work)
+    try:
+        yield True
+    finally:
+        os.close(descriptor)
+
+
 def _settle(work: WorkFolder) -> None:
     """Undo or complete what a killed process was about to do."""
     with storing(work.path):
@@ -194,19 +221,26 @@ def _remove_work(work: WorkFolder) -> None:
 
 def _empty(work: WorkFolder) -> None:
     """Remove all but the lock, the commit record last; an old OUT is removed only if it is ours."""
-    old = work.path / "old"
     for path in (work.result, work.replaced):
         if not path.exists() or (path == work.result and not work.is_committed):
             continue
         if work.is_committed and is_ours(path):
-            _remove(old)
-            path.rename(old)  # half removed, it would be ours no more
+            _forget(path, work.old)
         else:
             _warn(f"{path}: was under the name of the result and is not ours; move it to where it belongs")
             return
     for path in sorted(work.path.iterdir(), key=lambda each: each == work.commit_record):
         if path != work.lock:
-            _remove(path)
+            _forget(path, work.old)
+
+
+def _forget(path: Path, old: Path) -> None:
+    """Remove a file, or a folder that is renamed first: half removed under its own name, it would be taken for what it was."""
+    if path != old and path.is_dir() and not path.is_symlink():
+        _remove(old)
+        path.rename(old)
+        path = old
+    _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -66,6 +66,11 @@ class WorkFolder:
         return self.path / "replaced"
 
     @property
+    def old(self) -> Path:
+        """What is being removed."""
+        return self.path / "old"
+
+    @property
     def is_committed(self) -> bool:
         """Whether the complete result that was made here has got the name OUT, and may have been removed from there since."""
         try:

@@ -117,13 +117,14 @@ def inspect_source(
     source: Annotated[str, typer.Argument(help="A checkpoint or adapter folder, a Hub id, or - for standard input.")],
     json_output: Json = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Accept a checkpoint that ships code.")] = False,
+    structure: Annotated[bool, typer.Option(help="Show what was derived of its blocks, and what no stage edits.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Show the contents of a checkpoint or adapter: family, widths, bits, bytes and provenance."""
     from compresskit.report.inspect import inspect as look
     from compresskit.report.inspect import listing
 
-    found = look(source, trust_remote_code)
+    found = look(source, trust_remote_code, structure)
     show(json.dumps(found) if json_output else listing(found))
 
 

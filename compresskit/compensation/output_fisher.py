@@ -56,9 +56,9 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
         own = [name for name in names if name.startswith(block.name + ".")]
         moments = {name: Moments(block.linear(name).out_features, device) for name in own}
 
-        def step(given: Tensor, gradient: Tensor) -> Tensor:
+        def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
             with torch.enable_grad():
-                output = block.run(given)
+                output = block.run(given, number)
             return torch.autograd.grad(output, given, gradient)[0]
 
         with ExitStack() as stack:

@@ -81,7 +81,7 @@ class CompensateRequest(Request):
     @property
     def aim(self) -> Aim:
         """What is repaired, as asked for or by how the source was made."""
-        trained = not self.model.architecture.experts and trained_by_block(self.model.checkpoint.manifest)
+        trained = not self.model.architecture.has_experts and trained_by_block(self.model.checkpoint.manifest)
         return self.method.chosen_aim(bool(self.original and self.pair.kept) or trained)
 
     @property
@@ -126,11 +126,11 @@ class CompensateRequest(Request):
             raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to repair; ignore less")
         if method.splits and merge:
             raise RequestError("--merge: would put back what this method takes out; drop it")
-        if model.architecture.experts and (method.splits or not merge):
+        if model.architecture.has_experts and (method.splits or not merge):
             raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --merge")
         if model.architecture.transposed and (method.splits or not merge):
             raise UnsupportedArchitecture(f"{model.family}: its linears are stored transposed; pass --merge")
-        if model.architecture.experts and self.aim != "weight":
+        if model.architecture.has_experts and self.aim != "weight":
             raise UnsupportedArchitecture(
                 f"{model.family}: its experts see other tokens than the original's; only --aim weight of unpruned ones is built"
             )
@@ -185,19 +185,19 @@ class CompensateRequest(Request):
     def _dense_tensors(self) -> list[TensorSpec]:
         """The tensors of the dense checkpoint: linears in one dtype, all else as it is, in the source's order."""
         model = self.model
-        owner: dict[str, str] = {}
+        owners: dict[str, list[str]] = {}
         for name in model.linears:
-            stored = model.stored_name(name)
-            packed = model.format.stored_tensors(stored) if model.format and model.is_low_bit(name) else [f"{stored}.weight"]
-            owner |= dict.fromkeys(packed, name)
+            stored = [model.spec_of(f"{name}.weight").name] if not model.is_low_bit(name) else []
+            packed = model.format.stored_tensors(model.stored_name(name)) if model.format and not stored else stored
+            for tensor in packed:  # one linear's, or that of all experts of a block
+                owners.setdefault(tensor, []).append(name)
         specs: dict[str, TensorSpec] = {}
-        for stored, spec in model.checkpoint.tensors.items():
-            if stored in owner:
-                shape = model.linear_shape(owner[stored])
-                weight = f"{model.stored_name(owner[stored])}.weight"
+        for tensor, spec in model.checkpoint.tensors.items():
+            for name in owners.get(tensor, []):
+                shape, weight = model.linear_shape(name), f"{model.stored_name(name)}.weight"
                 specs[weight] = TensorSpec(weight, self.dense_dtype, shape[::-1] if model.architecture.transposed else shape)
-            else:
-                specs[stored] = spec
+            if tensor not in owners:
+                specs[tensor] = spec
         return list(specs.values())
 
     def result_model(self) -> Model:
@@ -230,7 +230,7 @@ class CompensateRequest(Request):
     def _head_gradient_bytes(self) -> int:
         """Last hidden states and their gradients, the head, and what a backward pass needs of one window's logits."""
         length, windows = self.options.sequence_length, min(self.options.samples, OUTPUT_WEIGHT_WINDOWS)
-        logits = LOGIT_COPIES * length * int(self.model.checkpoint.config["vocab_size"]) * FLOAT32_BYTES
+        logits = LOGIT_COPIES * length * self.model.vocabulary * FLOAT32_BYTES
         return 2 * hidden_bytes(self.model, windows * length) + embedding_bytes(self.model) + logits
 
 

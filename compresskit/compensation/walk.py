@@ -23,7 +23,7 @@ from compresskit.models.meta import to_stored
 from compresskit.models.pair import Pair
 from compresskit.numerics.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error, weighted
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import ATTENTION_POSITIONS, OnBlock, chosen_sequence, finish_block, replace_weight
+from compresskit.walk.sequence import OnBlock, chosen_sequence, finish_block, replace_weight
 from compresskit.walk.walk import Walk
 
 OUTPUT_DAMPING = 0.01
@@ -126,7 +126,7 @@ def _repair_block(request: Repair, block: Block, original: Block | None, writer:
     outputs = _original_outputs(request, original, [group for position in sequence for group in position])
     facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}, "scale": {}}
     for number, groups in enumerate(sequence):
-        for task in _tasks(request, block, groups, outputs, number >= ATTENTION_POSITIONS):
+        for task in _tasks(request, block, groups, outputs, number >= block.mixer_positions):
             with timed(request.seconds, "decompositions"):
                 short = task.name.removeprefix(block.name + ".")
                 update, scale = _repair_linear(request, block, task, writer)

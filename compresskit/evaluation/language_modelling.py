@@ -31,7 +31,7 @@ from compresskit.evaluation.scores import Scores, check_comparable, check_contex
 from compresskit.machine.device import Where
 from compresskit.models.model import Model
 from compresskit.walk.cost import micro_batch_size
-from compresskit.walk.walk import Walk
+from compresskit.walk.walk import Walk, windows_of
 
 FLOAT32_BYTES = 4
 LARGEST_LOSS = 700.0
@@ -91,7 +91,9 @@ def score(
     size = min(micro_batch_size(each, windows.shape[1]) for each in models)  # equal, for the side-by-side comparison
     walks = [Walk(each, windows, where, size) for each in models]
     _walk_all(walks, on_block or (lambda done, total: None))
-    norms = [statistics.fmean(matrix_nuclear_norm(window) for batch in walk.hidden for window in batch) for walk in walks]
+    norms = [
+        statistics.fmean(matrix_nuclear_norm(window) for batch in walk.hidden for window in windows_of(batch)) for walk in walks
+    ]
     sums = _sums(walks)
     predictions = windows.shape[0] * (windows.shape[1] - 1)
     perplexities = [_perplexity(each, loss / predictions) for each, loss in zip(models, sums.losses, strict=True)]
@@ -104,7 +106,7 @@ def score(
             "reference_perplexity": perplexities[1],
             "reference_nuclear_norm": norms[1],
         }
-    vocabulary = int(model.checkpoint.config["vocab_size"])
+    vocabulary = model.vocabulary
     return Scores(
         perplexity=perplexities[0], tokens=windows.numel(), nuclear_norm=norms[0], vocabulary_size=vocabulary, **compared
     )
@@ -116,7 +118,7 @@ def _check(models: list[Model], windows: Tensor) -> None:
     check_comparable(models[0], models[-1])
     for model in models:
         check_context(model, windows.shape[1])
-    largest, vocabulary = int(windows.max()), int(models[0].checkpoint.config["vocab_size"])
+    largest, vocabulary = int(windows.max()), models[0].vocabulary
     if largest >= vocabulary:
         raise RequestError(
             f"{models[0].checkpoint.folder}: the text holds token {largest}, its vocabulary has {vocabulary}; "
@@ -148,11 +150,11 @@ class _Sums:
 @torch.no_grad()
 def _sums(walks: list[Walk]) -> _Sums:
     sums = _Sums([0.0] * len(walks))
-    vocabulary = int(walks[0].model.checkpoint.config["vocab_size"])
+    vocabulary = walks[0].model.vocabulary
     for outputs in zip(*(walk.heads() for walk in walks), strict=True):
         for index, window in enumerate(outputs[0][0]):
             for rows in _chunks(len(window), vocabulary):
-                logits = [head(hidden[index : index + 1, rows]).float()[0] for _, hidden, head in outputs]
+                logits = [head(hidden[..., index : index + 1, rows, :]).float()[0] for _, hidden, head in outputs]
                 _add_rows(sums, window[rows.start + 1 : rows.stop + 1].to(logits[0].device), logits)
     return sums
 

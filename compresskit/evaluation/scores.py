@@ -54,7 +54,7 @@ def check_context(model: Model, length: int) -> None:
 
 def check_comparable(model: Model, reference: Model) -> None:
     """Raise RequestError if the vocabularies of the two models differ."""
-    sizes = [int(each.checkpoint.config["vocab_size"]) for each in (model, reference)]
+    sizes = [each.vocabulary for each in (model, reference)]
     if sizes[0] != sizes[1]:
         raise RequestError(
             f"{model.checkpoint.folder} has a vocabulary of {sizes[0]} tokens, {reference.checkpoint.folder} of {sizes[1]}; "

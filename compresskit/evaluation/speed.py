@@ -100,7 +100,7 @@ def _prompt(models: list[Model], device: torch.device) -> tuple[Tensor, int]:
     context = min(context_length(model) or PROMPT_TOKENS + DECODED_TOKENS for model in models)
     decoded = max(1, min(DECODED_TOKENS, context // 8))
     length = max(1, min(PROMPT_TOKENS, context - decoded))
-    vocabulary = int(models[0].checkpoint.config["vocab_size"])
+    vocabulary = models[0].vocabulary
     return torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0)).to(device), decoded
 
 

@@ -117,7 +117,7 @@ def _walked(model: Model, part: list[Continuation], length: int, where: Where) -
     tokens = torch.zeros(len(part), length, dtype=torch.int64)
     for row, continuation in enumerate(part):
         tokens[row, : len(continuation.ids)] = torch.tensor(continuation.ids)
-    vocabulary = int(model.checkpoint.config["vocab_size"])
+    vocabulary = model.vocabulary
     size = max(1, LOGITS_BYTES // (length * vocabulary * FLOAT32_BYTES))
     walk = Walk(model, tokens, where, size)
     for _ in walk:

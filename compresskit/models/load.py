@@ -5,6 +5,7 @@ Does not import torch, so a checkpoint that contradicts its configuration is ref
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,15 @@ from compresskit.formats import open_format
 from compresskit.formats.peft import CONFIG as ADAPTER_CONFIG
 from compresskit.formats.peft import FOLDER as ADAPTER_FOLDER
 from compresskit.formats.peft import Adapter, factor_names, open_adapter
-from compresskit.models.architectures import ARCHITECTURES, HEAD, RAGGED_PREFIX, Architecture
+from compresskit.formats.stored_forms import as_dense
+from compresskit.models.architectures import ARCHITECTURES, DOWN, GATE_AND_UP, RAGGED_PREFIX, Architecture
 from compresskit.models.layouts import own_config
 from compresskit.models.model import EXPERT_KEYS, Model
 
+PACKED_EXPERTS = (f".experts.{GATE_AND_UP}", f".experts.{DOWN}")
+"""How the names of tensors end that hold all experts of a block."""
+PREDICTION_BLOCKS = "num_nextn_predict_layers"
+"""Key of config.json with the number of blocks after the last, which predict further tokens; transformers leaves them out."""
 LARGEST_NUMBER = (1 << 31) - 1
 """Of a size in config.json."""
 MOST_BLOCKS = 10_000
@@ -44,37 +50,94 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
         RequestError: the checkpoint ships code, but code is not allowed.
         CheckpointError: a tensor is missing or its shape contradicts the configuration.
     """
-    family, architecture = check_family(checkpoint, trust_remote_code)
-    checkpoint = replace(checkpoint, config=own_config(checkpoint.config))
-    model = Model(checkpoint, family, architecture, _removed_prefix(checkpoint, architecture), open_format(checkpoint))
+    family = check_family(checkpoint, trust_remote_code)
+    checkpoint = as_dense(checkpoint)
+    architecture = architecture_of(checkpoint, family, trust_remote_code)
+    config = own_config(checkpoint.config, architecture)
+    if not trust_remote_code and not _is_ragged(checkpoint):  # transformers' own classes are used, and OUT brings no code
+        config.pop("auto_map", None)
+    checkpoint = replace(checkpoint, config=config)
+    prefix = "" if architecture.derived else _removed_prefix(checkpoint, architecture)
+    model = Model(checkpoint, family, architecture, prefix, open_format(checkpoint))
     _check_shapes(model)
     return model
 
 
-def check_family(checkpoint: Checkpoint, trust_remote_code: bool = False) -> tuple[str, Architecture]:
-    """Identify the family by config.json, and check the numbers in it.
+def check_configuration(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None:
+    """Check the family (`check_family`) and, for a family of the table, the numbers in config.json."""
+    family = check_family(checkpoint, trust_remote_code)
+    if family in ARCHITECTURES:
+        _check_numbers(checkpoint, ARCHITECTURES[family])
+
+
+def architecture_of(checkpoint: Checkpoint, family: str, trust_remote_code: bool = False) -> Architecture:
+    """Find the structure of a checkpoint's model.
 
     Returns:
-        (its name, its row of the table).
+        The family's row of the table if the stored tensors fit it, else what is derived from the stock network.
 
     Raises:
-        UnsupportedArchitecture: the family is not in the table.
-        RequestError: the checkpoint ships code, but code is not allowed.
-        CheckpointError: a value is missing or of another type.
+        UnsupportedArchitecture: transformers has no such model type, or its network cannot be walked.
+        CheckpointError: a number in config.json is missing or of another type, or transformers takes no such configuration.
+    """
+    own_code = trust_remote_code and "auto_map" in checkpoint.config and not _is_ragged(checkpoint)
+    row = None if own_code else ARCHITECTURES.get(family)
+    if row is not None and _fits(row, checkpoint):
+        _check_numbers(checkpoint, row)
+        return row
+    from compresskit.models.structure import derived
+
+    return derived(checkpoint, trust_remote_code)
+
+
+def _fits(row: Architecture, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint stores its tensors as the row says: experts one by one, not all of a block in one tensor."""
+    return not row.experts or not any(name.endswith(PACKED_EXPERTS) for name in checkpoint.tensors)
+
+
+def _is_ragged(checkpoint: Checkpoint) -> bool:
+    return str(checkpoint.config.get("model_type")).startswith(RAGGED_PREFIX)
+
+
+def check_family(checkpoint: Checkpoint, trust_remote_code: bool = False) -> str:
+    """Identify the family by config.json.
+
+    Returns:
+        Its name: the model type, without the prefix of ragged checkpoints.
+
+    Raises:
+        RequestError: the checkpoint ships code for a type that transformers lacks, but code is not allowed.
+        CheckpointError: there is no model type.
+        UnsupportedArchitecture: transformers has no such model type.
     """
     config_file = checkpoint.folder / "config.json"
     model_type = checkpoint.config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"{config_file}: has no model_type; restore the file from its source")
     family = model_type.removeprefix(RAGGED_PREFIX)
-    if "auto_map" in checkpoint.config and model_type == family and not trust_remote_code:
+    own_code = "auto_map" in checkpoint.config and model_type == family
+    if own_code and not trust_remote_code and family not in ARCHITECTURES and not _has_native(family):
         raise RequestError(f"{config_file}: the model brings its own code (auto_map); read it, then pass --trust-remote-code")
-    if family not in ARCHITECTURES:
-        known, hint = ", ".join(ARCHITECTURES), near_miss(family[:LONGEST_FAMILY], ARCHITECTURES)
-        raise UnsupportedArchitecture(f"{config_file}: unknown architecture {shown(model_type)}; known are {known}.{hint}")
-    architecture = ARCHITECTURES[family]
-    _check_numbers(checkpoint, architecture)
-    return family, architecture
+    if not own_code and family not in ARCHITECTURES and not _has_native(family):
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        hint = near_miss(family[:LONGEST_FAMILY], [name for name in CONFIG_MAPPING_NAMES if isinstance(name, str)])
+        raise UnsupportedArchitecture(
+            f"{config_file}: transformers {_transformers_version()} has no model type {shown(model_type)}; update it, or pass "
+            f"--trust-remote-code if the checkpoint brings its own code.{hint}"
+        )
+    return family
+
+
+def _has_native(family: str) -> bool:
+    """Whether transformers itself has the model type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return family in CONFIG_MAPPING_NAMES
+
+
+def _transformers_version() -> str:
+    return importlib.metadata.version("transformers")
 
 
 def _check_numbers(checkpoint: Checkpoint, architecture: Architecture) -> None:
@@ -163,12 +226,16 @@ def _removed_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
 
 
 def _check_shapes(model: Model) -> None:
-    """Check that every block holds the same tensors, with the shapes given by the configuration and the other blocks."""
+    """Raise CheckpointError if a tensor is missing, or contradicts the configuration or the other blocks."""
     _check_blocks(model)
     _check_ffn_shapes(model)
     _check_dtypes(model)
-    if model.format is not None:
-        return
+    if model.format is None and not model.architecture.derived:
+        _check_alike(model)  # derived blocks may differ; building the network checks every shape
+
+
+def _check_alike(model: Model) -> None:
+    """Raise CheckpointError unless all blocks hold the same tensors in the same shapes, and the embedding a row per token."""
     ffn_names = {
         model.stored_name(f"{name}.{leaf}")
         for index in range(model.block_count)
@@ -190,8 +257,8 @@ def _check_shapes(model: Model) -> None:
         for name, shape in by_name.items():
             if shape != usual:
                 raise _wrong_shape(model, name, shape, usual, "as in the other blocks")
-    rows = model.checkpoint.config["vocab_size"]
-    for name in (f"{model.architecture.embedding}.weight", f"{HEAD}.weight"):
+    rows = model.vocabulary
+    for name in (f"{model.architecture.embedding}.weight", f"{model.architecture.head}.weight"):
         if model.has(name):
             spec = model.checkpoint.spec(model.stored_name(name))
             if spec.shape[:1] != (rows,):
@@ -200,14 +267,15 @@ def _check_shapes(model: Model) -> None:
 
 def _block_index(model: Model, name: str) -> list[str]:
     """Return [".3."] for a stored name inside block 3, [] for names outside the blocks."""
-    prefix = model.architecture.blocks.removeprefix(model.removed_prefix) + "."
+    prefix = model.stored_blocks
     number = name.removeprefix(prefix).split(".")[0]
     return [f".{number}."] if name.startswith(prefix) and number.isdecimal() else []
 
 
 def _check_blocks(model: Model) -> None:
     """Raise CheckpointError if tensors belong to blocks that config.json does not count; they would be left out silently."""
-    counted = {str(index) for index in range(model.block_count)}
+    further = model.checkpoint.config.get(PREDICTION_BLOCKS)
+    counted = {str(index) for index in range(model.block_count + (further if type(further) is int else 0))}
     for name, spec in model.checkpoint.tensors.items():
         for part in _block_index(model, name):
             if part.strip(".") not in counted:
@@ -237,11 +305,15 @@ def _file(model: Model, spec: TensorSpec) -> Path:
 def _check_ffn_shapes(model: Model) -> None:
     for index in range(model.block_count):
         for group in model.ffn_groups(index):
-            stated = group.width if model.ragged else model.config_width(group.width_key)
+            stated = group.width
+            if not model.ragged and group.width_key:
+                stated = model.config_width(group.width_key) * group.multiple
             for ffn in group.members:
-                _expect_linear(model, ffn.out_projection, (model.hidden_size, stated))
-                for name in ffn.in_projections:
-                    _expect_linear(model, name, (stated * group.fused, model.hidden_size))
+                hidden = [model.linear_shape(ffn.out_projection)[0], *(model.linear_shape(n)[1] for n in ffn.in_projections)]
+                sizes = hidden if model.architecture.derived else [model.hidden_size] * len(hidden)
+                _expect_linear(model, ffn.out_projection, (sizes[0], stated))
+                for name, size in zip(ffn.in_projections, sizes[1:], strict=True):
+                    _expect_linear(model, name, (stated * group.fused, size))
 
 
 def _expect_linear(model: Model, name: str, expected: tuple[int, int]) -> None:
@@ -250,7 +322,7 @@ def _expect_linear(model: Model, name: str, expected: tuple[int, int]) -> None:
     found = model.linear_shape(name)
     if found != expected:
         raise _wrong_shape(model, model.stored_name(f"{name}.weight"), found, expected, "(out, in) by config.json")
-    if model.has(f"{name}.bias"):
+    if model.has(f"{name}.bias") and model.packed(f"{name}.bias") is None:
         bias = model.checkpoint.spec(model.stored_name(f"{name}.bias"))
         if bias.shape != expected[:1]:
             raise _wrong_shape(model, bias.name, bias.shape, expected[:1], "by config.json")

@@ -7,98 +7,46 @@ and stored tensors; both only transpose, so they preserve all bits.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compresskit.checkpoint.foreign_code import without_foreign_code
 from compresskit.checkpoint.small_files import first_line
-from compresskit.checkpoint.stock import stock_config
+from compresskit.checkpoint.stock import quiet
 from compresskit.errors import CheckpointError
-from compresskit.models.architectures import ARCHITECTURES, HEAD
+from compresskit.models.architectures import DOWN, GATE, GATE_AND_UP, UP
+from compresskit.models.experts import can_be_unpacked, unpacked
 from compresskit.models.model import FfnGroup, Model
-
-META = torch.device("meta")
-
-
-class PlainExperts(nn.Module):
-    """The experts of one block as plain linears, with the interface of transformers' 3-D experts."""
-
-    def __init__(self, count: int, projections: dict[str, nn.Linear], names: tuple[str, str, str], act: nn.Module):
-        """`projections`: a template linear per projection, by name, copied for each expert. `names`: gate, up, down."""
-        super().__init__()
-        for expert in range(count):
-            self.add_module(str(expert), nn.ModuleDict({name: copy.deepcopy(p) for name, p in projections.items()}))
-        self.count = count
-        self.names = names
-        self.act_fn = act
-
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """hidden_states (tokens, hidden), top_k_index and top_k_weights (tokens, k) -> (tokens, hidden)."""
-        result = torch.zeros_like(hidden_states)
-        for expert in range(self.count):
-            token, position = torch.where(top_k_index == expert)
-            if token.numel() == 0:
-                continue
-            gate, up, down = (self.get_submodule(f"{expert}.{name}") for name in self.names)
-            x = hidden_states[token]
-            y = down(self.act_fn(gate(x)) * up(x)) * top_k_weights[token, position, None]
-            result.index_add_(0, token, y.to(result.dtype))
-        return result
+from compresskit.models.names import converted
+from compresskit.models.network import META, build_network, configuration_of
 
 
-def build(model: Model, trust_remote_code: bool = False) -> PreTrainedModel:
+def build(model: Model, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Build the stock causal language model in plain form, without weights.
 
     Returns:
-        The model in evaluation mode: parameters on the meta device, buffers on the CPU.
+        The model in evaluation mode: parameters on the meta device, buffers on the CPU as in a model that is loaded in `dtype`.
 
     Raises:
         CheckpointError: a required tensor is missing or has another shape, or transformers does not take the configuration.
     """
-    network: PreTrainedModel
     try:
-        with META:
-            config, own_code = _stock_config(model, trust_remote_code), trust_remote_code and not model.ragged
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=own_code)
+        with quiet():
+            network = build_network(configuration_of(model.checkpoint, trust_remote_code), trust_remote_code, dtype)
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises errors of every kind
         file = model.checkpoint.folder / "config.json"
         raise CheckpointError(f"{file}: makes no model ({first_line(error)}); restore the file from its source") from error
-    network.eval()
-    _restore_buffers(network)
     _to_plain(model, network)
     for index in range(model.block_count):
         for group in model.ffn_groups(index):
             resize(network, model, group)
     _check_complete(model, network)
     return network
-
-
-def _stock_config(model: Model, trust_remote_code: bool) -> Any:
-    if not model.ragged:
-        return stock_config(model.checkpoint.folder, trust_remote_code)
-    ours = ("block_configs", "auto_map", "architectures", "model_type", "compresskit_ffn")
-    stock = {key: value for key, value in model.checkpoint.config.items() if key not in ours}
-    return AutoConfig.for_model(model.family, **without_foreign_code(stock))
-
-
-def _restore_buffers(network: PreTrainedModel) -> None:
-    """Initialise buffers that no file stores (rotary frequencies, embedding scales).
-
-    The model's own `_init_weights` computes them; parameters are on the meta device, where this is free.
-    """
-    for module in network.modules():
-        buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
-        for name, buffer in buffers.items():
-            module._buffers[name] = torch.empty_like(buffer, device="cpu")
-        if buffers:
-            network._init_weights(module)
 
 
 def _to_plain(model: Model, network: nn.Module) -> None:
@@ -108,20 +56,14 @@ def _to_plain(model: Model, network: nn.Module) -> None:
             if isinstance(module, Conv1D):
                 inputs, outputs = module.weight.shape
                 block.set_submodule(name, nn.Linear(inputs, outputs, bias=module.bias is not None, device=META))
-        _unpack_experts(model, block)
+            elif can_be_unpacked(module) and _experts_are_read(model, f"{model.block_name(index)}.{name}"):
+                fused = not model.has(f"{model.block_name(index)}.{name}.0.{GATE}.weight")
+                block.set_submodule(name, unpacked(module, fused, META))
 
 
-def _unpack_experts(model: Model, block: nn.Module) -> None:
-    path = model.architecture.experts
-    if not path or not any(name == path for name, _ in block.named_modules()):
-        return
-    experts: Any = block.get_submodule(path)
-    sublayer = next(s for s in ARCHITECTURES[model.family].ffns if "{expert}" in s.out_projection)
-    gate, up, down = (name.rsplit(".", 1)[1] for name in (*sublayer.in_projections, sublayer.out_projection))
-    # `resize` sets the shape of every linear later, so any width works here.
-    templates = {name: nn.Linear(model.hidden_size, 1, bias=False, device=META) for name in (gate, up)}
-    templates[down] = nn.Linear(1, model.hidden_size, bias=False, device=META)
-    block.set_submodule(path, PlainExperts(int(experts.num_experts), templates, (gate, up, down), experts.act_fn))
+def _experts_are_read(model: Model, path: str) -> bool:
+    """Whether the checkpoint holds these experts in a form that maps to plain linears."""
+    return any(model.has(f"{path}.0.{name}.weight") for name in (DOWN, GATE, UP, GATE_AND_UP))
 
 
 def resize(network: nn.Module, model: Model, group: FfnGroup) -> None:
@@ -133,20 +75,36 @@ def resize(network: nn.Module, model: Model, group: FfnGroup) -> None:
 
 
 def _check_complete(model: Model, network: nn.Module) -> None:
+    converted = {name for name, _ in model.architecture.converted}
     for name, parameter in network.named_parameters():
+        if name in converted:
+            continue
         if not model.has(name):
-            if model.checkpoint.config.get("tie_word_embeddings", True) and parameter is _output_embedding(network):
+            if _is_tied(network, name, parameter):
                 continue
             raise CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; download it again")
         if model.is_low_bit(name.removesuffix(".weight")):
             continue  # `resize` and the shape check use the unpacked shape of such a linear
-        stored = model.checkpoint.spec(model.stored_name(name)).shape
-        found = stored[::-1] if _is_transposed(model, name) else stored
+        part = model.packed(name)
+        if part is not None:
+            stored = found = model.linear_shape(name.rpartition(".")[0]) if parameter.ndim > 1 else tuple(parameter.shape)
+        else:
+            stored = model.checkpoint.spec(model.stored_name(name)).shape
+            found = stored[::-1] if _is_transposed(model, name) else stored
         if found != tuple(parameter.shape):
             raise CheckpointError(
                 f"{model.checkpoint.folder}: {model.stored_name(name)} has shape {list(stored)}, "
                 f"its configuration asks for {list(parameter.shape)}; download it again"
             )
+
+
+def _is_tied(network: Any, name: str, parameter: Tensor) -> bool:
+    """Whether a tensor that the checkpoint lacks is one of another's names: the head's weight is the embedding's."""
+    # The configuration class's own default holds where config.json does not say: transformers fills an untied head that is
+    # not stored with random numbers.
+    if name in network.all_tied_weights_keys:
+        return True
+    return bool(network.config.get_text_config().tie_word_embeddings) and parameter is _output_embedding(network)
 
 
 def _output_embedding(network: Any) -> Tensor | None:
@@ -155,12 +113,9 @@ def _output_embedding(network: Any) -> Tensor | None:
 
 
 def _is_transposed(model: Model, name: str) -> bool:
-    if not model.architecture.transposed or not name.endswith(".weight"):
+    if not model.architecture.transposed or not name.endswith(".weight") or not name.startswith(model.architecture.blocks + "."):
         return False
-    parts = name.removeprefix(model.architecture.blocks + ".").split(".", 1)
-    sublayers = (model.architecture.attention, *model.architecture.ffns)
-    linears = [linear for sublayer in sublayers for linear in (*sublayer.in_projections, sublayer.out_projection)]
-    return parts[-1].removesuffix(".weight") in linears
+    return name.removesuffix(".weight") in model.block_linears(model.block_of(name))
 
 
 def read_plain(model: Model, name: str) -> Tensor:
@@ -175,6 +130,10 @@ def _read_base(model: Model, name: str) -> Tensor:
     linear = name.removesuffix(".weight")
     if model.format is not None and model.is_low_bit(linear):
         return model.format.read(model.stored_name(linear))
+    part = model.packed(name)
+    if part is not None:
+        matrix = model.checkpoint.read_slice(part.stored, part.expert)
+        return (matrix.T if part.transposed else matrix).chunk(part.parts)[part.part]
     tensor = model.checkpoint.read(model.stored_name(name))
     return tensor.T if _is_transposed(model, name) else tensor
 
@@ -184,13 +143,56 @@ def to_stored(model: Model, name: str, weight: Tensor) -> Tensor:
     return weight.T if _is_transposed(model, name) else weight
 
 
-def fill(model: Model, network: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Read every parameter below the module `prefix` ("" for parameters outside the blocks)."""
+def fill(model: Model, network: PreTrainedModel, prefix: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Read every parameter and stored buffer below the module `prefix` ("" for those outside the blocks and outside towers)."""
     for name, parameter in _parameters(model, network, prefix):
         if parameter.is_meta and model.has(name):
             _set(network, name, read_plain(model, name).to(device=device, dtype=dtype).contiguous())
-    if not prefix and not model.has(f"{HEAD}.weight"):
+    for parameters, stored in _conversions(model, prefix):
+        read = {name: model.checkpoint.read(name) for name in stored}
+        for name, tensor in converted(network, read).items():
+            if name in parameters:
+                _set(network, name, tensor.to(device=device, dtype=dtype).contiguous())
+    _fill_buffers(model, network, prefix, device)
+    if not prefix and not model.has(f"{model.architecture.head}.weight"):
         _tie_head(network)
+
+
+def _conversions(model: Model, prefix: str) -> list[tuple[set[str], tuple[str, ...]]]:
+    """(parameters, stored tensors) of the conversions below a module; those outside the blocks for ""."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for name, stored in model.architecture.converted:
+        inside = name.startswith(prefix + ".") if prefix else is_outside(model, name)
+        if inside:
+            found.setdefault(stored, set()).add(name)
+    return [(names, stored) for stored, names in found.items()]
+
+
+def _fill_buffers(model: Model, network: nn.Module, prefix: str, device: torch.device) -> None:
+    """Read the stored buffers, and move all to the device; they keep their dtype."""
+    module = network.get_submodule(prefix)
+    for inner, buffer in list(module.named_buffers()):
+        name = f"{prefix}.{inner}" if prefix else inner
+        if not prefix and not is_outside(model, name):
+            continue
+        path, _, leaf = name.rpartition(".")
+        owner = network.get_submodule(path)
+        stored = model.has(name) and leaf not in owner._non_persistent_buffers_set
+        value = model.checkpoint.read(model.stored_name(name)).to(buffer.dtype) if stored else buffer
+        if not value.is_meta:
+            owner._buffers[leaf] = value.to(device)
+
+
+def is_outside(model: Model, name: str) -> bool:
+    """Whether a plain name lies outside the blocks."""
+    return not name.startswith(model.architecture.blocks + ".")
+
+
+def towers(model: Model, network: nn.Module) -> tuple[str, ...]:
+    """Paths of the parts that text does not run through (vision and audio towers), each with a dot at the end."""
+    blocks = model.architecture.blocks + "."
+    parts = [f"{name}." for name, module in network.named_modules() if name and isinstance(module, PreTrainedModel)]
+    return tuple(part for part in parts if not blocks.startswith(part) and not part.startswith(blocks))
 
 
 def empty(model: Model, network: nn.Module, prefix: str) -> None:
@@ -203,8 +205,8 @@ def _parameters(model: Model, network: nn.Module, prefix: str) -> list[tuple[str
     if prefix:
         return [(f"{prefix}.{name}", p) for name, p in network.get_submodule(prefix).named_parameters()]
     # A tied head shares its weight with the embedding: `empty` must see both names, or the tensor stays alive.
-    named = network.named_parameters(remove_duplicate=False)
-    return [(name, parameter) for name, parameter in named if not name.startswith(model.architecture.blocks + ".")]
+    named, others = network.named_parameters(remove_duplicate=False), towers(model, network)
+    return [(name, p) for name, p in named if is_outside(model, name) and not name.startswith(others)]
 
 
 def _set(network: nn.Module, name: str, tensor: Tensor) -> None:

@@ -59,10 +59,13 @@ class Pair:
     def _cut_rows(self, name: str, weight: Tensor) -> Tensor:
         import torch
 
+        from compresskit.numerics.rows import join_rows, split_rows
+
         rows, chosen = self.compressed.linear_shape(name)[0], torch.tensor(self.kept[name])
-        fused = next(group.fused for ffn, group in self._networks(name) if name in ffn.in_projections)
-        parts = [part[chosen] for part in weight.chunk(fused)]
-        return torch.cat([torch.cat([part, part.new_zeros(rows // fused - len(chosen), weight.shape[1])]) for part in parts])
+        group = next(group for ffn, group in self._networks(name) if name in ffn.in_projections)
+        parts = [part[chosen] for part in split_rows(weight, group.fused, group.interleaved)]
+        missing = rows // group.fused - len(chosen)
+        return join_rows([torch.cat([part, part.new_zeros(missing, weight.shape[1])]) for part in parts], group.interleaved)
 
     def _networks(self, name: str) -> list[tuple[Ffn, FfnGroup]]:
         groups = self.compressed.ffn_groups(self.compressed.block_of(name))
@@ -82,7 +85,7 @@ def pair(compressed: Model, original: Model) -> Pair:
     here, there = compressed.checkpoint.folder, original.checkpoint.folder
     facts = {
         "family": (compressed.family, original.family),
-        "vocabulary": tuple(model.checkpoint.config.get("vocab_size") for model in (compressed, original)),
+        "vocabulary": (compressed.vocabulary, original.vocabulary),
         "hidden size": (compressed.hidden_size, original.hidden_size),
         "number of blocks": (compressed.block_count, original.block_count),
     }

@@ -9,12 +9,13 @@ writes into the output folder (layouts.py), so they have a single definition.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import types
 from typing import TYPE_CHECKING
 
 from compresskit.machine.device import Where
-from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX
+from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX, Architecture
 from compresskit.models.layouts import CONFIGURATION_FILE, MODELING_FILE, can_be_ragged, class_names, generated_files
 from compresskit.models.model import Model
 
@@ -24,20 +25,27 @@ if TYPE_CHECKING:
 
 def register() -> None:
     """Register every `compresskit_*` model type with AutoConfig, AutoModel and AutoModelForCausalLM. Can be called again."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
     for family, architecture in ARCHITECTURES.items():
-        if not can_be_ragged(architecture):
-            continue
-        files, causal_class, config_class = generated_files(family, architecture.blocks, architecture.ffns[0])
-        package = f"compresskit_{family}_ragged"
-        _module(package, "", "")
-        configuration = _module(package, CONFIGURATION_FILE, files[CONFIGURATION_FILE])
-        modeling = _module(package, MODELING_FILE, files[MODELING_FILE])
-        config = getattr(configuration, config_class)
-        AutoConfig.register(RAGGED_PREFIX + family, config, exist_ok=True)
-        AutoModel.register(config, getattr(modeling, f"Compresskit{class_names(family)['base_class']}"), exist_ok=True)
-        AutoModelForCausalLM.register(config, getattr(modeling, causal_class), exist_ok=True)
+        if can_be_ragged(architecture):
+            _register(family, architecture)
+
+
+def _register(family: str, architecture: Architecture) -> None:
+    """Register the ragged type of one family, or of one derived structure."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    files, causal_class, config_class = generated_files(family, architecture)
+    package = f"compresskit_{family}_ragged"
+    if architecture.derived:  # two checkpoints of a family may differ in what their files resize
+        package += "_" + hashlib.sha256("".join(files.values()).encode()).hexdigest()[:8]
+    _module(package, "", "")
+    configuration = _module(package, CONFIGURATION_FILE, files[CONFIGURATION_FILE])
+    modeling = _module(package, MODELING_FILE, files[MODELING_FILE])
+    config = getattr(configuration, config_class)
+    AutoConfig.register(RAGGED_PREFIX + family, config, exist_ok=True)
+    AutoModel.register(config, getattr(modeling, f"Compresskit{class_names(family, architecture)['base_class']}"), exist_ok=True)
+    whole = AutoModelForImageTextToText if causal_class.endswith("ForConditionalGeneration") else AutoModelForCausalLM
+    whole.register(config, getattr(modeling, causal_class), exist_ok=True)
 
 
 def load_stock(model: Model, where: Where) -> PreTrainedModel:
@@ -55,7 +63,10 @@ def load_stock(model: Model, where: Where) -> PreTrainedModel:
 
     if model.ragged:
         register()
-    network = load_whole(model.checkpoint.folder, where.dtype, where.trust_remote_code and not model.ragged)
+        if model.architecture.derived:
+            _register(model.family, model.architecture)
+    own_code = where.trust_remote_code and not model.ragged
+    network = load_whole(model.checkpoint.folder, where.dtype, own_code, made=model.checkpoint)
     if model.adapter is not None:
         add_adapter(network, model.adapter.folder)
     return network.to(where.device)

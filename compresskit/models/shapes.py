@@ -14,7 +14,7 @@ from compresskit.errors import CheckpointError
 from compresskit.formats.peft import Adapter
 from compresskit.machine.precision import SAFETENSORS_NAMES
 from compresskit.models.architectures import RAGGED_PREFIX
-from compresskit.models.load import bind, check_family
+from compresskit.models.load import bind, check_configuration
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def without_weights(folder: Path, trust_remote_code: bool = False) -> Checkpoint
 
     raw = read_json(folder / "config.json", LARGEST_CONFIG_BYTES)
     dtype = SAFETENSORS_NAMES.get(str(raw.get("dtype") or raw.get("torch_dtype")), "F32")
-    check_family(Checkpoint(folder, raw, {}, {}), trust_remote_code)
+    check_configuration(Checkpoint(folder, raw, {}, {}), trust_remote_code)
     if str(raw.get("model_type")).startswith(RAGGED_PREFIX):  # the code in its folder is never run
         register()
         trust_remote_code = False

@@ -73,7 +73,7 @@ def tokenizing(folder: Path) -> Iterator[None]:
 
 def check_vocabulary(model: Model, largest: int) -> None:
     """Raise CheckpointError if the largest token of a text is none of the model's."""
-    known = int(model.checkpoint.config["vocab_size"])
+    known = model.vocabulary
     if largest >= known:
         raise CheckpointError(
             f"{model.checkpoint.folder}: its tokenizer gives token {largest}, the model knows {known}; restore its own tokenizer"

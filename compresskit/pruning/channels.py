@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compresskit.models.model import FfnGroup
+from compresskit.numerics.rows import join_rows, split_rows
 from compresskit.walk.block import Block
 from compresskit.walk.statistics import Gram, Moments
 
@@ -43,14 +44,10 @@ class Channels:
         return self.activations.squares.clamp_min(0).sqrt().to(self.down)
 
 
-def input_matrices(weight: Tensor, fused: int) -> tuple[Tensor, ...]:
-    """Split an input projection (fused * width, hidden) into its `fused` matrices (width, hidden)."""
-    return tuple(weight.chunk(fused))
-
-
-def kept_rows(weight: Tensor, kept: Tensor, fused: int) -> Tensor:
+def kept_rows(weight: Tensor, kept: Tensor, group: FfnGroup) -> Tensor:
     """Keep channels of an input projection or its bias: (fused * width, ...) -> (fused * kept, ...)."""
-    return torch.cat([part[kept] for part in weight.chunk(fused)])
+    parts = split_rows(weight, group.fused, group.interleaved)
+    return join_rows([part[kept] for part in parts], group.interleaved)
 
 
 def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: torch.device, advance: bool) -> ChannelStatistics:
@@ -67,6 +64,7 @@ def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: to
 def channels_of(block: Block, group: FfnGroup, member: int, statistics: ChannelStatistics) -> Channels:
     """The channels of one network of a group."""
     ffn = group.members[member]
-    matrices = [m for name in ffn.in_projections for m in input_matrices(block.linear(name).weight, group.fused)]
+    inputs = [block.linear(name).weight for name in ffn.in_projections]
+    matrices = [each for weight in inputs for each in split_rows(weight, group.fused, group.interleaved)]
     down = block.linear(ffn.out_projection).weight
     return Channels(tuple(matrices), down, statistics.get(ffn.out_projection), block.index, member)

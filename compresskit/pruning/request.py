@@ -10,7 +10,7 @@ from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import TensorSpec
-from compresskit.errors import RequestError
+from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.job import Request
 from compresskit.models import layouts
 from compresskit.models.layouts import Widths
@@ -63,11 +63,18 @@ class PruneRequest(Request):
             raise RequestError(f"{folder}: is quantized already; prune the dense checkpoint, then quantize the result")
         if found := model.checkpoint.dtypes & UNPRUNABLE:
             raise RequestError(f"{folder}: holds {', '.join(sorted(found))} tensors; prune a 16- or 32-bit checkpoint")
-        widest = max(group.width for index in range(model.block_count) for group in model.ffn_groups(index))
+        groups = [group for index in range(model.block_count) for group in model.ffn_groups(index)]
+        if not groups:
+            raise UnsupportedArchitecture(
+                f"{folder}: {model.family} has no feed-forward network whose channels can be removed; quantize it instead"
+            )
+        widest = max(group.width for group in groups)
         if method.round_to > widest:
             raise RequestError(f"--round-to {method.round_to}: the widest FFN has {widest} channels; choose less")
         if method.allocation != "uniform" and method.layout == "ragged" and method.sparsity > 0:
             layouts.check_ragged(model)
+        elif method.sparsity > 0:
+            layouts.check_keys(model)
 
     def outputs(self, widths: Widths | None = None) -> Outputs:
         """The checkpoint's files; `widths` None: those that are known before the text is seen (`_widths_beforehand`)."""
@@ -110,13 +117,21 @@ class PruneRequest(Request):
         total = sum(spec.bytes for spec in self.model.checkpoint.tensors.values())
         if self.method.layout == "padded":
             return total
-        ffn_bytes = 0
+        ffn_bytes = 0.0
         for index in range(self.model.block_count):
             for group in self.model.ffn_groups(index):
                 for ffn in group.members:
-                    names = (*ffn.in_projections, ffn.out_projection)
-                    ffn_bytes += sum(self.model.checkpoint.spec(self.model.stored_name(f"{n}.weight")).bytes for n in names)
+                    for name in (*ffn.in_projections, ffn.out_projection):
+                        ffn_bytes += self._bytes(name)
         return int(total - self.method.sparsity * ffn_bytes)
+
+    def _bytes(self, name: str) -> float:
+        """Stored bytes of a linear's weight."""
+        model, part = self.model, self.model.packed(f"{name}.weight")
+        if part is None:
+            return model.checkpoint.spec(model.stored_name(f"{name}.weight")).bytes
+        whole = model.checkpoint.spec(part.stored)
+        return whole.bytes / whole.shape[0] / part.parts
 
 
 def open_request(method: PruneMethod, source_name: str, out: Path, options: Options) -> PruneRequest:
@@ -137,7 +152,10 @@ def open_request(method: PruneMethod, source_name: str, out: Path, options: Opti
 
 def can_store_bias(model: Model) -> bool:
     """Whether the stock architecture has an FFN output bias: stored already, or switched on by a configuration key."""
-    return model.has(f"{model.ffn_groups(0)[0].members[0].out_projection}.bias") or bool(model.architecture.ffn_bias_key)
+    if model.architecture.ffn_bias_key:
+        return True
+    outputs = [ffn.out_projection for i in range(model.block_count) for group in model.ffn_groups(i) for ffn in group.members]
+    return model.has(f"{outputs[0]}.bias") if not model.architecture.derived else all(model.has(f"{n}.bias") for n in outputs)
 
 
 def stored_tensors(model: Model, widths: Widths, bias: bool) -> list[TensorSpec]:
@@ -149,7 +167,16 @@ def stored_tensors(model: Model, widths: Widths, bias: bool) -> list[TensorSpec]
             for ffn in group.members:
                 for name in (*ffn.in_projections, ffn.out_projection):
                     is_output = name == ffn.out_projection
-                    rows, columns = (model.hidden_size, width) if is_output else (width * group.fused, model.hidden_size)
+                    rows, columns = model.linear_shape(name)
+                    rows, columns = (rows, width) if is_output else (width * group.fused, columns)
+                    part = model.packed(f"{name}.weight")
+                    if part is not None:
+                        matrix = (columns, rows * part.parts) if part.transposed else (rows * part.parts, columns)
+                        shapes[part.stored] = (len(group.members), *matrix)
+                        bias_part = model.packed(f"{name}.bias")
+                        if bias_part is not None:
+                            shapes[bias_part.stored] = (len(group.members), rows * bias_part.parts)
+                        continue
                     weight, bias_name = model.stored_name(f"{name}.weight"), model.stored_name(f"{name}.bias")
                     shapes[weight] = (columns, rows) if model.architecture.transposed else (rows, columns)
                     shapes[bias_name] = (rows,)

@@ -16,6 +16,7 @@ from compresskit.machine.precision import torch_dtype
 from compresskit.models.layouts import Widths
 from compresskit.models.meta import to_stored
 from compresskit.models.model import Ffn, FfnGroup, Model
+from compresskit.numerics.rows import join_rows, split_rows
 from compresskit.pruning.channels import Channels, ChannelStatistics, channels_of, collected, kept_rows
 from compresskit.pruning.flap import output_bias
 from compresskit.pruning.method import PruneMethod
@@ -70,6 +71,7 @@ def _prune_block(
     errors: list[float] = []
     for group, width, stored in zip(groups, *widths, strict=True):
         masks.append([])
+        packed: dict[str, list[Tensor]] = {}
         for member, ffn in enumerate(group.members):
             if width < group.width:
                 channels = channels_of(block, group, member, statistics)
@@ -81,7 +83,10 @@ def _prune_block(
                 errors += [] if result.error is None else [result.error]
             # A bias that the source lacks is added in every block, even if the block loses no channel.
             if width < group.width or stored > group.width or with_bias:
-                _write(walk.model, block, group, ffn, stored, writer)
+                tensors = _stored_network(walk.model, block, group, ffn, stored, writer)
+                _put(walk.model, tensors, packed, writer)
+        for name, matrices in packed.items():
+            writer.put(name, torch.stack(matrices))
     mean_error = sum(errors) / len(errors) if errors else None
     return {"widths": widths[0], "kept_channels": masks, "relative_output_error": mean_error}
 
@@ -108,8 +113,8 @@ def prune_channels(
         correction = output_bias(mean, down, kept, new_down)
         bias = correction if bias is None else bias + correction
     ins = [block.linear(name) for name in ffn.in_projections]
-    weights = tuple(kept_rows(linear.weight, kept, group.fused) for linear in ins)
-    biases = tuple(None if linear.bias is None else kept_rows(linear.bias, kept, group.fused) for linear in ins)
+    weights = tuple(kept_rows(linear.weight, kept, group) for linear in ins)
+    biases = tuple(None if linear.bias is None else kept_rows(linear.bias, kept, group) for linear in ins)
     return Pruned(kept, (*weights, new_down), (*biases, bias), error)
 
 
@@ -118,7 +123,9 @@ def _replace(walk: Walk, block: Block, ffn: Ffn, result: Pruned) -> None:
     names = (*ffn.in_projections, ffn.out_projection)
     for name, weight, bias in zip(names, result.weights, result.biases, strict=True):
         linear = block.linear(name)
-        stored = torch_dtype(walk.model.checkpoint.spec(walk.model.stored_name(f"{name}.weight")).dtype)
+        part = walk.model.packed(f"{name}.weight")
+        stored_name = part.stored if part else walk.model.stored_name(f"{name}.weight")
+        stored = torch_dtype(walk.model.checkpoint.spec(stored_name).dtype)
         linear.out_features, linear.in_features = weight.shape
         linear.register_parameter("weight", _parameter(weight, stored, walk.dtype))
         linear.register_parameter("bias", None if bias is None else _parameter(bias, stored, walk.dtype))
@@ -128,22 +135,40 @@ def _parameter(value: Tensor, stored: torch.dtype, dtype: torch.dtype) -> nn.Par
     return nn.Parameter(value.to(stored).to(dtype), requires_grad=False)
 
 
-def _write(model: Model, block: Block, group: FfnGroup, ffn: Ffn, width: int, writer: Writer) -> None:
-    """Write one network in its current state, padded with zeros to `width`."""
+def _put(model: Model, tensors: dict[str, Tensor], packed: dict[str, list[Tensor]], writer: Writer) -> None:
+    """Write one network's tensors, by plain name; those of an expert that is stored with all others join `packed`."""
+    joined: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        part = model.packed(name)
+        if part is None:
+            writer.put(model.stored_name(name), to_stored(model, name, tensor))
+        else:
+            joined.setdefault(part.stored, []).append(tensor)
+            if len(joined[part.stored]) == part.parts:
+                whole = torch.cat(joined[part.stored])
+                packed.setdefault(part.stored, []).append(whole.T.contiguous() if part.transposed else whole)
+
+
+def _stored_network(model: Model, block: Block, group: FfnGroup, ffn: Ffn, width: int, writer: Writer) -> dict[str, Tensor]:
+    """One network in its current state, padded with zeros to `width`, in the stored dtypes, by plain name."""
+    found = {}
     for name in (*ffn.in_projections, ffn.out_projection):
         linear = block.linear(name)
         is_output = name == ffn.out_projection
         for leaf, value in (("weight", linear.weight), ("bias", linear.bias)):
-            stored_name = model.stored_name(f"{name}.{leaf}")
+            part = model.packed(f"{name}.{leaf}")
+            stored_name = part.stored if part else model.stored_name(f"{name}.{leaf}")
             if stored_name not in writer.specs:
                 continue
             full = torch.zeros(linear.out_features) if value is None else value
             full = full.to(torch_dtype(writer.specs[stored_name].dtype))
             if not is_output:
-                full = torch.cat([padded(part, 0, width) for part in full.chunk(group.fused)])
+                parts = split_rows(full, group.fused, group.interleaved)
+                full = join_rows([padded(each, 0, width) for each in parts], group.interleaved)
             elif leaf == "weight":
                 full = padded(full, 1, width)
-            writer.put(stored_name, to_stored(model, f"{name}.{leaf}", full))
+            found[f"{name}.{leaf}"] = full
+    return found
 
 
 def padded(value: Tensor, dim: int, size: int) -> Tensor:

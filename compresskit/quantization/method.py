@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from compresskit.checkpoint.reader import TensorSpec
-from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.errors import RequestError
 from compresskit.formats import compressed_tensors
+from compresskit.models.loadable import check_loadable, quantised_linears
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedBlock, QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
@@ -98,7 +99,7 @@ class GridMethod(QuantizeMethod):
 
     def is_symmetric(self, model: Model) -> bool:
         """Whether the grid has no zero points."""
-        return self.mixed or bool(model.architecture.experts) if self.symmetric is None else self.symmetric
+        return self.mixed or model.architecture.has_experts if self.symmetric is None else self.symmetric
 
     def check(self, model: Model) -> None:
         """Refuse models whose result stock tools could not load, before any work.
@@ -107,21 +108,7 @@ class GridMethod(QuantizeMethod):
             UnsupportedArchitecture: stock tools cannot unpack this family's linears.
             RequestError: mixed precision is combined with zero points.
         """
-        if model.architecture.transposed:
-            raise UnsupportedArchitecture(
-                f"{model.family}: its linears are stored transposed, and stock tools unpack no packed ones; use quantize nf4"
-            )
-        if self.mixed and model.architecture.experts:
-            raise UnsupportedArchitecture(f"{model.family}: stock tools unpack experts of one bit width only; pass whole --bits")
-        if self.mixed and not self.is_symmetric(model):
-            raise RequestError(
-                f"--bits {self.bits:g} --asymmetric: stock tools read several bit widths only without zero points; "
-                "pass --symmetric, or whole bits"
-            )
-        if model.architecture.experts and not self.is_symmetric(model):
-            raise UnsupportedArchitecture(
-                f"{model.family}: stock tools unpack the experts' linears only without zero points; pass --symmetric"
-            )
+        check_loadable(model, self.ignore, self.bits, self.is_symmetric(model))
 
     def scheme(self, model: Model) -> Scheme:
         """Grid of every linear; raises RequestError if the group size does not divide a linear's inputs."""
@@ -193,11 +180,6 @@ class BlockMethod(GridMethod):
             TypeError: the method does not implement it.
         """
         raise TypeError(f"{type(self).__name__} defines no quantize_block")
-
-
-def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
-    """Plain names of the linears to quantise: all linears of the blocks except ignored ones."""
-    return [name for name in model.linears if not any(part in name for part in ignore)]
 
 
 def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:

@@ -62,7 +62,7 @@ def block_losses(request: QuantizeRequest, walk: Walk, levels: Sequence[Scheme],
     count = walk.model.block_count
     for block in walk:
         for stream in streams.values():
-            stream[:] = [block.run(hidden) for hidden in stream]
+            stream[:] = block.run_all(stream)
         for bits, outputs in _rounded_outputs(block, request, levels).items():
             streams[block.index, bits] = outputs
         on_block("sensitivity", block.index + 1, count)
@@ -84,7 +84,7 @@ def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Sc
     """The block's outputs on its current inputs, rounded to each level in turn; the block itself is unchanged."""
     groups = [group for position in chosen_sequence(request.model, block.index, request.schemes) for group in position]
     if not groups:
-        return {scheme.bits: [block.run(hidden) for hidden in block.hidden] for scheme in levels}
+        return {scheme.bits: block.run_all(block.hidden) for scheme in levels}
     inputs = [block.linear(group[0]) for group in groups]
     grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
     block.collect(grams)
@@ -97,7 +97,7 @@ def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Sc
                 gram = grams[group[0]]
                 hessian = gram.matrix() / gram.tokens if gram.tokens else None
                 replace_weight(block.linear(name), _rounded(originals[name].float(), hessian, scheme, scale_dtype))
-        found[scheme.bits] = [block.run(hidden) for hidden in block.hidden]
+        found[scheme.bits] = block.run_all(block.hidden)
     for name, weight in originals.items():
         replace_weight(block.linear(name), weight)
     return found

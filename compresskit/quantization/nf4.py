@@ -37,7 +37,7 @@ class NF4(QuantizeMethod, frozen=True):
 
     def check(self, model: Model) -> None:
         """Raise UnsupportedArchitecture for experts: stock tools keep them in 3-D tensors that 4-bit files cannot fill."""
-        if model.architecture.experts:
+        if model.architecture.has_experts:
             raise UnsupportedArchitecture(f"{model.family}: stock tools load no 4-bit experts; use quantize gptq --symmetric")
 
     def scheme(self, model: Model) -> Scheme | None:

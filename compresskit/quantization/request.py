@@ -21,10 +21,11 @@ from compresskit.machine.precision import SAFETENSORS_NAMES, TORCH_NAMES
 from compresskit.models import layouts
 from compresskit.models.architectures import HEAD
 from compresskit.models.load import open_model
+from compresskit.models.loadable import quantised_linears
 from compresskit.models.model import BITS_PER_BYTE, Model
 from compresskit.models.shapes import LowBitShapes, adapter_shapes, low_bit_shapes
 from compresskit.numerics.scheme import Scheme
-from compresskit.quantization.method import BlockMethod, GridMethod, QuantizeMethod, quantised_linears
+from compresskit.quantization.method import BlockMethod, GridMethod, QuantizeMethod
 from compresskit.stages import Options
 from compresskit.walk.cost import (
     block_bytes,
@@ -132,10 +133,11 @@ class QuantizeRequest(Request):
         """config.json: the source's keys, and how the linears are stored."""
         dtype = TORCH_NAMES[self.model.weight_dtype]
         dense = [name for name in self.model.linears if name not in self.schemes]
+        others = self.model.architecture.dense_linears if self.model.architecture.derived else [HEAD]
         config = dict(self.model.checkpoint.config)
         if self.method.embedding_bits == 16 and dtype == "float32":
             dtype = config["dtype"] = "float16"
-        config["quantization_config"] = self.method.configuration(self.schemes, [HEAD, *dense], dtype)
+        config["quantization_config"] = self.method.configuration(self.schemes, [*others, *dense], dtype)
         return config
 
     def linear_tensors(self, name: str) -> list[TensorSpec]:
@@ -146,12 +148,14 @@ class QuantizeRequest(Request):
     def _stored_tensors(self) -> list[TensorSpec]:
         """Every tensor of the checkpoint, in the source's order."""
         model = self.model
-        blocks = model.stored_name(model.architecture.blocks + ".")
-        weights = {model.stored_name(f"{name}.weight"): name for name in self.schemes}
+        blocks = model.stored_blocks
+        weights: dict[str, list[str]] = {}
+        for name in self.schemes:
+            weights.setdefault(model.spec_of(f"{name}.weight").name, []).append(name)
         specs = []
         for stored, spec in model.checkpoint.tensors.items():
-            if stored in weights:
-                specs += self.linear_tensors(weights[stored])
+            if stored in weights:  # one linear, or all experts of a block
+                specs += [tensor for name in weights[stored] for tensor in self.linear_tensors(name)]
             else:
                 halved = self.method.embedding_bits == 16 and spec.dtype == "F32" and not stored.startswith(blocks)
                 specs.append(replace(spec, dtype=self.scale_dtype) if halved else spec)

@@ -13,7 +13,7 @@ from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import ATTENTION_POSITIONS, OnBlock, chosen_sequence, collected, finish_block, replace_weight
+from compresskit.walk.sequence import OnBlock, chosen_sequence, collected, finish_block, replace_weight
 from compresskit.walk.walk import Walk
 
 
@@ -49,7 +49,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
     method, scale_dtype = request.method, torch_dtype(request.scale_dtype)
     errors: dict[str, float] = {}
     for number, groups in enumerate(chosen_sequence(request.model, block.index, request.schemes)):
-        grams = collected(groups, block, number >= ATTENTION_POSITIONS) if method.needs_activations else {}
+        grams = collected(groups, block, number >= block.mixer_positions) if method.needs_activations else {}
         for group in groups:
             weights = [block.linear(name).weight for name in group]
             gram = grams.pop(group[0], None)

@@ -1,26 +1,26 @@
 """State of a run in OUT/run.json: every step's key and result, written before the next step begins. No torch.
 
 A step's key is the SHA-256 of its settings, the contents of its inputs and the tool's version. A step's old output stays
-until the new one takes its place in one step. A step that is recorded as running has therefore finished if and only if its
-output is another than the recorded one, so a run that is killed before it records the result does not repeat the step.
+until the new one takes its place in one step. A step that is recorded as running has therefore finished if and only if it
+has an output, and another than the recorded one: a run that is killed before it records the result does not repeat the step.
+What is removed goes in one step too, and the work folder of a step is of the recorded key, or empty.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import manifest, source
-from compresskit.checkpoint.folder import discard
+from compresskit.checkpoint.folder import discard, remove, settle
 from compresskit.checkpoint.reader import sha256
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import read_json
-from compresskit.checkpoint.whole_files import NEW, storing, write_whole
+from compresskit.checkpoint.whole_files import NEW, write_whole
 from compresskit.checkpoint.work_folder import check_name, is_ours, manifest_digest
 from compresskit.errors import RequestError
 from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Step, resolved
@@ -33,6 +33,8 @@ READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model"
 NOT_IN_KEY = (*RUN_DECIDES, "gate", "verify")
 """Not part of the key: a changed limit is checked against the existing report."""
 REPORT = "report.json"
+REPORT_FILES = (REPORT, REPORT + NEW)
+"""What a step that writes no model has in its folder: its report, and what a kill left of one."""
 RUNNING, DONE, OUTDATED = "running", "done", "outdated"
 """Status of a step; outdated: asked to be done again, by a run that starts over."""
 
@@ -87,7 +89,7 @@ class State:
         folder = self.output(step.name)
         if found is None or found["key"] != key or found["status"] == OUTDATED or not folder.is_dir():
             return False
-        if found["status"] == RUNNING and found.get("replaces") == output_digest(self.folder(step.name)):
+        if found["status"] == RUNNING and output_digest(self.folder(step.name)) in (None, found.get("replaces")):
             return False
         if not step.writes_model:
             return (folder / REPORT).is_file()
@@ -109,9 +111,13 @@ class State:
             raise RequestError(
                 f"{folder}: is in the way of step {step.name!r} and not of this run; move it, or choose another OUT"
             )
-        if folder.is_dir() and step.writes_model == (folder / REPORT).is_file():
-            self._remove_output(step.name)  # under this name, another recipe had the other kind of step
         goes_on = found is not None and found["key"] == key and found["status"] == RUNNING
+        if goes_on:
+            settle(folder)  # the old output may wait there to come back; afterwards, it would be taken for the new one
+        else:
+            discard(folder)  # of another key; once this one is recorded, a resumed run would take it up
+        if folder.is_dir() and step.writes_model == any((folder / name).is_file() for name in REPORT_FILES):
+            self._remove_output(step.name)  # under this name, another recipe had the other kind of step
         self.steps[step.name] = {"key": key, "status": RUNNING, "result": None, "replaces": output_digest(folder)}
         self.save()
         return goes_on
@@ -136,14 +142,20 @@ class State:
             discard(self.folder(name))
 
     def _remove_output(self, name: str) -> None:
-        """Remove a step's folder if it holds a stage's output or a report and nothing else; raises RequestError otherwise."""
+        """Remove a step's folders if they hold a stage's output or a report and nothing else; raises RequestError otherwise."""
         folder = self.folder(name)
         if not os.path.lexists(folder):
             return
-        if not is_ours(folder) and {path.name for path in folder.iterdir()} != {REPORT}:
+        if not is_ours(folder) and not _is_report(folder):
             raise RequestError(f"{folder}: holds what no step wrote, so it is not removed; move it, or choose another OUT")
-        with storing(folder):
-            shutil.rmtree(folder)
+        remove(folder)
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether a folder holds a report, or what a kill left of one, and nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(path.name in REPORT_FILES and path.is_file() and not path.is_symlink() for path in folder.iterdir())
 
 
 def output_digest(folder: Path) -> str | None:

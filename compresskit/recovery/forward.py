@@ -17,7 +17,7 @@ from compresskit.machine.device import Where
 from compresskit.models.model import Model
 from compresskit.recovery.data.encoding import Sample
 from compresskit.walk.cost import FLOAT32_BYTES, micro_batch_size
-from compresskit.walk.walk import Walk
+from compresskit.walk.walk import Walk, windows_of
 
 HIDDEN_BYTES = 1 << 28
 """Bound on the hidden states of one chunk of samples, per model (256 MiB)."""
@@ -88,7 +88,7 @@ def mean_hidden(done: Walk, samples: Sequence[Sample]) -> Tensor:
     lengths = torch.tensor([len(sample.tokens) for sample in samples])
     means = []
     parts = torch.split(lengths, [len(batch) for batch in done.batches])
-    for hidden, counts in zip(done.hidden, parts, strict=True):
+    for hidden, counts in zip(map(windows_of, done.hidden), parts, strict=True):
         inside = (torch.arange(hidden.shape[1]) < counts[:, None]).to(hidden)
         sums = (hidden.float() * inside[:, :, None].float()).sum(dim=1).cpu()
         means.append(sums / counts[:, None])
@@ -108,7 +108,7 @@ def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = F
     ends = torch.tensor([len(sample.tokens) for sample in samples])
     places = torch.arange(int(ends.max()))
     chosen = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
-    step = max(1, LOGITS_BYTES // (int(done[0].model.checkpoint.config["vocab_size"]) * FLOAT32_BYTES))
+    step = max(1, LOGITS_BYTES // (done[0].model.vocabulary * FLOAT32_BYTES))
     first = 0
     for outputs in zip(*(walk.heads() for walk in done), strict=True):
         batch = outputs[0][0]
@@ -117,7 +117,7 @@ def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = F
             part = slice(start, start + step)
             owner, position = owners[part], positions[part]
             # Pass each position as a text of one token: families with learned positions have no more than their context.
-            logits = tuple(head(hidden[owner, position][:, None])[:, 0].float() for _, hidden, head in outputs)
+            logits = tuple(head(hidden[..., owner, position, :].unsqueeze(-2))[:, 0].float() for _, hidden, head in outputs)
             yield Rows(owner + first, position, batch[owner, position + 1], logits)
         first += len(batch)
 

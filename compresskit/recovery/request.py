@@ -15,7 +15,7 @@ from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
 from compresskit.checkpoint.work_folder import WorkFolder
-from compresskit.errors import RequestError
+from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.evaluation.request import scoring_bytes
 from compresskit.evaluation.scores import check_comparable, check_context
 from compresskit.formats import peft
@@ -143,6 +143,7 @@ class RecoverRequest(Request):
         Raises:
             RequestError: there is no data, settings contradict each other, the context is too short for the samples, or peft
                 or a full update cannot train such weights.
+            UnsupportedArchitecture: weights are stored in a form into which trained ones cannot be written back.
         """
         model, options = self.model, self.options
         if not options.data:
@@ -152,9 +153,13 @@ class RecoverRequest(Request):
                 "--data-weight: weighs the data's tokens against the original's predictions; give --loss distill, or leave it out"
             )
         check_context(model, options.sequence_length)
-        if model.architecture.experts and (options.adapter_only or model.quantized):
+        if model.architecture.has_experts and (options.adapter_only or model.quantized):
             raise RequestError(
                 f"{model.family}: peft loads no adapters of its experts; recover a dense checkpoint, without --adapter-only"
+            )
+        if form := unwritable(model):
+            raise UnsupportedArchitecture(
+                f"{model.family}: {form}, into which trained weights are not written back; prune it only"
             )
         if options.update == "full" and (options.adapter_only or model.quantized or model.adapter):
             raise RequestError(
@@ -222,7 +227,7 @@ class RecoverRequest(Request):
         """The whole model, what a full update adds to it, what a backward pass needs of a micro-batch, and its logits."""
         model, options = self.model, self.options
         numbers = sum(sum(model.linear_shape(name)) for name in model.linears)
-        vocabulary = int(model.checkpoint.config["vocab_size"])
+        vocabulary = model.vocabulary
         tokens = min(MICRO_BATCH_TOKENS, options.batch_size * options.sequence_length)
         logits = LEARNED_LOGIT_COPIES[options.loss] * tokens * vocabulary * FLOAT32_BYTES
         trained = sum(math.prod(model.linear_shape(name)) for name in model.linears) if options.update == "full" else 0
@@ -263,3 +268,11 @@ def _check_extras(options: RecoverOptions) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise RequestError(f"recover: {', '.join(missing)} not installed; pip install 'compresskit[recover]'")
+
+
+def unwritable(model: Model) -> str:
+    """What of a model is stored in a form into which single weights cannot be written; "" if nothing is."""
+    packed = next((each.stored for kind in model.architecture.kinds for each in kind.packed), "")
+    if packed:
+        return f"all experts of a block are stored in {packed}"
+    return f"transformers makes {model.architecture.converted[0][0]} on loading" if model.architecture.converted else ""

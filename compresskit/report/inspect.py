@@ -13,10 +13,11 @@ from compresskit.checkpoint.manifest import chain, changed_files
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, tensors_in
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import read_json
-from compresskit.errors import CheckpointError
+from compresskit.errors import CheckpointError, UnsupportedArchitecture
 from compresskit.formats import open_format
+from compresskit.formats.stored_forms import as_dense
 from compresskit.formats.ternary.golomb import entropy
-from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX
+from compresskit.models.architectures import RAGGED_PREFIX
 from compresskit.models.load import bind, with_adapter
 from compresskit.models.model import Model
 from compresskit.task_vectors.vector import TernaryVector, facts_of, is_ternary, open_task_vector
@@ -24,8 +25,10 @@ from compresskit.task_vectors.vector import TernaryVector, facts_of, is_ternary,
 BITS_PER_BYTE = 8
 
 
-def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+def inspect(source_name: str, trust_remote_code: bool = False, structure: bool = False) -> dict[str, Any]:
     """Describe a folder from its headers: family, blocks, widths, dtypes, bytes and the chain of manifests.
+
+    `structure` adds the kinds of blocks: their linears in compute order, their feed-forward networks, and what no stage edits.
 
     Returns:
         The dictionary that `--json` prints; its keys depend on "kind", a checkpoint or an adapter, ternary or not.
@@ -41,33 +44,75 @@ def inspect(source_name: str, trust_remote_code: bool = False) -> dict[str, Any]
     checkpoint = open_checkpoint(folder)
     model_type = str(checkpoint.config.get("model_type", ""))
     family = model_type.removeprefix(RAGGED_PREFIX)
-    known = family in ARCHITECTURES
+    usable = checkpoint.config.get("quantization_config") is None or readable(checkpoint)
+    dense = as_dense(checkpoint) if usable else checkpoint
     result: dict[str, Any] = {
         "kind": "checkpoint",
         "folder": str(folder),
         "family": family,
-        "supported": known,
+        "supported": True,
         "quantization": checkpoint.config.get("quantization_config"),
-        "parameters": checkpoint.parameters,
+        "stored_as": dense.stored_as,
+        "parameters": dense.parameters,
         "bytes": checkpoint.bytes,
         "dtypes": _dtypes(list(checkpoint.tensors.values())),
         "files": {file.name: file.stat().st_size for file in checkpoint.files},
     }
-    if known and (checkpoint.config.get("quantization_config") is None or readable(checkpoint)):
-        model = with_adapter(bind(checkpoint, trust_remote_code), None)
-        weights = {"parameters": model.parameters, "bytes": model.bytes, "bits_per_weight": model.bits_per_weight}
-        result |= weights | {"low_bit": _low_bit(model)} | _blocks(model)
-        if model.adapter:
-            result["adapter"] = _inspect_adapter(model.adapter.folder)
+    if usable:
+        result |= _inspect_model(dense, trust_remote_code, structure)
     return result | {"chain": _links(checkpoint.manifest), "changed_files": changed_files(folder, checkpoint.manifest or {})}
 
 
-def readable(checkpoint: Checkpoint) -> bool:
-    """Whether its low-bit format is supported; for others only the stored tensors are listed."""
+def _inspect_model(checkpoint: Checkpoint, trust_remote_code: bool, structure: bool) -> dict[str, Any]:
+    """Facts about the model; of a type that is not supported, the reason."""
     try:
-        return open_format(checkpoint) is not None
+        model = with_adapter(bind(checkpoint, trust_remote_code), None)
+    except UnsupportedArchitecture as error:
+        return {"supported": False, "reason": str(error)}
+    weights = {"parameters": model.parameters, "bytes": model.bytes, "bits_per_weight": model.bits_per_weight}
+    found = weights | {"low_bit": _low_bit(model)} | _blocks(model) | {"editable": editable(model)}
+    if model.adapter:
+        found["adapter"] = _inspect_adapter(model.adapter.folder)
+    return found | ({"structure": _structure(model)} if structure else {})
+
+
+def editable(model: Model) -> dict[str, float]:
+    """Shares of the parameters that `quantize` can store in few bits, and that `prune` can take channels from."""
+    networks = {
+        name for i in range(model.block_count) for group in model.ffn_groups(i)
+        for ffn in group.members for name in (*ffn.in_projections, ffn.out_projection)
+    }  # fmt: skip
+    shares = {"quantize": model.linears, "prune": networks}
+    return {
+        stage: round(sum(math.prod(model.linear_shape(n)) for n in names) / model.parameters, 4)
+        for stage, names in shares.items()
+    }
+
+
+def _structure(model: Model) -> list[dict[str, Any]]:
+    """The kinds of blocks in the order of their first block, with the blocks that are of each kind."""
+    found: dict[str, dict[str, Any]] = {}
+    for index in range(model.block_count):
+        kind = model.architecture.block(index)
+        described = {
+            "positions": [[list(group) for group in position] for position in kind.positions],
+            "ffns": [
+                {"in_projections": list(ffn.in_projections), "out_projection": ffn.out_projection, "width_key": ffn.width_key}
+                for ffn in kind.ffns
+            ],
+            "untouched": dict(kind.untouched),
+        }  # fmt: skip
+        found.setdefault(json.dumps(described), described | {"blocks": []})["blocks"].append(index)
+    return list(found.values())
+
+
+def readable(checkpoint: Checkpoint) -> bool:
+    """Whether its low-bit format or stored form is supported; for others only the stored tensors are listed."""
+    try:
+        open_format(as_dense(checkpoint))
     except CheckpointError:
         return False
+    return True
 
 
 def _low_bit(model: Model) -> dict[str, Any] | None:
@@ -97,7 +142,7 @@ def _blocks(model: Model) -> dict[str, Any]:
         "blocks": model.block_count,
         "hidden_size": model.hidden_size,
         "ffn_widths": widths,
-        "experts": max(len(group.members) for i in range(model.block_count) for group in model.ffn_groups(i)),
+        "experts": max((len(group.members) for i in range(model.block_count) for group in model.ffn_groups(i)), default=0),
     }
 
 
@@ -155,8 +200,19 @@ def listing(found: dict[str, Any]) -> str:
     lines = []
     for key, value in found.items():
         if key == "ffn_widths":
-            flat = [width for block in value for width in block]
+            flat = [width for block in value for width in block] or [0]
             lines.append(f"{key:16} {min(flat)} to {max(flat)}: {' '.join('/'.join(map(str, block)) for block in value)}")
+        elif key == "structure":
+            for kind in value:
+                lines.append(f"{'blocks':16} {' '.join(map(str, kind['blocks']))}")
+                lines += [
+                    f"{'  position':16} {'; '.join(' '.join(group) for group in position)}" for position in kind["positions"]
+                ]
+                lines += [
+                    f"{'  ffn':16} {' '.join(f['in_projections'])} -> {f['out_projection']} ({f['width_key'] or 'no key'})"
+                    for f in kind["ffns"]
+                ]
+                lines += [f"{'  untouched':16} {name} ({reason})" for name, reason in kind["untouched"].items()]
         elif key == "chain":
             for link in value:
                 made_by = f"{link['stage']} {link['method']} (compresskit {link['version']})"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.checkpoint.small_files import read_json
+from compresskit.errors import CompresskitError
 from compresskit.models import layouts
-from compresskit.models.architectures import ARCHITECTURES, RAGGED_PREFIX
+from compresskit.models.architectures import RAGGED_PREFIX
+from compresskit.models.load import architecture_of
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REGISTER = """\
@@ -65,13 +68,18 @@ def holds_our_code_only(folder: Path) -> bool:
     """Whether `trust_remote_code` would run only what we write into the folder of a ragged model."""
     config = read_json(folder / "config.json")
     family = str(config["model_type"]).removeprefix(RAGGED_PREFIX)
-    if family not in layouts.CLASSES or config != layouts.own_config(config) or (folder / "custom_generate").exists():
+    try:
+        architecture = architecture_of(open_checkpoint(folder), family)
+    except CompresskitError:  # a folder that cannot be read holds nothing that we vouch for
+        return False
+    if not layouts.can_be_ragged(architecture) or (folder / "custom_generate").exists():
+        return False
+    if config != layouts.own_config(config, architecture):
         return False
     others = [path for path in folder.glob("*config.json") if path.name != "config.json"]
     if any("auto_map" in read_json(path) for path in others):
         return False
-    architecture = ARCHITECTURES[family]
-    files, _, _ = layouts.generated_files(family, architecture.blocks, architecture.ffns[0])
+    files, _, _ = layouts.generated_files(family, architecture)
     return all((folder / name).is_file() and (folder / name).read_bytes() == text.encode() for name, text in files.items())
 
 

@@ -21,8 +21,8 @@ from compresskit.walk.walk import Walk
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """function(tokens (1, length), logits (1, length, vocabulary) float32) -> a number."""
-GradientStep = Callable[[Tensor, Tensor], Tensor]
-"""function(one window's inputs of a block, requiring gradients, d loss / d its outputs) -> d loss / d its inputs."""
+GradientStep = Callable[[Tensor, Tensor, int], Tensor]
+"""function(one window's inputs of a block, requiring gradients, d loss / d its outputs, its number) -> d loss / d its inputs."""
 
 
 def walk_backward(
@@ -49,7 +49,7 @@ def walk_backward(
         hidden = [inputs[str(i)] for i in range(len(inputs))]
         with walk.block(index, hidden, calls[index]) as block, visit(block) as step:
             for number, window in enumerate(block.hidden):
-                gradients[number] = step(window.detach().requires_grad_(True), gradients[number])
+                gradients[number] = step(window.detach().requires_grad_(True), gradients[number], number)
         on_block("backward", count - index, count)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
+from compresskit.walk.calls import Calls
 
 
 class Statistic(Protocol):
@@ -19,23 +20,6 @@ class Statistic(Protocol):
 
     def add(self, x: Tensor) -> None:
         """Add the linear's inputs for one micro-batch, x (tokens, in)."""
-
-
-@dataclass
-class Call:
-    """Arguments of one block call, besides the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-Calls = dict[tuple[int, int], Call]
-"""A block's call arguments, keyed by the shape of the micro-batch, (samples, length)."""
-
-
-def shape_of(hidden: Tensor) -> tuple[int, int]:
-    """Hidden states (samples, length, hidden) -> (samples, length)."""
-    return hidden.shape[0], hidden.shape[1]
 
 
 @dataclass
@@ -49,7 +33,9 @@ class Block:
     """The block's inputs, one (batch, length, hidden) tensor per micro-batch."""
     calls: Calls
     attention: str
-    """Path of the attention module inside the block."""
+    """Path inside the block of the module that mixes tokens (the attention), whose output can be kept; "" if there is none."""
+    mixer_positions: int = 2
+    """Number of leading positions of `Model.linear_sequence` after which that module's output is final."""
     advanced: bool = field(default=False)
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
@@ -60,14 +46,32 @@ class Block:
         assert isinstance(found, nn.Linear)
         return found
 
-    def run(self, hidden: Tensor) -> Tensor:
-        """Run the block, (batch, length, hidden) to the same shape; raises NumericalError if the output is not finite."""
-        call = self.calls[shape_of(hidden)]
+    @property
+    def runs(self) -> bool:
+        """Whether text runs through the block; cross-attention to images does not run without them."""
+        return bool(self.calls) or not self.hidden
+
+    def run(self, hidden: Tensor, number: int) -> Tensor:
+        """Run the block with the arguments of micro-batch `number`.
+
+        Returns:
+            The block's output, in the shape of `hidden`.
+
+        Raises:
+            NumericalError: the output is not finite.
+        """
+        if not self.runs:
+            return hidden
+        call = self.calls[number]
         return self._checked(self.module(hidden, *call.args, **call.kwargs))
 
-    def run_with(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    def run_all(self, stream: Sequence[Tensor]) -> list[Tensor]:
+        """Run a stream of hidden states, one tensor per micro-batch of the walk."""
+        return [self.run(hidden, number) for number, hidden in enumerate(stream)]
+
+    def run_with(self, hidden: Tensor, number: int, weights: Mapping[str, Tensor]) -> Tensor:
         """Like `run`, with other weights, keyed by their names inside the block; gradients flow to them."""
-        call = self.calls[shape_of(hidden)]
+        call = self.calls[number]
         return self._checked(torch.func.functional_call(self.module, dict(weights), (hidden, *call.args), call.kwargs))
 
     def _checked(self, output: Any) -> Tensor:
@@ -86,15 +90,15 @@ class Block:
         if not statistics:
             return
         with ExitStack() as stack:
-            if self.remembered or attention_is_final:
+            if self.remembered or (attention_is_final and self.attention):
                 module = self.module.get_submodule(self.attention)
                 attend = _replaying(list(self.remembered)) if self.remembered else _keeping(module.forward, self.remembered)
                 stack.enter_context(forward_replaced(module, attend))
             # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
             self._record(statistics, stack, stop=len(statistics) == 1)
-            for hidden in self.hidden:
+            for number, hidden in enumerate(self.hidden):
                 with suppress(_SeenEnough):
-                    self.run(hidden)
+                    self.run(hidden, number)
         release_freed_memory()
 
     def advance(self, statistics: Mapping[str, Statistic] | None = None) -> None:
@@ -113,7 +117,7 @@ class Block:
                 module = self.module.get_submodule(self.attention)
                 stack.enter_context(forward_replaced(module, _replaying(self.remembered)))
             for index, hidden in enumerate(self.hidden):
-                output = self.run(hidden)
+                output = self.run(hidden, index)
                 self.hidden[index] = output
                 yield hidden, output
         self.advanced = True

@@ -27,14 +27,14 @@ COPIES_OF_A_GROUP = 5
 
 def micro_batch_size(model: Model, length: int) -> int:
     """Number of `length`-token samples whose widest activations stay below `MICRO_BATCH_BYTES`; at least one."""
-    widest = max(group.width for i in range(model.block_count) for group in model.ffn_groups(i))
+    widest = max((group.width for i in range(model.block_count) for group in model.ffn_groups(i)), default=0)
     bytes_per_sample = length * max(widest, model.hidden_size) * FLOAT32_BYTES
     return max(1, MICRO_BATCH_BYTES // bytes_per_sample)
 
 
 def embedding_bytes(model: Model) -> int:
     """Bytes of the embedding (or the head) in float32."""
-    return FLOAT32_BYTES * int(model.checkpoint.config["vocab_size"]) * model.hidden_size
+    return FLOAT32_BYTES * model.vocabulary * model.hidden_size
 
 
 def hidden_bytes(model: Model, tokens: int) -> int:
@@ -48,20 +48,25 @@ def block_bytes(model: Model) -> int:
     return FLOAT32_BYTES * max(sizes)
 
 
+def _usual_block(model: Model) -> list[str]:
+    """Linears of the first block that has any."""
+    return next((names for i in range(model.block_count) if (names := model.block_linears(i))), [])
+
+
 def largest_linear_bytes(model: Model) -> int:
     """Bytes of the first block's largest linear in float32."""
-    return FLOAT32_BYTES * max(math.prod(model.linear_shape(name)) for name in model.block_linears(0))
+    return FLOAT32_BYTES * max((math.prod(model.linear_shape(name)) for name in _usual_block(model)), default=0)
 
 
 def window_bytes(model: Model, length: int) -> int:
     """Bytes of the live activations of one window of `length` tokens."""
-    widest = max(model.linear_shape(name)[1] for name in model.block_linears(0))
+    widest = max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
     return ACTIVATIONS * FLOAT32_BYTES * length * max(widest, model.hidden_size)
 
 
 def edit_bytes(model: Model, moments: bool) -> int:
     """Bytes to edit a linear: copies of its group and, if `moments`, the second moments of its inputs."""
-    widest = max(model.linear_shape(name)[1] for name in model.block_linears(0))
+    widest = max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
     return COPIES_OF_A_GROUP * largest_linear_bytes(model) + (MOMENT_BYTES * widest**2 if moments else 0)
 
 
@@ -75,5 +80,5 @@ def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
 
 def head_share(model: Model) -> float:
     """Ratio of the output head's work to that of all blocks."""
-    head = int(model.checkpoint.config["vocab_size"]) * model.hidden_size
-    return head / sum(math.prod(model.linear_shape(name)) for name in model.linears)
+    head = model.vocabulary * model.hidden_size
+    return head / max(1, sum(math.prod(model.linear_shape(name)) for name in model.linears))

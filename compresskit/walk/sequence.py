@@ -1,7 +1,7 @@
 """Visit a block's linears in compute order: collect statistics of their inputs and replace their weights.
 
-`Model.linear_sequence` has four positions: attention inputs, attention output, feed-forward inputs, feed-forward outputs.
-A method that edits one position before it reads the next sees the edited block.
+`Model.linear_sequence` has positions, in a transformer's block four: attention inputs, attention output, feed-forward
+inputs, feed-forward outputs. A method that edits one position before it reads the next sees the edited block.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from compresskit.models.model import Model
 from compresskit.walk.block import Block
 from compresskit.walk.statistics import Gram
 
-ATTENTION_POSITIONS = 2
-"""Number of leading positions of `Model.linear_sequence` after which the attention outputs are final."""
 OnBlock = Callable[[str, int, int], None]
 """Called with the current activity, the number of finished blocks and the total."""
 
@@ -30,7 +28,7 @@ def chosen_sequence(model: Model, index: int, chosen: Container[str]) -> list[li
 
 def finish_block(model: Model, block: Block, writer: Writer, facts: dict[str, Any]) -> None:
     """Copy the block's unedited tensors and record that the block is complete on disk."""
-    writer.copy_missing(model.checkpoint, model.stored_name(block.name + "."))
+    writer.copy_missing(model.checkpoint, f"{model.stored_blocks}{block.index}.")
     writer.finish_block(block.index, facts)
 
 

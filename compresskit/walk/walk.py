@@ -25,7 +25,8 @@ from compresskit.machine.device import Where
 from compresskit.machine.memory import release_freed_memory
 from compresskit.models import meta
 from compresskit.models.model import Model
-from compresskit.walk.block import Block, Call, Calls, forward_replaced, shape_of
+from compresskit.walk.block import Block, forward_replaced
+from compresskit.walk.calls import Calls, shared_call
 from compresskit.walk.cost import micro_batch_size
 
 
@@ -40,7 +41,7 @@ class Walk:
         """`micro_batch` is the number of samples computed at once, None for `micro_batch_size`."""
         self.model, self.device, self.dtype = model, where.device, where.dtype
         self.finished: Mapping[int, Model] = {}
-        self.network = meta.build(model, where.trust_remote_code)
+        self.network = meta.build(model, where.trust_remote_code, where.dtype)
         size = micro_batch or micro_batch_size(model, tokens.shape[1])
         self.batches = list(torch.split(tokens, size)) if len(tokens) else []
         self.hidden: list[Tensor] = []
@@ -94,21 +95,27 @@ class Walk:
             for group in source.ffn_groups(index):
                 meta.resize(self.network, source, group)
         meta.fill(source, self.network, name, self.device, self.dtype)
-        attention = self.model.architecture.attention.out_projection.rpartition(".")[0]
-        return Block(index, name, self.network.get_submodule(name), hidden, calls, attention)
+        mixer = self.model.architecture.block(index).mixer
+        return Block(index, name, self.network.get_submodule(name), hidden, calls, mixer, self.model.mixer_positions(index))
 
     def _capture(self) -> list[Calls]:
         """Run the model with recording blocks to capture the first hidden states and every block's arguments."""
-        calls: list[Calls] = [{} for _ in range(self.model.block_count)]
+        calls: list[Calls] = [[] for _ in range(self.model.block_count)]
         self.hidden.clear()
         meta.fill(self.model, self.network, "", self.device, self.dtype)
         for batch in self.batches:
             with ExitStack() as stack:
                 for index, module in enumerate(self.blocks()):
-                    stack.enter_context(forward_replaced(module, _note_taker(calls[index], self.hidden if index == 0 else None)))
+                    note = _note_taker(calls[index], self.hidden if index == 0 else None, self._returned(index))
+                    stack.enter_context(forward_replaced(module, note))
                 self.network.base_model(input_ids=batch.to(self.device), use_cache=False)
         meta.empty(self.model, self.network, "")
         return calls
+
+    def _returned(self, index: int) -> Callable[[Tensor], Any]:
+        """How block `index` returns its hidden states."""
+        length = self.model.architecture.block(index).tuple_length
+        return (lambda hidden: (hidden, *(None,) * (length - 1))) if length else (lambda hidden: hidden)
 
     @torch.no_grad()
     def logits(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -137,23 +144,30 @@ class Walk:
 
     def _head(self, hidden: Tensor) -> Tensor:
         # The blocks are replaced, so only the shape of the tokens matters.
-        tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
+        tokens = torch.zeros(hidden.shape[-3:-1], dtype=torch.int64, device=self.device)
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):
-                stack.enter_context(forward_replaced(module, (lambda *args, **kwargs: hidden) if index == 0 else _identity))
+                passing = _passing(hidden if index == 0 else None, self._returned(index))
+                stack.enter_context(forward_replaced(module, passing))
             logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
         return logits
 
 
-def _note_taker(calls: Calls, inputs: list[Tensor] | None) -> Callable[..., Tensor]:
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        calls.setdefault(shape_of(hidden_states), Call(args, kwargs))
+def _note_taker(calls: Calls, inputs: list[Tensor] | None, returned: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(shared_call(args, kwargs, calls))
         if inputs is not None:
             inputs.append(hidden_states)
-        return hidden_states
+        return returned(hidden_states)
 
     return forward
 
 
-def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
+def _passing(hidden: Tensor | None, returned: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    """Stands for a block: gives `hidden`, or hands its input on."""
+    return lambda hidden_states, *args, **kwargs: returned(hidden_states if hidden is None else hidden)
+
+
+def windows_of(hidden: Tensor) -> Tensor:
+    """Hidden states (windows, length, hidden) of a micro-batch; of a model with several residual streams the first one."""
+    return hidden[0] if hidden.ndim > 3 else hidden

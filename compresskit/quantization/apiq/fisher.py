@@ -40,9 +40,9 @@ def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBl
         leaves = {leaf: weight.detach().requires_grad_(True) for leaf, weight in weights.items()}
         sums = {name: torch.zeros_like(weight) for name, weight in zip(own, weights.values(), strict=True)}
 
-        def step(given: Tensor, gradient: Tensor) -> Tensor:
+        def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
             with torch.enable_grad():
-                output = block.run_with(given, leaves)
+                output = block.run_with(given, number, leaves)
             found = torch.autograd.grad(output, [given, *leaves.values()], gradient, allow_unused=True)
             for total, square in zip(sums.values(), found[1:], strict=True):
                 if square is not None:  # no token of this window reached the expert

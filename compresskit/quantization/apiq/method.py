@@ -67,7 +67,7 @@ class ApiQ(ApiQSettings, frozen=True):
             RequestError: the rank exceeds a linear, or is combined with mixed precision.
         """
         super().check(model)
-        if model.architecture.experts and self.adapter_rank(model):
+        if model.architecture.has_experts and self.adapter_rank(model):
             raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")
         if self.mixed and self.adapter_rank(model):
             raise RequestError(f"--bits {self.bits:g} --rank {self.rank}: peft cannot open mixed precision; pass --rank 0")
@@ -99,7 +99,7 @@ class ApiQ(ApiQSettings, frozen=True):
         """The requested rank, or a share of the hidden size."""
         if self.rank is not None:
             return self.rank
-        return 0 if self.mixed or model.architecture.experts else max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
+        return 0 if self.mixed or model.architecture.has_experts else max(SMALLEST_RANK, model.hidden_size // HIDDEN_PER_RANK)
 
     def quantize_block(
         self,

@@ -16,7 +16,7 @@ from compresskit.quantization.apiq.linear import TrainedLinear
 from compresskit.quantization.apiq.settings import ApiQSettings
 from compresskit.quantization.error_feedback import round_with_feedback
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import ATTENTION_POSITIONS, collected, replace_weight
+from compresskit.walk.sequence import collected, replace_weight
 
 SMALLEST_ENERGY = 1e-12
 """Keeps the relative error finite for hidden states that are 0."""
@@ -58,7 +58,7 @@ class Trainer:
     def start(self, sequence: Sequence[Sequence[tuple[str, ...]]]) -> None:
         """Compute the starting point, position by position on the quantised prefix, like `quantize_block` of the shared walk."""
         for number, groups in enumerate(sequence):
-            grams = collected(list(groups), self.block, number >= ATTENTION_POSITIONS)
+            grams = collected(list(groups), self.block, number >= self.block.mixer_positions)
             for group in groups:
                 gram = grams.pop(group[0])
                 # In place: for 8,192 inputs a second matrix takes a quarter of a gigabyte.
@@ -168,7 +168,7 @@ class Trainer:
         for index in chosen:
             vectors = {name: vector.to(self.block.hidden[index]) for name, vector in self.vectors.items()}
             with matrix_products(self.block.hidden[index].device, self.method.precision):
-                output = self.block.run_with(self.block.hidden[index], vectors)
+                output = self.block.run_with(self.block.hidden[index], index, vectors)
             error = self.micro_batch_error(output, index)
             torch.autograd.backward(error / (start_error * len(chosen)))
         for name, linear in self.linears.items():
@@ -189,7 +189,7 @@ class Trainer:
     @torch.no_grad()
     def block_error(self) -> float:
         """Error of the block's current state over all windows."""
-        return self._mean_error(self.block.run(hidden) for hidden in self.block.hidden)
+        return self._mean_error(self.block.run(hidden, number) for number, hidden in enumerate(self.block.hidden))
 
     def _mean_error(self, outputs: Iterable[Tensor]) -> float:
         errors = [float(self.micro_batch_error(output, index)) for index, output in enumerate(outputs)]
@@ -212,7 +212,7 @@ class Trainer:
             replace_weight(self.block.linear(name), linear.stored().weight)
         for name, vector in self._stored_vectors().items():
             self.block.module.get_parameter(name).copy_(vector)
-        self.outputs = [self.block.run(hidden) for hidden in self.block.hidden]
+        self.outputs = self.block.run_all(self.block.hidden)
         return self._mean_error(self.outputs)
 
     def reset(self) -> None:

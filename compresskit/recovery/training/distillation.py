@@ -107,7 +107,7 @@ def predict(
     """
     among = set(wanted)
     lengths = [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)]
-    predicted = TeacherPredictions(folder, lengths, width_of(int(walk.model.checkpoint.config["vocab_size"])))
+    predicted = TeacherPredictions(folder, lengths, width_of(walk.model.vocabulary))
     folder.mkdir(parents=True, exist_ok=True)
     stated = read_json(folder / STATE).get("chunks") if (folder / STATE).is_file() else 0
     known = stated if isinstance(stated, int) else 0

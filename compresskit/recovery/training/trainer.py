@@ -10,7 +10,8 @@ LoRA: arXiv 2106.09685, W + B A with lora_alpha = rank.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from compresskit.checkpoint.reader import sha256
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.stock import quiet
-from compresskit.checkpoint.whole_files import sync, write_whole_json
+from compresskit.checkpoint.whole_files import NEW, sync, write_whole_json
 from compresskit.errors import CheckpointError, NumericalError, StorageError
 from compresskit.formats.peft import Adapter, factor_names
 from compresskit.machine.device import Where
@@ -48,6 +49,9 @@ RELEASE_STEPS = 5
 LARGEST_NORM = 1.0
 """Gradient clipping norm, Trainer's default."""
 
+PLAIN = "plain"
+"""A model type that peft does not know."""
+
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
 
@@ -57,6 +61,8 @@ def whole_network(model: Model, where: Where, gradient_checkpointing: bool = Fal
     network = meta.build(model, where.trust_remote_code)
     for prefix in ("", *(model.block_name(index) for index in range(model.block_count))):
         meta.fill(model, network, prefix, where.device, where.dtype)
+    for part in meta.towers(model, network):  # images are not trained on, and their towers not read
+        network.set_submodule(part.removesuffix("."), nn.Identity())
     network.to(where.device)  # the buffers
     network.name_or_path = str(model.checkpoint.folder)
     if gradient_checkpointing:
@@ -75,7 +81,7 @@ def add_factors(network: PreTrainedModel, ranks: Mapping[str, int], start: Adapt
     configuration = LoraConfig(
         r=common, lora_alpha=common, target_modules=list(ranks), rank_pattern=others, alpha_pattern=others, task_type="CAUSAL_LM"
     )
-    with quiet(), warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings(), _of_no_known_type(network):
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a transformers name that 5.24 replaced
         trained = get_peft_model(network, configuration)
     if start is not None:
@@ -86,6 +92,17 @@ def add_factors(network: PreTrainedModel, ranks: Mapping[str, int], start: Adapt
                 pair.lora_A["default"].weight.copy_(first)
                 pair.lora_B["default"].weight.copy_(start.scaling(name) * second)
     return trained
+
+
+@contextmanager
+def _of_no_known_type(network: PreTrainedModel) -> Iterator[None]:
+    """Hide the model type: for some, peft renames the targets to the 3-D experts of the stock network; ours has linears."""
+    kept = network.config.model_type
+    network.config.model_type = PLAIN
+    try:
+        yield
+    finally:
+        network.config.model_type = kept
 
 
 def factors(trained: PeftModel, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -210,7 +227,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of a checkpoint's files, by path inside it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (COMPLETE, COMPLETE + NEW))
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 

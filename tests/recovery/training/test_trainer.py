@@ -13,10 +13,11 @@ from recovery_data import options
 from warm_processes import start
 
 from compresskit.checkpoint.reader import sha256
+from compresskit.checkpoint.whole_files import write_whole_json
 from compresskit.errors import CompresskitError
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
-from compresskit.recovery.training.trainer import last_checkpoint
+from compresskit.recovery.training.trainer import COMPLETE, _hashes, last_checkpoint
 
 pytest.importorskip("scipy")
 
@@ -111,3 +112,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     assert last_checkpoint(newest.parent) == newest.with_name("checkpoint-2")
     recover(Random(budget=0.5), str(damaged), out, asked.model_copy(update={"resume": True}))
     assert sha256(out / "model.safetensors") == sha256(whole / "model.safetensors")
+
+
+def test_what_a_kill_left_of_the_record_of_a_checkpoint_spoils_no_later_one(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "optimizer.pt").touch()
+    (folder / "complete.json.new").touch()
+    write_whole_json(folder / COMPLETE, _hashes(folder))
+    assert last_checkpoint(tmp_path) == folder

@@ -1,0 +1,63 @@
+"""Which models stock tools can load with packed linears; all others are refused before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.models.architectures import REPLACED_EXPERTS
+from compresskit.models.model import Model, is_expert
+
+
+def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
+    """Plain names of the linears to quantise: all linears of the blocks except ignored ones."""
+    return [name for name in model.linears if not any(part in name for part in ignore)]
+
+
+def check_loadable(model: Model, ignore: Sequence[str], bits: float, symmetric: bool) -> None:
+    """Refuse models whose packed linears stock tools cannot unpack. `bits` is a fraction for blocks of different bits.
+
+    Raises:
+        UnsupportedArchitecture: stock tools cannot unpack this family's linears.
+        RequestError: mixed precision is combined with zero points.
+    """
+    reason = _reason(model)
+    if reason:
+        raise UnsupportedArchitecture(f"{model.family}: {reason}")
+    experts, mixed = model.architecture.has_experts, bits != int(bits)
+    if experts:
+        _check_experts(model, ignore)
+    if mixed and experts:
+        raise UnsupportedArchitecture(f"{model.family}: stock tools unpack experts of one bit width only; pass whole --bits")
+    if mixed and not symmetric:
+        raise RequestError(
+            f"--bits {bits:g} --asymmetric: stock tools read several bit widths only without zero points; "
+            "pass --symmetric, or whole bits"
+        )
+    if experts and not symmetric:
+        raise UnsupportedArchitecture(
+            f"{model.family}: stock tools unpack the experts' linears only without zero points; pass --symmetric"
+        )
+
+
+def _reason(model: Model) -> str:
+    """Why no linear of a model can be packed, and the remedy; "" if they can."""
+    architecture = model.architecture
+    if architecture.transposed:
+        return "its linears are stored transposed, and stock tools unpack no packed ones; use quantize nf4"
+    if architecture.converted:
+        made = architecture.converted[0][0]
+        return f"transformers converts {made} on loading, which it does not beside packed linears; prune it instead"
+    if model.family in REPLACED_EXPERTS:
+        return f"{REPLACED_EXPERTS[model.family]}; prune it instead"
+    return "" if model.linears else "has no linear whose weights can be replaced"
+
+
+def _check_experts(model: Model, ignore: Sequence[str]) -> None:
+    """Refuse to leave some experts dense: transformers joins their linears into one tensor when it unpacks them."""
+    chosen = set(quantised_linears(model, ignore))
+    left = next((name for name in model.linears if is_expert(name) and name not in chosen), None)
+    if left is not None:
+        raise UnsupportedArchitecture(
+            f"--ignore {' '.join(ignore)}: leaves {left} dense; stock tools unpack all experts or none, ignore others"
+        )

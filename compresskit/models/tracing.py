@@ -1,0 +1,148 @@
+"""Run a stock network once without memory, and watch one block of each kind.
+
+Parameters and buffers are fake tensors: they have shapes, and no values. The blocks of other indices hand their input on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compresskit.checkpoint.small_files import first_line
+from compresskit.errors import UnsupportedArchitecture
+from compresskit.models.derivation import TOKENS, BlockTrace, Tracer, tensors_in, traced_linears
+from compresskit.models.experts import can_be_unpacked, opaque, unpacked
+
+
+def blocks_path(network: PreTrainedModel, file: Path) -> str:
+    """Module path of the list of decoder blocks: the outermost list with the most parameters in the text decoder."""
+    decoder = network.get_decoder() if hasattr(network, "get_decoder") else network
+    inside: nn.Module = decoder if isinstance(decoder, nn.Module) else network
+    prefix = next((name for name, module in network.named_modules() if module is inside), "")
+    lists = [(name, module) for name, module in inside.named_modules() if isinstance(module, nn.ModuleList)]
+    outermost = [(name, each) for name, each in lists if not any(name.startswith(other + ".") for other, _ in lists)]
+    counted = [(sum(p.numel() for p in each.parameters()), name) for name, each in outermost]
+    if not counted or max(counted)[0] == 0:
+        raise UnsupportedArchitecture(f"{file}: {type(network).__name__} has no list of decoder blocks")
+    name = max(counted)[1]
+    return f"{prefix}.{name}" if prefix else name
+
+
+def kinds_of(modules: Any) -> tuple[list[int], list[int]]:
+    """(kind of every block, index of the first block of each kind)."""
+    known: dict[Any, int] = {}
+    kind_of, first = [], []
+    for index, block in enumerate(modules):
+        signature = _signature(block)
+        if signature not in known:
+            known[signature] = len(known)
+            first.append(index)
+        kind_of.append(known[signature])
+    return kind_of, first
+
+
+def _signature(block: nn.Module) -> Any:
+    parts = []
+    for name, module in block.named_modules():
+        shapes = tuple((key, tuple(p.shape)) for key, p in module._parameters.items() if p is not None)
+        simple = tuple(sorted(
+            (key, value) for key, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str)) and key not in ("layer_idx", "training") and "layer_id" not in key
+        ))  # fmt: skip
+        parts.append((name, type(module).__qualname__, shapes, simple))
+    return tuple(parts)
+
+
+def make_fake(network: nn.Module) -> None:
+    """Give every parameter and buffer a fake tensor on the CPU: shapes without memory."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def unpack_experts(network: nn.Module, blocks: str, separate: Container[str]) -> None:
+    """Put one plain expert in place of those that can be unpacked; `separate`: where gate and up are stored apart."""
+    for path, module in list(network.named_modules()):
+        if path.startswith(blocks + ".") and can_be_unpacked(module):
+            plain = unpacked(module, path not in separate, torch.device("cpu"), count=1)
+            plain.traced = True
+            network.set_submodule(path, plain)
+        elif path.startswith(blocks + ".") and opaque(module):
+            module.forward = _left_out
+
+
+def _left_out(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Stands for experts of another form in a trace: which tokens go where depends on values."""
+    return torch.zeros_like(hidden_states)
+
+
+def traced(network: PreTrainedModel, modules: Any, kind_of: list[int], first: list[int], file: Path) -> list[BlockTrace]:
+    """Run the network once; one block of each kind runs, the others hand their input on.
+
+    Where a block reads what an earlier one left behind, all blocks run.
+
+    Returns:
+        What was seen of the first block of each kind.
+
+    Raises:
+        UnsupportedArchitecture: the network does not run without values, or not on text alone.
+    """
+    reason = ""
+    for skipping in (True, False):
+        try:
+            return _run(network, modules, kind_of, first, skipping)
+        except Exception as error:  # whatever the network's own code raises without values
+            reason = first_line(error)
+    raise UnsupportedArchitecture(f"{file}: {type(network).__name__} cannot be traced ({reason})")
+
+
+def _run(network: PreTrainedModel, modules: Any, kind_of: list[int], first: list[int], skipping: bool) -> list[BlockTrace]:
+    tracer = Tracer()
+    traces = [BlockTrace() for _ in first]
+    originals = [module.forward for module in modules]
+    try:
+        for index, module in enumerate(modules):
+            trace = traces[kind_of[index]]
+            module.forward = _watched(tracer, module, trace, originals[index], index == first[kind_of[index]], skipping)
+        with tracer:
+            network(input_ids=torch.zeros(1, TOKENS, dtype=torch.int64), use_cache=False)
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+    if not any(trace.ran for trace in traces):
+        raise UnsupportedArchitecture("no block runs on text alone")
+    return traces
+
+
+def _watched(tracer: Tracer, module: nn.Module, trace: BlockTrace, forward: Any, is_first: bool, skipping: bool) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not is_first:
+            if not skipping:
+                return forward(*args, **kwargs)
+            given = args[0] if args else kwargs["hidden_states"]
+            return (given, *(None,) * (trace.tuple_length - 1)) if trace.tuple_length else given
+        given = args[0] if args else kwargs["hidden_states"]
+        tracer.clear()  # names are relative to the block
+        tracer.trace, trace.ran, trace.hidden = trace, True, int(given.shape[-1])
+        with traced_linears(tracer, module, trace):
+            out = forward(*args, **kwargs)
+        # What the block hands to later ones is read by more than its own linears.
+        trace.leaky |= {part.linear for each in tensors_in((out, args, kwargs)) for part in tracer.of(each).channels}
+        tracer.trace = None
+        trace.tuple_length = len(out) if isinstance(out, tuple) else 0
+        result = out[0] if isinstance(out, tuple) else out
+        if not isinstance(result, Tensor) or result.shape != given.shape:
+            raise UnsupportedArchitecture(f"{type(module).__name__} does not return hidden states of its input's shape")
+        return out
+
+    return run
