@@ -90,13 +90,13 @@ def jobs(names: list[str], mutations: int, seed: int, root: str) -> list[tuple[s
 
 def report(tallies: dict[str, Tally], seconds: float) -> bool:
     """Print the table; returns whether there are no violations."""
-    print(f"{'reader':28}{'mutations':>10}{'refused':>10}{'accepted':>10}{'uncaught':>10}{'slowest s':>11}{'peak MiB':>10}")
+    print(f"{'reader':34}{'mutations':>10}{'refused':>10}{'accepted':>10}{'uncaught':>10}{'slowest s':>11}{'peak MiB':>10}")
     total: Counter[str] = Counter()
     for name, tally in tallies.items():
         total += tally.counts
         numbers = [tally.counts.total(), *(tally.counts[key] for key in ("refused", "accepted", "uncaught"))]
         line = "".join(f"{number:10,}" for number in numbers)
-        print(f"{name:28}{line}{tally.slowest:11.3f}{tally.peak_kibibytes >> 10:10,}")
+        print(f"{name:34}{line}{tally.slowest:11.3f}{tally.peak_kibibytes >> 10:10,}")
     print(f"{total.total():,} mutations in {seconds:.0f} seconds, {total['uncaught']} violations")
     for name, tally in tallies.items():
         for kind, seed in list(tally.violations.items())[:SHOWN]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -113,7 +113,7 @@ class Request:
         """Refuse an unusable text, shard size, OUT or file beside the weights; `needed_bytes`: room for the result."""
         parse_bytes(self.options.max_shard_size)
         if self.text is not None:
-            calibration.check(self.text.spec, self.text.samples, self.text.sequence_length)
+            calibration.check_request(self.text, self.text_model)
         options = self.options
         check_out(self.out, self.model.checkpoint.folder, options.overwrite, options.resume)
         check_space(self.out, needed_bytes)
@@ -138,6 +138,8 @@ class Job:
     where: Where
     tokens: Tensor
     """Calibration windows (samples, sequence_length) int64; none where no text is needed."""
+    images: Mapping[bytes, dict[str, Tensor]]
+    """What the windows with images add to their tokens, by the bytes of these."""
     text: dict[str, str | None]
     """What text they are, for the manifest."""
     settings: dict[str, Any]
@@ -201,22 +203,24 @@ def begin(request: Request, work: WorkFolder, bars: ProgressBars) -> Job:
         for each in request.stores:
             check_unchanged(each)
     where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
-    tokens, text = _text(request, where, bars)
+    tokens, images, text = _text(request, where, bars)
     settings = request.settings(where)
     hashes = [each.hashes for each in request.stores]
     key = fingerprint(request.stage, settings, options.shard_bytes, *hashes, text["calibration_digest"])
     progress = read_progress(work, key) if options.resume else None
-    return Job(request, work, where, tokens, text, settings, key, progress, bars)
+    return Job(request, work, where, tokens, images, text, settings, key, progress, bars)
 
 
-def _text(request: Request, where: Where, bars: ProgressBars) -> tuple[Tensor, dict[str, str | None]]:
+def _text(
+    request: Request, where: Where, bars: ProgressBars
+) -> tuple[Tensor, Mapping[bytes, dict[str, Tensor]], dict[str, str | None]]:
     import torch
 
     if request.text is None:
         nothing = torch.zeros(0, request.options.sequence_length, dtype=torch.int64)
-        return nothing, {"calibration_text": None, "calibration_digest": None}
+        return nothing, {}, {"calibration_text": None, "calibration_digest": None}
     found = calibration.calibrate(request.text, request.text_model, where, bars.of("sampling text"))
-    return found.tokens, {"calibration_text": found.description, "calibration_digest": found.digest}
+    return found.tokens, found.images, {"calibration_text": found.description, "calibration_digest": found.digest}
 
 
 def finished_request(request: Request, key: str) -> dict[str, Any] | None:

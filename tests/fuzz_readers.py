@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from fuzz_formats import FORMATS
 from fuzz_mutations import Mutate, as_json, as_lines, as_safetensors, as_yaml, bytewise
+from fuzz_runs import RUNS
 from fuzz_sources import MESSAGES, ROWS, TASKS, adapter, llama, parquet_file, pruned_pair, ternary, write_json
 from ternary_files import read as read_ternary
 
@@ -34,7 +35,6 @@ from compresskit.models.tokenizer import open_tokenizer
 from compresskit.recipe.reading import load
 from compresskit.recovery.data.instructions import read_instructions
 from compresskit.recovery.selection.files import read_selection
-from compresskit.report.collecting import final_model, manifests, measured, per_block, read_result
 from compresskit.task_vectors.vector import open_task_vector
 
 MOST_SECONDS = 5.0
@@ -89,12 +89,6 @@ def _manifest(folder: Path) -> object:
 def _unchanged(folder: Path) -> object:
     check_unchanged(open_checkpoint(folder))
     return (folder / "model.safetensors").read_bytes()
-
-
-def _report(folder: Path) -> object:
-    result = read_result(folder)
-    steps = [step for step in result["steps"].values() if step]
-    return measured(result), manifests(folder, result), final_model(folder, result), [per_block(step) for step in steps]
 
 
 def _cache(folder: Path) -> str:
@@ -161,8 +155,6 @@ steps:
     against: ${source}
 gates: ["perplexity_ratio<=1.2"]
 """
-RUN = {"steps": {"prune": {"stage": "prune", "source": "m", "widths": [[3], [4]], "blocks": [{"rank": {"a": 2}}]},
-                 "evaluate": {"stage": "evaluate", "source": "prune", "adapter": None, "bits": [3, 4]}, "x": None}}  # fmt: skip
 SELECTION = {"choices": [[0, "near", 1, 0.5, None, -1.0, None], [1, "far"]], "facts": {"a": 1}, "labels": [0, 1]}
 MANIFEST = {"format_version": 1, "stage": "prune", "inputs": {"folder": "m", "sha256": {"a": "00"}}, "facts": {},
             "outputs": {"sha256": {"model.safetensors": "00"}}, "source": {"stage": "quantize", "source": None}}  # fmt: skip
@@ -212,9 +204,8 @@ READERS: dict[str, Reader] = {
     ),
     "tokenizer_config.json": Reader(_beside_model("tokenizer_config.json", None), as_json, _opened_tokenizer, share=0.1),
     "selection.json": Reader(_json("selection.json", SELECTION), as_json, read_selection, share=4),
-    "report.json": Reader(_json("report.json", RUN), as_json, _report, share=3),
     "calibration cache": Reader(_cache, as_safetensors, _from_cache, checksum=True, share=2),
-} | {name: Reader(*parts) for name, parts in FORMATS.items()}  # fmt: skip
+} | {name: Reader(*parts) for name, parts in (FORMATS | RUNS).items()}  # fmt: skip
 
 
 class Bench:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fuzz_mutations import RAWS
 from fuzz_readers import READERS, Bench
+from fuzz_runs import EVALUATED, GATE, STEPS, result_of
 from fuzz_sources import CONFIG
 
 from compresskit.checkpoint.reader import tensors_in
@@ -22,6 +23,19 @@ from compresskit.recipe.reading import load
 from compresskit.recovery.data.instructions import read_instructions
 
 MUTATIONS = 50
+
+
+def report(step: object = None, name: str = "evaluate", **changed: object) -> bytes:
+    """The report of a run with one step changed, or a key of its own."""
+    return json.dumps(result_of(Path("out"), STEPS | {name: step}) | changed).encode()
+
+
+def manifest(**changed: object) -> bytes:
+    """The manifest of a finished step, with keys changed."""
+    made = {"tool": "compresskit", "stage": "compensate", "method": "svd", "settings": {}, "facts": {}, "source": None}
+    return json.dumps(made | changed).encode()
+
+
 CORPUS: dict[str, tuple[str, bytes]] = {
     "a list for a file in the index": ("index", b'{"weight_map": {"a": ["model.safetensors"]}}'),
     "null for a file in the index": ("index", b'{"weight_map": {"a": "model-00000.safetensors", "b": null}}'),
@@ -83,9 +97,29 @@ CORPUS: dict[str, tuple[str, bytes]] = {
     ),
     "a tokenizer's configuration that is a list": ("tokenizer_config.json", b"[]"),
     "a selection without choices": ("selection.json", b'{"facts": {}, "labels": []}'),
-    "a report with a step elsewhere": ("report.json", b'{"steps": {"../x": {"source": "m"}}}'),
-    "a report without a list of steps": ("report.json", b'{"steps": null}'),
-    "a report with a step that is a number": ("report.json", b'{"steps": {"x": 3}}'),
+    "a report with a step elsewhere": ("report.json", report({"stage": "prune", "source": "m"}, "../x")),
+    "a report without a list of steps": ("report.json", report(steps=None)),
+    "a report with a step that is a number": ("report.json", report(3)),
+    "a report that measures several models": ("report.json", report(EVALUATED | {"source": []})),
+    "a report with seconds that are a list": ("report.json", report({"stage": "prune", "seconds": [1]}, "prune")),
+    "a report with a task without a score": ("report.json", report(EVALUATED | {"tasks": {"t": None}})),
+    "a report without what was measured": ("report.json", report({"stage": "evaluate"})),
+    "a report with a gate that is a text": ("report.json", report(EVALUATED, gates=["kl<=1"])),
+    "a report with a gate without a limit": ("report.json", report(EVALUATED, gates=[GATE | {"limit": None}])),
+    "a report of no recipe": ("report.json", report(EVALUATED, recipe=None)),
+    "a step's report with a text for its bytes": ("report of a step", json.dumps(EVALUATED | {"bytes": "4"}).encode()),
+    "a state with an output that is a list": (
+        "state of a run", json.dumps({"format_version": 1, "steps": {"prune": {
+            "key": "k", "status": "done", "result": {"stage": "prune", "output": ["m"]}}}}).encode(),
+    ),
+    "a state with a name that no folder can have": (
+        "state of a run", json.dumps({"format_version": 1, "steps": {"x" * 300: {
+            "key": "k", "status": "done", "result": None}}}).encode(),
+    ),
+    "a manifest of no stage": ("manifest of a step", manifest(stage=None)),
+    "a manifest with facts that are a list": ("manifest of a step", manifest(facts=[1])),
+    "a manifest after one of no method": ("manifest of a step", manifest(source={"stage": "prune"})),
+    "a finished step's manifest without settings": ("manifest of a finished step", manifest(settings=None)),
     "bits that are a text": ("gptq config", b'{"quantization_config": {"quant_method": "gptq", "bits": "4"}}'),
     "groups that are a list": (
         "compressed-tensors config", b'{"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}}',
@@ -121,7 +155,10 @@ def test_a_fault_that_was_found_stays_mended(fault: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("raw", RAWS)
-@pytest.mark.parametrize("name", ["config.json", "manifest", "report.json", "selection.json", "instructions.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "manifest", "report.json", "state of a run", "report of a step", "selection.json", "instructions.json"],
+)
 def test_any_json_for_a_whole_file_is_refused_or_read(name: str, raw: str, tmp_path: Path) -> None:
     bench = Bench(name, tmp_path / "files")
     assert bench.judged(raw.encode()).outcome in ("refused", "accepted")

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import image_models
 import pytest
 from snippet_shell import ADDRESS
 from tiny_models import make_adapter, make_model
@@ -71,12 +72,13 @@ RUN = [page for page in PAGES if any(block.language in (*SHELLS, "python") for b
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama, a cache that has it for the demo model, a tuned one, adapters."""
+    """A tiny llama, a cache that has it for the demo model, a tuned one, one that sees, adapters."""
     root = tmp_path_factory.mktemp("models")
     llama = make_model(root / "cache" / "demo" / NAME, "llama", **SIZES)
     files = {path.name: sha256(path) for path in llama.iterdir()}
     (llama / RECORD).write_text(json.dumps({"wheel_sha256": WHEEL_SHA256, "files": files}))
     make_model(root / "tuned-model", "llama", seed=1, **SIZES)
+    image_models.gemma3(root / "vision-model")
     for seed in range(1, 4):
         make_adapter(root / f"expert-{seed}", llama, seed)
     return root
@@ -119,6 +121,7 @@ def folder(models: Path, text_file: Path, tmp_path: Path) -> Path:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text[i : i + 500]}) + "\n" for i in range(0, 20000, 500)))
     rows = [{"instruction": f"Count to {n}.", "input": "", "output": " ".join(map(str, range(1, n + 1)))} for n in range(2, 42)]
     (tmp_path / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    image_models.json_file(tmp_path, image_models.rows(texts=200)).rename(tmp_path / "pictures.jsonl")
     return tmp_path
 
 

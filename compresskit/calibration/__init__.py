@@ -8,6 +8,8 @@ Text sources (`--calibration SPEC`):
     builtin                                                    prose of the running Python's documentation
     A+B                                                        equal shares of several, for example self+FILE.txt
 
+The rows of a .jsonl or .parquet file may have images too (`image_rows.py`).
+
 Neither importing this package nor `check` imports torch; `calibrate` does.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from compresskit.calibration.documentation import builtin_description, builtin_text
+from compresskit.calibration.image_rows import check_request
 from compresskit.calibration.sources import SelfSource, TextRequest, check, parse, read_text
 from compresskit.calibration.tokens import encode
 
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
     from compresskit.calibration.windows import Calibration, calibrate
 
 __all__ = [
-    "Calibration", "SelfSource", "TextRequest", "builtin_description", "builtin_text", "calibrate", "check", "encode", "parse",
-    "read_text",
+    "Calibration", "SelfSource", "TextRequest", "builtin_description", "builtin_text", "calibrate", "check", "check_request",
+    "encode", "parse", "read_text",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ PART_BYTES = 1 << 26
 """Maximum text read from one file (64 MiB)."""
 CHECKED_BYTES = 1 << 22
 """Part of a file that `check_file` inspects (4 MiB, so that it is instant); reading inspects all of it."""
+IMAGES_COLUMN = "images"
 ROW_SEPARATOR = "\n\n"
 PARQUET_BATCH_ROWS = 1024
 SHOWN_COLUMNS = 50
@@ -68,11 +69,26 @@ def check_file(path: Path, column: str, needed_bytes: int) -> None:
         rows = list(_jsonl_rows(path, lines, column or DEFAULT_COLUMN, 1))
         if whole:
             size = len(ROW_SEPARATOR.join(rows).encode("utf-8", "surrogatepass"))
-    if size < needed_bytes:
+    if size < needed_bytes and not has_images(path):  # images make tokens too
         raise CalibrationError(
             f"{path}: {size:,} bytes of text, fewer than the {needed_bytes:,} tokens asked for (samples times "
             "sequence length); give more text, or lower --samples or --sequence-length"
         )
+
+
+def has_images(path: Path) -> bool:
+    """Whether the rows at the start of a file that `check_file` took have a column `images`."""
+    if path.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        with reading_parquet(path):
+            return IMAGES_COLUMN in parquet.ParquetFile(path).schema_arrow.names
+    if path.suffix.lower() != ".jsonl":
+        return False
+    with path.open("rb") as file:
+        start = file.read(CHECKED_BYTES)
+    start = start if len(start) < CHECKED_BYTES else start[: start.rfind(b"\n") + 1]
+    return f'"{IMAGES_COLUMN}"'.encode() in start and any(IMAGES_COLUMN in row for _, row in json_rows(path, start, 1))
 
 
 def read_file(path: Path, column: str, seed: int) -> FileText:
@@ -129,6 +145,14 @@ def _decode(path: Path, data: bytes, whole: bool) -> str:
 
 def _jsonl_rows(path: Path, data: bytes, column: str, first_line: int) -> Iterator[str]:
     """Yield the text of every row; `first_line` is the number of the first line, 0 if unknown."""
+    for place, row in json_rows(path, data, first_line):
+        text = text_of_row(place, row, column)
+        if text is not None:
+            yield text
+
+
+def json_rows(path: Path, data: bytes, first_line: int) -> Iterator[tuple[str, Any]]:
+    """Yield (where it stands, the JSON value) of every row; `first_line` is the number of the first line, 0 if unknown."""
     # Split only at newlines: text may contain Unicode's other line ends.
     for index, line in enumerate(data.split(b"\n")):
         if not line.strip():
@@ -138,20 +162,19 @@ def _jsonl_rows(path: Path, data: bytes, column: str, first_line: int) -> Iterat
             row = json_value(_decode(path, line, whole=True), finite=False)
         except ValueError as error:
             raise CalibrationError(f"{place}: not JSON ({error}); give one JSON object a line") from error
-        yield from _text_of_row(place, row, column)
+        yield place, row
 
 
-def _text_of_row(place: str, row: Any, column: str) -> Iterator[str]:
+def text_of_row(place: str, row: Any, column: str) -> str | None:
+    """The text of a JSON row, None for null; raises CalibrationError if it has none."""
     if not isinstance(row, dict):
         raise CalibrationError(f"{place}: expected a JSON object, found {type(row).__name__}; give one object a line")
     if column not in row:
         raise missing_column(place, column, list(row))
     value = row[column]
-    if value is None:
-        return
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise CalibrationError(f"{place}: {column!r} holds {type(value).__name__}, not text; name a text column with FILE#COLUMN")
-    yield value
+    return value
 
 
 def missing_column(place: str, column: str, found: list[str]) -> CalibrationError:
@@ -161,13 +184,13 @@ def missing_column(place: str, column: str, found: list[str]) -> CalibrationErro
     return CalibrationError(f"{place}: no column {column!r}, found are {names}; name one with #COLUMN.{near_miss(column, found)}")
 
 
-def _open_parquet(path: Path, column: str) -> Any:
+def open_parquet(path: Path, column: str) -> Any:
     """Open a pyarrow ParquetFile that has this text column."""
     if importlib.util.find_spec("pyarrow") is None:
         raise CalibrationError(f"{path}: reading parquet needs the package pyarrow; pip install 'compresskit[data]'")
     from pyarrow import parquet, types
 
-    with _reading_parquet(path):
+    with reading_parquet(path):
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names
         kinds = [file.schema_arrow.field(index).type for index, name in enumerate(names) if name == column]
@@ -177,18 +200,18 @@ def _open_parquet(path: Path, column: str) -> Any:
     if not (types.is_string(kind) or types.is_large_string(kind)):
         what = " ".join(str(kind).split())[:SHOWN_COLUMN]
         raise CalibrationError(f"{path}: column {column!r} holds {what}, not text; name a text column with FILE#COLUMN")
-    with _reading_parquet(path):
+    with reading_parquet(path):
         # As a dictionary, because a file of 300 bytes can repeat a text of a megabyte a million times.
         return parquet.ParquetFile(path, read_dictionary=[column])
 
 
 def _parquet_bytes(path: Path, column: str, enough: int) -> int:
     """Count text bytes of the first rows, up to `enough`; stored sizes are of encoded, compressed pages."""
-    file = _open_parquet(path, column)
+    file = open_parquet(path, column)
     if file.metadata.num_rows == 0:
         raise CalibrationError(f"{path}: holds no rows; give a file with text in it")
     total = 0
-    with _reading_parquet(path):
+    with reading_parquet(path):
         sizes = (_utf8_bytes(batch) for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]))
         while total < enough and (size := next(sizes, -1)) >= 0:
             total += size
@@ -197,8 +220,8 @@ def _parquet_bytes(path: Path, column: str, enough: int) -> int:
 
 def _read_parquet(path: Path, column: str, seed: int) -> FileText:
     """Read all rows, or `PART_BYTES` of rows from a position that the seed picks."""
-    file = _open_parquet(path, column)
-    with _reading_parquet(path):
+    file = open_parquet(path, column)
+    with reading_parquet(path):
         total = sum(_utf8_bytes(batch) for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]))
         offset = 0 if total <= PART_BYTES else random.Random(seed).randrange(total - PART_BYTES + 1)  # noqa: S311
         rows = list(_rows_from(file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]), offset))
@@ -207,7 +230,7 @@ def _read_parquet(path: Path, column: str, seed: int) -> FileText:
 
 
 @contextmanager
-def _reading_parquet(path: Path) -> Iterator[None]:
+def reading_parquet(path: Path) -> Iterator[None]:
     """Turn whatever pyarrow raises for a damaged file into a CalibrationError."""
     try:
         yield

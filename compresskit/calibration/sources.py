@@ -61,6 +61,8 @@ class TextRequest(NamedTuple):
     sequence_length: int
     """Tokens per window."""
     seed: int = 0
+    text_only: int = 0
+    """Number of last windows that are without images, of a file that has any."""
 
 
 class Text(NamedTuple):

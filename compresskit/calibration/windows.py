@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from compresskit.calibration.image_rows import Share, check_request, shares_of, takes_images
+from compresskit.calibration.images import image_windows, images_digest
 from compresskit.calibration.sampling import Sampling, self_tokens
-from compresskit.calibration.sources import SelfSource, TextRequest, TextSource, check, parse, read_text, shares
+from compresskit.calibration.sources import FileSource, SelfSource, TextRequest, read_text
 from compresskit.calibration.tokens import encode
 from compresskit.errors import CalibrationError
 from compresskit.machine.device import Where
@@ -30,7 +32,9 @@ class Calibration:
     description: str
     """Description of the text."""
     digest: str
-    """SHA-256 of the tokens, in hexadecimal."""
+    """SHA-256 of the tokens and the images, in hexadecimal."""
+    images: Mapping[bytes, dict[str, Tensor]] = field(default_factory=dict)
+    """What the model is given beside the tokens of windows with images, by the bytes of these tokens."""
 
 
 def calibrate(
@@ -41,31 +45,35 @@ def calibrate(
     `where` is the device on which the model samples its own text. `progress` is called with (tokens done, total tokens).
 
     Returns:
-        The tokens (samples, sequence_length) int64 on the CPU, a description of the text, and their SHA-256.
+        The tokens (samples, sequence_length) int64 on the CPU, a description of the text, their SHA-256, and the images.
 
     Raises:
         CalibrationError: the text is unusable or too short.
         RequestError: `self` is requested for a model that cannot be sampled here.
         NetworkError: a Hub data set is unreachable.
     """
-    spec, samples, sequence_length, seed = request
-    check(spec, samples, sequence_length)
+    sequence_length, seed = request.sequence_length, request.seed
+    check_request(request, model)
     _check_context(model, sequence_length)
-    sources = parse(spec)
-    sized = list(zip(sources, shares(samples, len(sources)), strict=True))
+    sized, images = shares_of(request), dict[bytes, dict[str, Tensor]]()
     how = Sampling(seed, where, progress)
     found: dict[int, tuple[Tensor, str]] = {}
     # Texts first: they may be too short, and sampling takes minutes.
-    for index, (source, share) in sorted(enumerate(sized), key=lambda item: isinstance(item[1][0], SelfSource)):
-        if isinstance(source, SelfSource):
-            found[index] = self_tokens(model, (share, sequence_length), how)
+    for index, share in sorted(enumerate(sized), key=lambda item: isinstance(item[1].source, SelfSource)):
+        if isinstance(share.source, SelfSource):
+            found[index] = self_tokens(model, (share.windows, sequence_length), how)
+        elif isinstance(share.source, FileSource) and takes_images(share):
+            found[index], more = image_windows(share, model, sequence_length, seed, where.trust_remote_code)
+            images |= more
         else:
-            found[index] = _text_tokens(source, model, (share, sequence_length), seed, where.trust_remote_code)
-    parts = [found[index] for index in range(len(sources))]
+            found[index] = _text_tokens(share, model, sequence_length, seed, where.trust_remote_code)
+    parts = [found[index] for index in range(len(sized))]
     windows = torch.cat([tokens for tokens, _ in parts])
     description = "; ".join(f"{len(tokens)} windows of {text}" for tokens, text in parts)
     check_vocabulary(model, int(windows.max()))
-    return Calibration(windows, f"{description}; {sequence_length} tokens each, seed {seed}", digest(windows))
+    return Calibration(
+        windows, f"{description}; {sequence_length} tokens each, seed {seed}", images_digest(digest(windows), images), images
+    )
 
 
 def digest(tokens: Tensor) -> str:
@@ -83,12 +91,11 @@ def _check_context(model: Model, sequence_length: int) -> None:
             )
 
 
-def _text_tokens(
-    source: TextSource, model: Model, shape: tuple[int, int], seed: int, trust_remote_code: bool
-) -> tuple[Tensor, str]:
-    text, description = read_text(source, seed)
+def _text_tokens(share: Share, model: Model, length: int, seed: int, trust_remote_code: bool) -> tuple[Tensor, str]:
+    assert not isinstance(share.source, SelfSource)
+    text, description = read_text(share.source, seed)
     ids = encode(model.checkpoint.folder, text, special_tokens=False, trust_remote_code=trust_remote_code)
-    return draw(torch.tensor(ids, dtype=torch.int64), *shape, seed, description), description
+    return draw(torch.tensor(ids, dtype=torch.int64), share.windows, length, seed, description), description
 
 
 def draw(ids: Tensor, samples: int, sequence_length: int, seed: int, description: str) -> Tensor:

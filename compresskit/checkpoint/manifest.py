@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
+from compresskit.checkpoint.kinds import OBJECT, TEXT, Kind, Stated
 from compresskit.checkpoint.reader import Checkpoint, sha256
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import inside
@@ -15,6 +16,8 @@ from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError
 
 FORMAT_VERSION = 1
+FINISHED: dict[str, Kind] = {"stage": TEXT.always, "method": TEXT.always, "settings": OBJECT.always, "facts": OBJECT}
+"""Of a manifest from which a stage's result is known again."""
 
 
 def manifest(
@@ -91,9 +94,18 @@ def changed_files(folder: Path, recorded: dict[str, Any]) -> list[str]:
 
 
 def finished_result(out: Path) -> dict[str, Any]:
-    """What is known of a finished stage from its folder alone; its time and memory are not."""
+    """Read from the folder of a finished stage what is known of its result.
+
+    Returns:
+        The result's keys; time and memory are None, which no folder holds.
+
+    Raises:
+        CheckpointError: its manifest does not say what a stage's does.
+    """
     made = read_manifest(out) or {}
+    Stated(out / MANIFEST).check(made, FINISHED)
     after = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
-    result = {"stage": made["stage"], "method": made["method"], "output": str(out), "settings": made["settings"]}
-    facts: dict[str, Any] = made.get("facts", {})
-    return result | {"bytes_after": after, "seconds": None, "peak_memory_bytes": None} | facts
+    result = {"stage": made["stage"], "method": made["method"], "output": str(out)}
+    facts: dict[str, Any] = made.get("facts") or {}
+    settings = {"method": made["method"]} | made["settings"]
+    return facts | result | {"settings": settings, "bytes_after": after, "seconds": None, "peak_memory_bytes": None}

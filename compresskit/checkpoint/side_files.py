@@ -15,7 +15,8 @@ from compresskit.errors import CheckpointError
 SIDE_FILES = (
     "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "LICENSE", "LICENSE.txt",
-    "NOTICE", "USE_POLICY.md",
+    "NOTICE", "USE_POLICY.md", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "chat_template.json",
 )  # fmt: skip
 """Files that stock tools read in addition to the weights; copied byte for byte."""
 CHUNK_BYTES = 1 << 20

@@ -97,7 +97,7 @@ class CompensateRequest(Request):
         spec, samples = options.calibration, options.samples + HELD_BACK
         if not self.needs_text:
             spec, samples = ("builtin" if spec == "self" else spec), HELD_BACK
-        return TextRequest(spec, samples, options.sequence_length, options.seed)
+        return TextRequest(spec, samples, options.sequence_length, options.seed, HELD_BACK)
 
     @property
     def text_model(self) -> Model:

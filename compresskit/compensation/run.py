@@ -111,7 +111,7 @@ def _output_weights(request: CompensateRequest, job: Job, tokens: torch.Tensor) 
     from compresskit.compensation.output_fisher import LEAST, output_weights
     from compresskit.walk.walk import Walk
 
-    walk = Walk(request.pair.original, tokens[:OUTPUT_WEIGHT_WINDOWS], job.where, micro_batch=1)
+    walk = Walk(request.pair.original, tokens[:OUTPUT_WEIGHT_WINDOWS], job.where, 1, job.images)
     with job.work.scratch() as scratch:
         found = output_weights(walk, request.names, scratch, job.bars, request.options.seed)
     return {name: request.pair.cut_outputs(name, values).clamp_min(LEAST) for name, values in found.items()}
@@ -124,8 +124,8 @@ def _walks(request: CompensateRequest, job: Job, tokens: torch.Tensor, finished:
 
     both = request.pair
     size = micro_batch_size(both.original, tokens.shape[1])
-    walk = Walk(both.compressed, tokens, job.where, size).resumed(finished)
-    return walk, None if request.aim == "weight" else Walk(both.original, tokens, job.where, size)
+    walk = Walk(both.compressed, tokens, job.where, size, job.images).resumed(finished)
+    return walk, None if request.aim == "weight" else Walk(both.original, tokens, job.where, size, job.images)
 
 
 def _written(request: CompensateRequest, ranks: Mapping[str, int], writer: Writer) -> Model:

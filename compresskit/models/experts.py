@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
@@ -23,7 +22,7 @@ class PlainExperts(nn.Module):
         """`stock`: the module that is replaced; it still computes the gate. `projections`: a template linear per name."""
         super().__init__()
         for expert in range(count):
-            self.add_module(str(expert), nn.ModuleDict({name: copy.deepcopy(p) for name, p in projections.items()}))
+            self.add_module(str(expert), nn.ModuleDict({name: _alike(each) for name, each in projections.items()}))
         self.count = count
         self.total = int(getattr(stock, "num_experts", count))
         self.fused = GATE_AND_UP in projections
@@ -64,6 +63,11 @@ class PlainExperts(nn.Module):
             return self.act_fn(gate) * up
         both = torch.cat([gate, up], dim=-1) if stock.is_concatenated else torch.stack([gate, up], dim=-1).flatten(-2)
         return stock._apply_gate(both)
+
+
+def _alike(linear: nn.Linear) -> nn.Linear:
+    """A linear of the same shape: fake tensors, which a trace has, cannot be copied."""
+    return nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device=linear.weight.device)
 
 
 def can_be_unpacked(module: nn.Module) -> bool:

@@ -67,10 +67,13 @@ def _experts_are_read(model: Model, path: str) -> bool:
 
 
 def resize(network: nn.Module, model: Model, group: FfnGroup) -> None:
-    """Resize a group of feed-forward networks to the shapes in `model`; their parameters become meta tensors."""
+    """Resize feed-forward networks to the shapes in `model`, on the meta device; raises CheckpointError if it lacks a bias."""
     for ffn in group.members:
         for name in (*ffn.in_projections, ffn.out_projection):
             rows, columns = model.linear_shape(name)
+            stock: Any = network.get_submodule(name)
+            if stock.bias is not None and not model.has(f"{name}.bias"):
+                raise _missing(model, f"{name}.bias")
             network.set_submodule(name, nn.Linear(columns, rows, model.has(f"{name}.bias"), device=META))
 
 
@@ -82,7 +85,7 @@ def _check_complete(model: Model, network: nn.Module) -> None:
         if not model.has(name):
             if _is_tied(network, name, parameter):
                 continue
-            raise CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; download it again")
+            raise _missing(model, name)
         if model.is_low_bit(name.removesuffix(".weight")):
             continue  # `resize` and the shape check use the unpacked shape of such a linear
         part = model.packed(name)
@@ -96,6 +99,10 @@ def _check_complete(model: Model, network: nn.Module) -> None:
                 f"{model.checkpoint.folder}: {model.stored_name(name)} has shape {list(stored)}, "
                 f"its configuration asks for {list(parameter.shape)}; download it again"
             )
+
+
+def _missing(model: Model, name: str) -> CheckpointError:
+    return CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; download it again")
 
 
 def _is_tied(network: Any, name: str, parameter: Tensor) -> bool:
@@ -143,9 +150,14 @@ def to_stored(model: Model, name: str, weight: Tensor) -> Tensor:
     return weight.T if _is_transposed(model, name) else weight
 
 
-def fill(model: Model, network: PreTrainedModel, prefix: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Read every parameter and stored buffer below the module `prefix` ("" for those outside the blocks and outside towers)."""
-    for name, parameter in _parameters(model, network, prefix):
+def fill(
+    model: Model, network: PreTrainedModel, prefix: str, device: torch.device, dtype: torch.dtype, images: bool = False
+) -> None:
+    """Read every parameter and stored buffer below the module `prefix`.
+
+    "" stands for those outside the blocks, and outside the towers unless `images` are to run through these.
+    """
+    for name, parameter in _parameters(model, network, prefix, images):
         if parameter.is_meta and model.has(name):
             _set(network, name, read_plain(model, name).to(device=device, dtype=dtype).contiguous())
     for parameters, stored in _conversions(model, prefix):
@@ -197,15 +209,15 @@ def towers(model: Model, network: nn.Module) -> tuple[str, ...]:
 
 def empty(model: Model, network: nn.Module, prefix: str) -> None:
     """Free the parameters that `fill` read; they become meta tensors again."""
-    for name, parameter in _parameters(model, network, prefix):
+    for name, parameter in _parameters(model, network, prefix, images=True):
         _set(network, name, torch.empty_like(parameter, device=META))
 
 
-def _parameters(model: Model, network: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
+def _parameters(model: Model, network: nn.Module, prefix: str, images: bool) -> list[tuple[str, nn.Parameter]]:
     if prefix:
         return [(f"{prefix}.{name}", p) for name, p in network.get_submodule(prefix).named_parameters()]
     # A tied head shares its weight with the embedding: `empty` must see both names, or the tensor stays alive.
-    named, others = network.named_parameters(remove_duplicate=False), towers(model, network)
+    named, others = network.named_parameters(remove_duplicate=False), () if images else towers(model, network)
     return [(name, p) for name, p in named if is_outside(model, name) and not name.startswith(others)]
 
 

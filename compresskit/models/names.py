@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 from compresskit.models.architectures import GATE, GATE_AND_UP, UP
 from compresskit.models.experts import can_be_unpacked
 
-LOW_BIT = re.compile(r"\.(weight(_packed|_scale|_zero_point|_shape|_g_idx|\.\w+)|qweight|qzeros|scales|g_idx)$")
+LOW_BIT = re.compile(r"\.(weight(_packed|_scale|_zero_point|_shape|_g_idx|(\.\w+)+)|qweight|qzeros|scales|g_idx)$")
 """Leaves of low-bit linears; all stand for the weight."""
 EXPERT = re.compile(r"\.(\d+)\.")
 

@@ -72,11 +72,21 @@ def build_network(
             network = kind._from_config(config, dtype=dtype)
         else:
             network = kind.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    if dtype != torch.float32 and not network.is_custom_code():
+        _compute_buffers(network)
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
                 module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=META), requires_grad=False)
     return network.eval()
+
+
+def _compute_buffers(network: Any) -> None:
+    """Compute the buffers that no file stores as transformers does after loading: not in the dtype of the weights."""
+    for module in network.modules():
+        module._is_hf_initialized = False
+    with _LargeOnMeta():
+        network.initialize_weights()
 
 
 def check_decoder(config: PreTrainedConfig, file: Path) -> None:

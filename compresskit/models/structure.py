@@ -1,8 +1,8 @@
 """The derived structure of one checkpoint as an `Architecture`, and its cache.
 
 derivation.py follows the tensors through the blocks, names.py maps the stored tensors; here both become the description
-that stages use. The result depends on config.json, on the names of the stored tensors and on transformers' version, and is
-cached under a hash of these.
+that stages use. The result depends on config.json, on the names of the stored tensors, on the shapes of packed experts and
+on transformers' version, and is cached under a hash of these.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from compresskit.models.network import build_network, check_decoder, configurati
 from compresskit.models.tracing import blocks_path, kinds_of, make_fake, traced, unpack_experts
 from compresskit.models.width_keys import with_width_keys
 
-VERSION = 2
+VERSION = 3
 """Of the derivation: a change of what it finds makes cached structures void."""
 CACHE = "structures"
 PLACEHOLDER = "{expert}"
@@ -166,7 +166,8 @@ def _block_structure(block: nn.Module, path: str, trace: BlockTrace, names: Stor
             reasons[template] = "is stored in another form"
         else:
             usable.add(name)
-    ffns = ffns_of(trace, usable)
+    # Experts first, as in the rows of the table: manifests count the networks of a block in this order.
+    ffns = sorted(ffns_of(trace, usable), key=lambda ffn: PLACEHOLDER not in _template(ffn.out_projection))
     editable = {name for name in usable if _template(name) not in packed_linears}
     positions, mixer_positions = positions_of(trace, editable, ffns)
     reasons |= {_template(name): "its experts are stored as one tensor: they are pruned, not quantized"
@@ -245,7 +246,9 @@ def _name_of(network: nn.Module, module: Any) -> str:
 
 
 def _key(checkpoint: Checkpoint) -> str:
-    described = [VERSION, transformers.__version__, checkpoint.config, weight_names(checkpoint.tensors)]
+    # Whether the matrices of packed experts are transposed is told by their shapes.
+    packed = {name: spec.shape for name, spec in checkpoint.tensors.items() if len(spec.shape) > 2}
+    described = [VERSION, transformers.__version__, checkpoint.config, weight_names(checkpoint.tensors), packed]
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
 

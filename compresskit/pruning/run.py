@@ -31,7 +31,7 @@ def _prune(request: PruneRequest, job: Job) -> dict[str, Any]:
     from compresskit.walk.walk import Walk
 
     model = request.model
-    walk = Walk(model, job.tokens, job.where)
+    walk = Walk(model, job.tokens, job.where, images=job.images)
     if job.progress:
         allocated = Allocated(job.progress["facts"]["widths"], job.progress["facts"]["importances"])
     else:

@@ -93,7 +93,7 @@ class QuantizeRequest(Request):
         spec, samples = options.calibration, options.samples + HELD_BACK
         if not self.method.needs_activations:
             spec, samples = ("builtin" if spec == "self" else spec), HELD_BACK
-        return TextRequest(spec, samples, options.sequence_length, options.seed)
+        return TextRequest(spec, samples, options.sequence_length, options.seed, HELD_BACK)
 
     @property
     def rank(self) -> int:

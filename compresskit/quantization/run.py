@@ -70,7 +70,7 @@ def _with_bits(request: QuantizeRequest, job: Job) -> tuple[QuantizeRequest, dic
     if job.progress:
         facts = {key: job.progress["facts"][key] for key in ("bits", "losses")}
     else:
-        walk = Walk(model, job.tokens[:MIXED_WINDOWS], job.where)
+        walk = Walk(model, job.tokens[:MIXED_WINDOWS], job.where, images=job.images)
         losses = block_losses(request, walk, [method.scheme_of(model, bits) for bits in method.levels], job.bars)
         sizes = [0] * model.block_count
         for name in request.schemes:
@@ -98,7 +98,8 @@ def _walk(request: QuantizeRequest, job: Job, finished: Mapping[int, Model], wri
     if isinstance(request.method, BlockMethod):
         _two_streams(request, request.method, job, finished, writer)
     else:
-        quantize_blocks(request, Walk(request.model, tokens, job.where).resumed(finished), writer, job.bars)
+        walk = Walk(request.model, tokens, job.where, images=job.images)
+        quantize_blocks(request, walk.resumed(finished), writer, job.bars)
 
 
 def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finished: Mapping[int, Model], writer: Writer) -> None:
@@ -112,10 +113,10 @@ def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finish
         if method.needs_fisher:
             from compresskit.quantization.apiq.fisher import fisher_diagonals
 
-            part = Walk(request.model, tokens, job.where, 1).take(FISHER_WINDOWS)
+            part = Walk(request.model, tokens, job.where, 1, job.images).take(FISHER_WINDOWS)
             saliencies = fisher_diagonals(part, list(request.schemes), scratch, job.bars)
         size = min(method.windows_at_once, micro_batch_size(request.model, tokens.shape[1]))
-        original, compressed = (Walk(request.model, tokens, job.where, size) for _ in range(2))
+        original, compressed = (Walk(request.model, tokens, job.where, size, job.images) for _ in range(2))
         quantize_blocks(request, method, (original, compressed.resumed(finished)), saliencies, writer, job.bars)
 
 

@@ -23,7 +23,7 @@ from compresskit.checkpoint.small_files import shown
 from compresskit.errors import RequestError, near_miss
 from compresskit.evaluation.gates import parse_gate
 from compresskit.recipe.located import Place, RecipeError, Value, read
-from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Context, Step, build, kind_of
+from compresskit.recipe.steps import LONGEST_NAME, REFERENCE, RUN_DECIDES, STEP_NAME, Context, Step, build, kind_of
 from compresskit.recipe.variables import substituted, texts_of
 
 KEYS = ("description", "source", "variables", "defaults", "matrix", "steps", "gates", "include")
@@ -34,7 +34,6 @@ MOST_CELLS = 20_000
 """Cells of a matrix times steps; each takes some 0.1 ms."""
 MOST_MATCHES = 1000
 """Of a pattern in a matrix."""
-LONGEST_NAME = 150
 RESERVED = ("source", "here")
 """Reserved names; `${here}` is the folder of the recipe."""
 

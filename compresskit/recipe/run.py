@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compresskit.checkpoint.kinds import Stated
 from compresskit.checkpoint.lock import locked
 from compresskit.checkpoint.manifest import finished_result
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import storing, write_whole
+from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import Interrupted, RequestError
 from compresskit.evaluation.gates import GateResult, check_gates, parse_gate
 from compresskit.machine.memory import release_freed_memory, restart_peak
 from compresskit.methods import runner, stage_of
 from compresskit.recipe.reading import Recipe
+from compresskit.recipe.results import check_step
 from compresskit.recipe.state import LOCK, OUTDATED, RUNNING, State, open_state
 from compresskit.recipe.steps import REFERENCE, Step, resolved
 
@@ -175,9 +178,10 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
 
 def recovered_result(step: Step, folder: Path) -> dict[str, Any]:
     """Reconstruct the result of a step that finished just before its run was killed, from its folder; its time is unknown."""
-    if not step.writes_model:
-        return read_json(folder / REPORT)
-    return finished_result(folder)
+    file = folder / (MANIFEST if step.writes_model else REPORT)
+    result = finished_result(folder) if step.writes_model else read_json(file)
+    check_step(result, step.name, Stated(file, remedy=f"remove {folder}, and run again"))
+    return result
 
 
 def _say_plan(recipe: Recipe, todo: dict[str, str], say: Say) -> None:

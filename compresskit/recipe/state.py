@@ -17,13 +17,15 @@ from typing import Any
 
 from compresskit.checkpoint import manifest, source
 from compresskit.checkpoint.folder import discard, remove, settle
+from compresskit.checkpoint.kinds import Stated
 from compresskit.checkpoint.reader import sha256
 from compresskit.checkpoint.recorded import read_manifest
-from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.small_files import read_json, shown
 from compresskit.checkpoint.whole_files import NEW, write_whole
 from compresskit.checkpoint.work_folder import check_name, is_ours, manifest_digest
 from compresskit.errors import RequestError
-from compresskit.recipe.steps import REFERENCE, RUN_DECIDES, STEP_NAME, Step, resolved
+from compresskit.recipe.results import check_step
+from compresskit.recipe.steps import LONGEST_NAME, REFERENCE, RUN_DECIDES, STEP_NAME, Step, resolved
 
 FILE = "run.json"
 LOCK = ".lock"
@@ -56,8 +58,8 @@ class State:
     def output(self, name: str) -> Path:
         """Output of a step: its folder, or the path that it names if it had nothing to do and wrote none."""
         folder = self.folder(name)
-        result = self.steps.get(name, {}).get("result") or {}
-        return folder if folder.is_dir() or "output" not in result else Path(result["output"])
+        named = (self.steps.get(name, {}).get("result") or {}).get("output") or ""
+        return folder if folder.is_dir() or not _exists(named) else Path(named)
 
     def save(self) -> None:
         """Write run.json atomically."""
@@ -200,12 +202,16 @@ def _checked_steps(path: Path, found: dict[str, Any]) -> dict[str, dict[str, Any
     if found.get("format_version") != FORMAT_VERSION or not isinstance(steps, dict):
         raise RequestError(f"{path}: written by another version of compresskit; choose another OUT")
     for name, step in steps.items():
-        if not STEP_NAME.fullmatch(name):
-            raise RequestError(f"{path}: names a step {name!r}, which is no name of one; restore the file, or choose another OUT")
+        if not STEP_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+            raise RequestError(
+                f"{path}: names a step {shown(name)}, which is no name of one; restore the file, or choose another OUT"
+            )
         if not isinstance(step, dict) or not {"key", "status", "result"} <= step.keys():
             raise RequestError(f"{path}: step {name!r} has no key, status and result; restore the file, or choose another OUT")
         if not isinstance(step["result"], dict | None) or step["status"] not in (RUNNING, DONE, OUTDATED):
             raise RequestError(f"{path}: step {name!r} has no status of one; restore the file, or choose another OUT")
+        if step["result"] is not None:
+            check_step(step["result"], name, Stated(path, remedy="restore the file, or choose another OUT"))
     return steps
 
 

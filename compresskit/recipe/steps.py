@@ -24,6 +24,8 @@ REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 LONGEST_HINT = 100
 """Characters that are compared with known names."""
 STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]*")
+LONGEST_NAME = 150
+"""Characters of a step's name, which is a folder's."""
 
 
 @dataclass(frozen=True)

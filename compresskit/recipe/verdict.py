@@ -23,8 +23,8 @@ def gate_rows(result: dict[str, Any]) -> list[Row]:
     """(gate, value, verdict, missed by) for every gate."""
     rows = []
     for gate in result["gates"]:
-        found = "none" if gate["value"] is None else f"{gate['value']:.4g}"
-        missed = "" if not gate["missed_by"] else f"{gate['missed_by']:.4g}"
+        found = "none" if gate.get("value") is None else f"{gate['value']:.4g}"
+        missed = "" if not gate.get("missed_by") else f"{gate['missed_by']:.4g}"
         title = f"{gate['step']}: {gate['metric']} {gate['operator']} {gate['limit']:g}"
         rows.append((title, found, "met" if gate["passed"] else "MISSED", missed))
     return rows
@@ -43,7 +43,8 @@ def steps_rows(result: dict[str, Any]) -> list[Row]:
             continue
         size = found.get("bytes", found.get("bytes_after"))
         ratio = found.get("perplexity_ratio")
-        quality = f"{found['perplexity']:.2f}" if "perplexity" in found else ""
+        perplexity = found.get("perplexity")
+        quality = "" if perplexity is None else f"{perplexity:.2f}"
         quality += f" (x {ratio:.3f})" if ratio else ""
         seconds = found.get("seconds")
         megabytes = f"{size / 1e6:.1f} MB" if size is not None else ""

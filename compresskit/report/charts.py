@@ -15,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 74, 14, 14, 44
 TICKS = 5
 MOST_LABELS = 12
 """Number of category labels that fit under a chart."""
+LARGEST, SMALLEST = 1e300, 1e-300
+"""Beyond these a difference of two numbers may be infinite, or a fifth of one 0."""
 
 
 class Series(NamedTuple):
@@ -35,11 +37,12 @@ class Point(NamedTuple):
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers that span low to high."""
-    high = high if high > low else low + (abs(low) or 1.0)
+    """Round numbers that span low to high, which may be any finite numbers."""
+    low, high = (0.0 if abs(each) < SMALLEST else min(max(each, -LARGEST), LARGEST) for each in (low, high))
+    high = high if high - low > SMALLEST else low + (abs(low) or 1.0)
     span = high - low
     step = 10 ** math.floor(math.log10(span / TICKS))
-    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= TICKS)
+    step *= next((factor for factor in (1, 2, 2.5, 5) if span / (step * factor) <= TICKS), 10)
     first = math.floor(low / step)
     return [round((first + i) * step, 12) for i in range(math.ceil(high / step - first - 1e-9) + 1)]
 
@@ -69,7 +72,8 @@ def _frame(title: str, xs: list[tuple[float, str]], marks: list[str], labels: tu
 
 
 def _place(value: float, low: float, high: float, start: float, end: float) -> float:
-    return start + (value - low) / ((high - low) or 1) * (end - start)
+    """Place of a value on an axis; what lies beyond the axis stands at its end."""
+    return start + (min(max(value, low), high) - low) / ((high - low) or 1) * (end - start)
 
 
 def _legend(names: Sequence[str]) -> str:

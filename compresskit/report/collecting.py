@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compresskit.checkpoint.kinds import OBJECT, TEXT, Kind, Stated, is_number
+from compresskit.checkpoint.manifest import chain
 from compresskit.checkpoint.recorded import read_manifest
-from compresskit.checkpoint.small_files import inside, read_json, shown
+from compresskit.checkpoint.small_files import inside, read_json
 from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import RequestError
+from compresskit.recipe.results import check_run
 from compresskit.recipe.run import REPORT
 
 PER_BLOCK = {"widths": "widths", "bits": "bits", "importances": "importance"}
@@ -25,6 +28,10 @@ ERRORS = {
     "error_after": "after the repair",
 }
 """Error facts of a block, and their labels."""
+LINK: dict[str, Kind] = {"stage": TEXT.always, "method": TEXT.always, "facts": OBJECT}
+"""What is shown of a manifest, and of those before it."""
+LARGEST = 1e300
+"""Of a number in a chart, so that sums of them stay finite."""
 
 
 class Measured(NamedTuple):
@@ -42,26 +49,20 @@ def read_result(out: Path) -> dict[str, Any]:
     found = read_json(out / REPORT)
     if "steps" not in found:
         raise RequestError(f"{out / REPORT}: is the report of one step; give the folder of the whole run")
-    if not isinstance(found["steps"], dict):
-        raise RequestError(f"{out / REPORT}: steps are {shown(found['steps'])}, expected reports by name; run the recipe again")
-    for name, step in found["steps"].items():
+    check_run(found, Stated(out / REPORT, remedy="run the recipe again"))
+    for name in found["steps"]:
         inside(out, name, out / REPORT)
-        if step is not None and not (isinstance(step, dict) and _names_folders(step)):
-            raise RequestError(f"{out / REPORT}: says of {name} {shown(step)}, expected a step's report; run the recipe again")
     return found
 
 
-def _names_folders(step: Mapping[str, Any]) -> bool:
-    """Whether a step's report names its source, or the sources of a merge, and its adapter as texts."""
-    source = step.get("source", "")
-    texts = [*(source if isinstance(source, list) else [source]), step.get("adapter") or ""]
-    return all(isinstance(text, str) for text in texts)
-
-
 def manifests(out: Path, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Manifest of every step that wrote a model, by name."""
+    """Manifest of every step that wrote a model, by name; raises CheckpointError for one that cannot be shown."""
     found = {name: read_manifest(out / name) for name, step in result["steps"].items() if step is not None}
-    return {name: manifest for name, manifest in found.items() if manifest is not None}
+    made = {name: manifest for name, manifest in found.items() if manifest is not None}
+    for name, manifest in made.items():
+        for link in chain(manifest):
+            Stated(out / name / MANIFEST).check(link, LINK)
+    return made
 
 
 def measured(result: Mapping[str, Any]) -> list[Measured]:
@@ -69,8 +70,9 @@ def measured(result: Mapping[str, Any]) -> list[Measured]:
     found = []
     for name, step in result["steps"].items():
         if step is not None and step.get("stage") == "evaluate":
-            of = Path(step.get("adapter") or step.get("source", "")).name
-            of = of if of in result["steps"] else Path(step.get("source", "")).name
+            source = step.get("source") or ""
+            of = Path(step.get("adapter") or source).name
+            of = of if of in result["steps"] else Path(source).name
             found.append(Measured(name, of if of in result["steps"] else "source", step))
     return found
 
@@ -79,10 +81,10 @@ def per_block(facts: Mapping[str, Any]) -> dict[str, dict[str, list[float | None
     """Numbers by block: {"widths": {"": [...]}, "bits": ..., "rank": ..., "error": {"before": [...], "after": [...]}}."""
     found: dict[str, dict[str, list[float | None]]] = {}
     for key, name in PER_BLOCK.items():
-        values = [_sum(value) for value in _list(facts.get(key))]
+        values = [_sum(value) for value in listed(facts.get(key))]
         if values and None not in values:
             found[name] = {"": values}
-    blocks = [block for block in _list(facts.get("blocks")) if isinstance(block, Mapping)]
+    blocks = [block for block in listed(facts.get("blocks")) if isinstance(block, Mapping)]
     for key, name in ERRORS.items():
         values = [_mean(block.get(key)) for block in blocks]
         if any(value is not None for value in values):
@@ -93,7 +95,8 @@ def per_block(facts: Mapping[str, Any]) -> dict[str, dict[str, list[float | None
     return found
 
 
-def _list(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """Return a list unchanged, an empty one for anything else."""
     return value if isinstance(value, list) else []
 
 
@@ -106,13 +109,18 @@ def _sum(value: Any) -> float | None:
 def _mean(value: Any) -> float | None:
     """Return a number unchanged, the mean of several by name, None for anything else."""
     if isinstance(value, Mapping):
-        numbers = [each for each in value.values() if isinstance(each, (int, float))]
+        numbers = [each for each in map(number, value.values()) if each is not None]
         return statistics.fmean(numbers) if numbers else None
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return number(value)
+
+
+def number(value: Any) -> float | None:
+    """Return a number that a chart can show, None for anything else."""
+    return float(value) if is_number(value) and abs(value) <= LARGEST else None
 
 
 def final_model(out: Path, result: Mapping[str, Any]) -> str | None:
     """Name of the step with the final model: the one measured last, else the last that wrote one."""
-    written = [name for name in result["steps"] if (out / name / MANIFEST).is_file()]
+    written = [name for name, step in result["steps"].items() if step is not None and (out / name / MANIFEST).is_file()]
     looked_at = [each.of for each in measured(result) if each.of in written]
     return looked_at[-1] if looked_at else (written[-1] if written else None)

@@ -60,7 +60,7 @@ def page(out: Path, result: Mapping[str, Any]) -> str:
         _tradeoff(result),
         _steps(result),
         *(_blocks(name, manifest) for name, manifest in made.items()),
-        *(_recovery(name, manifest["facts"]) for name, manifest in made.items()),
+        *(_recovery(name, manifest.get("facts") or {}) for name, manifest in made.items()),
         _provenance(result, made),
         _commands(out, result),
     ]
@@ -138,7 +138,7 @@ def _tradeoff(result: Mapping[str, Any]) -> str:
     key = "perplexity_ratio" if relative else "perplexity"
     points = [charts.Point(each.name, each.report["bytes"] / 1e6, each.report[key]) for each in found]
     groups = ["evaluated models"]
-    if relative:
+    if relative and found[0].report.get("reference_bytes") is not None:
         points.append(charts.Point("original", found[0].report["reference_bytes"] / 1e6, 1.0, 1))
         groups.append("original")
     axis = "perplexity over the original's" if relative else "perplexity"
@@ -161,7 +161,7 @@ def _steps(result: Mapping[str, Any]) -> str:
 
 def _blocks(name: str, manifest: Mapping[str, Any]) -> str:
     drawn = []
-    for key, series in collecting.per_block(manifest.get("facts", {})).items():
+    for key, series in collecting.per_block(manifest.get("facts") or {}).items():
         title, axis = BLOCK_CHARTS[key]
         count = len(next(iter(series.values())))
         shown = [charts.Series(label or axis, values) for label, values in series.items()]
@@ -172,17 +172,18 @@ def _blocks(name: str, manifest: Mapping[str, Any]) -> str:
 
 def _recovery(name: str, facts: Mapping[str, Any]) -> str:
     drawn = []
-    clusters = [each for each in facts.get("clusters", []) if isinstance(each, Mapping)] if facts.get("clusters") else []
-    keys = [
-        key for key in ("share", "taken", "count", "selected", "size", "samples") if clusters and all(key in c for c in clusters)
+    clusters = [each for each in collecting.listed(facts.get("clusters")) if isinstance(each, Mapping)]
+    series = [
+        charts.Series(key, [collecting.number(cluster.get(key)) for cluster in clusters])
+        for key in ("share", "taken", "count", "selected", "size", "samples")
     ]
-    if keys:
-        series = [charts.Series(key, [float(cluster[key]) for cluster in clusters]) for key in keys]
+    series = [each for each in series if each.values and None not in each.values]
+    if series:
         names = [str(cluster.get("name", index)) for index, cluster in enumerate(clusters)]
         drawn.append(charts.bars("The selection's clusters", names, series, ("cluster", "samples")))
-    losses = facts.get("losses")
-    if isinstance(losses, list) and len(losses) > 1:
-        points = [(float(i), float(loss)) for i, loss in enumerate(losses, start=1)]
+    losses = [collecting.number(loss) for loss in collecting.listed(facts.get("losses"))]
+    points = [(float(i), loss) for i, loss in enumerate(losses, start=1) if loss is not None]
+    if len(points) > 1:
         drawn.append(charts.line("Training loss", points, ("step", "loss")))
     return _section(f"{name}: recovery", f'<div class="charts">{"".join(drawn)}</div>') if drawn else ""
 
@@ -191,7 +192,8 @@ def _provenance(result: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]
     rows = []
     for name, manifest in made.items():
         inputs = ", ".join(digest[:12] for digest in (manifest.get("inputs") or {}).get("sha256", {}).values())
-        outputs = ", ".join(f"{file} {digest[:12]}" for file, digest in manifest["outputs"]["sha256"].items())
+        hashes = (manifest.get("outputs") or {}).get("sha256", {})
+        outputs = ", ".join(f"{file} {digest[:12]}" for file, digest in hashes.items())
         rows.append((name, f"{manifest['stage']} {manifest['method']}", inputs, outputs))
     source = f"<p>Source: <code>{escape(str(result['source']))}</code>. First 12 digits of each weight file's SHA-256.</p>"
     return _section("Provenance", source, _table(("step", "made by", "from", "gave"), rows, "Provenance")) if rows else ""

@@ -15,6 +15,8 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    added: Tensor | None = None
+    """What the model adds to the previous block's output on the way to this block, None for nothing."""
 
 
 Calls = list[Call]
@@ -28,7 +30,7 @@ def shared_call(args: tuple[Any, ...], kwargs: dict[str, Any], calls: Calls) -> 
         That call, or a new one.
     """
     for known in calls[:1] + calls[-1:]:
-        if _same((known.args, known.kwargs), (args, kwargs)):
+        if known.added is None and _same((known.args, known.kwargs), (args, kwargs)):
             return known
     return Call(args, kwargs)
 

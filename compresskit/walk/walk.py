@@ -28,6 +28,7 @@ from compresskit.models.model import Model
 from compresskit.walk.block import Block, forward_replaced
 from compresskit.walk.calls import Calls, shared_call
 from compresskit.walk.cost import micro_batch_size
+from compresskit.walk.images import Images, add_between, check_runs, image_note_taker, inputs_of
 
 
 class Walk:
@@ -37,12 +38,12 @@ class Walk:
     Each iteration is a new walk.
     """
 
-    def __init__(self, model: Model, tokens: Tensor, where: Where, micro_batch: int | None = None):
-        """`micro_batch` is the number of samples computed at once, None for `micro_batch_size`."""
+    def __init__(self, model: Model, tokens: Tensor, where: Where, micro_batch: int | None = None, images: Images | None = None):
+        """`micro_batch`: samples computed at once, None for `micro_batch_size`; one with `images`, those of the windows."""
         self.model, self.device, self.dtype = model, where.device, where.dtype
         self.finished: Mapping[int, Model] = {}
         self.network = meta.build(model, where.trust_remote_code, where.dtype)
-        size = micro_batch or micro_batch_size(model, tokens.shape[1])
+        self.images, size = images or {}, 1 if images else micro_batch or micro_batch_size(model, tokens.shape[1])
         self.batches = list(torch.split(tokens, size)) if len(tokens) else []
         self.hidden: list[Tensor] = []
 
@@ -68,6 +69,7 @@ class Walk:
     def __iter__(self) -> Iterator[Block]:
         calls = self._capture()
         for index in range(self.model.block_count):
+            add_between(self.hidden, calls[index])
             block = self._filled(index, self.hidden, calls[index])
             yield block
             if not block.advanced:
@@ -102,13 +104,16 @@ class Walk:
         """Run the model with recording blocks to capture the first hidden states and every block's arguments."""
         calls: list[Calls] = [[] for _ in range(self.model.block_count)]
         self.hidden.clear()
-        meta.fill(self.model, self.network, "", self.device, self.dtype)
+        meta.fill(self.model, self.network, "", self.device, self.dtype, bool(self.images))
         for batch in self.batches:
+            seen = inputs_of(self.images, batch, self.network, self.device, self.dtype)
+            noted = image_note_taker if seen else _note_taker
             with ExitStack() as stack:
                 for index, module in enumerate(self.blocks()):
-                    note = _note_taker(calls[index], self.hidden if index == 0 else None, self._returned(index))
+                    note = noted(calls[index], self.hidden if index == 0 else None, self._returned(index))
                     stack.enter_context(forward_replaced(module, note))
-                self.network.base_model(input_ids=batch.to(self.device), use_cache=False)
+                self.network.base_model(input_ids=batch.to(self.device), use_cache=False, **seen)
+        check_runs(self.model, calls, len(self.batches) if self.images else 0)
         meta.empty(self.model, self.network, "")
         return calls
 

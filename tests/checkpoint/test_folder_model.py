@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from dying_children import dying_at
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from compresskit.checkpoint import folder as folders
 from compresskit.checkpoint.folder import commit, discard, held, settle, start_result, whole_folder
 from compresskit.checkpoint.work_folder import WorkFolder, is_ours
 from compresskit.errors import CompresskitError
-
-KILLED = 9
-
-
-def dying_at(step: int, work: Callable[[], None]) -> bool:
-    """Do the work in a fork that dies at its `step`-th change of the disk; whether it came to its end."""
-    child = os.fork()
-    if child == 0:
-        seen = 0
-
-        def counted(call: Callable[..., object]) -> Callable[..., object]:
-            def changing(*arguments: object, **named: object) -> object:
-                nonlocal seen
-                seen += 1
-                if seen == step:
-                    os._exit(KILLED)
-                return call(*arguments, **named)
-
-            return changing
-
-        for name in ("rename", "unlink", "mkdir", "rmdir", "replace", "write_text"):
-            setattr(Path, name, counted(getattr(Path, name)))
-        for name in ("unlink", "rmdir"):  # of rmtree
-            setattr(os, name, counted(getattr(os, name)))
-        folders.exchange = counted(folders.exchange)  # type: ignore[assignment]
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 class Folder(RuleBasedStateMachine):
@@ -89,7 +56,7 @@ class Folder(RuleBasedStateMachine):
             assert before is not None and (not overwrite or before == "foreign")
             shutil.rmtree(WorkFolder(self.out).path, ignore_errors=True)  # where it told the user to look for the result
 
-    @rule(overwrite=st.booleans(), step=st.integers(1, 25))
+    @rule(overwrite=st.booleans(), step=st.integers(1, 32))
     def die(self, overwrite: bool, step: int) -> None:
         self.version += 1
         before = self.content()

@@ -10,7 +10,7 @@ from conftest import SMALL, Run
 from safetensors.torch import load_file, save_file
 from tiny_models import make_adapter, make_model
 
-from compresskit.checkpoint.manifest import chain, changed_files, check_unchanged, fingerprint
+from compresskit.checkpoint.manifest import chain, changed_files, check_unchanged, fingerprint, finished_result
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import CheckpointError
 
@@ -51,6 +51,17 @@ def test_a_flipped_bit_is_found_and_an_unknown_file_is_nobody_s_business(tmp_pat
 def test_a_manifest_does_not_name_files_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no file inside"):
         changed_files(tmp_path, {"outputs": {"sha256": {"../secret": "0"}}})
+
+
+@pytest.mark.parametrize("changed", [{"stage": 3}, {"method": None}, {"settings": [1]}, {"facts": "x"}])
+def test_a_finished_stage_is_known_again_by_a_whole_manifest_only(changed: dict[str, object], tmp_path: Path) -> None:
+    made = {"stage": "prune", "method": "cfsp", "settings": {"seed": 0}, "facts": {"kl": 0.5, "output": "../elsewhere"}}
+    (tmp_path / "compresskit.json").write_text(json.dumps(made))
+    found = finished_result(tmp_path)
+    assert (found["output"], found["settings"], found["kl"]) == (str(tmp_path), {"method": "cfsp", "seed": 0}, 0.5)
+    (tmp_path / "compresskit.json").write_text(json.dumps(made | changed))
+    with pytest.raises(CheckpointError, match=r"compresskit\.json: states .*, expected "):
+        finished_result(tmp_path)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from compresskit.checkpoint.whole_files import write_whole
 from compresskit.errors import Interrupted, RequestError
 from compresskit.recipe.reading import load
 from compresskit.recipe.run import REPORT, Wanted, run
-from compresskit.recipe.state import _exists
+from compresskit.recipe.state import State, _exists
 
 
 def test_a_second_run_does_nothing_and_says_so(done: Path, tmp_path: Path, tiny: dict[str, Path]) -> None:
@@ -55,7 +55,7 @@ def test_a_changed_gate_redoes_nothing_and_judges_anew(done: Path, tmp_path: Pat
     assert (result["ran"], result["passed"]) == ([], False)
 
 
-@pytest.mark.parametrize("name", ["../precious", "{absolute}", "..", "prune/../../precious", ""])
+@pytest.mark.parametrize("name", ["../precious", "{absolute}", "..", "prune/../../precious", "", "x" * 300])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_state_that_names_a_folder_elsewhere_is_refused_and_nothing_is_removed(
     name: str, overwrite: bool, make: Make, tmp_path: Path
@@ -64,7 +64,7 @@ def test_a_state_that_names_a_folder_elsewhere_is_refused_and_nothing_is_removed
     precious.mkdir()
     (precious / "photograph").touch()
     (tmp_path / "out" / "prune").mkdir(parents=True)
-    step = {"key": "k", "status": "done", "result": {}}
+    step = {"key": "k", "status": "done", "result": {"stage": "prune"}}
     steps = {"prune": step, name.format(absolute=precious): step}
     state = json.dumps({"format_version": 1, "steps": steps})
     (tmp_path / "out" / "run.json").write_text(state)
@@ -73,6 +73,30 @@ def test_a_state_that_names_a_folder_elsewhere_is_refused_and_nothing_is_removed
     assert (precious / "photograph").is_file()
     assert (tmp_path / "out" / "prune").is_dir()
     assert (tmp_path / "out" / "run.json").read_text() == state
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"output": ["m"]}, r"states \['m'\] for 'output' of step 'prune', expected a text"),
+        ({"seconds": "1"}, "states '1' for 'seconds' of step 'prune', expected a number"),
+        ({"stage": "evaluate"}, "states no 'text' of step 'prune', expected a text"),
+    ],
+)
+def test_a_state_with_a_result_that_cannot_be_shown_is_refused(
+    changed: dict[str, object], said: str, make: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    step = {"key": "k", "status": "done", "result": {"stage": "prune", "method": "cfsp"} | changed}
+    (tmp_path / "out" / "run.json").write_text(json.dumps({"format_version": 1, "steps": {"prune": step}}))
+    with pytest.raises(RequestError, match=rf"run\.json: {said}; restore the file, or choose another OUT"):
+        run(load(make()), tmp_path / "out", Wanted(dry_run=True))
+
+
+@pytest.mark.parametrize("named", ["x" * 3000, "a/" * 3000, "x\0y", "~nobody-here/x", ""])
+def test_a_recorded_output_that_is_no_path_is_none(named: str, tmp_path: Path) -> None:
+    state = State(tmp_path, {"prune": {"key": "k", "status": "done", "result": {"stage": "prune", "output": named}}})
+    assert state.output("prune") == tmp_path / "prune"
 
 
 def test_a_damaged_output_is_made_again(done: Path, tmp_path: Path) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
+import sys
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from compresskit.report import charts
 
@@ -20,3 +26,17 @@ def test_ticks_are_few_ascending_and_cover_the_values(low: float, high: float) -
     assert 2 <= len(found) <= 8
     assert found[0] <= low
     assert found[-1] >= high
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=2))
+@example([0.0, math.ulp(0.0)])
+@example([-sys.float_info.max, sys.float_info.max])
+@example([sys.float_info.max, sys.float_info.max])
+def test_any_numbers_can_be_drawn(values: list[float]) -> None:
+    found = charts.ticks(min(values), max(values))
+    assert 2 <= len(found) <= 10
+    assert all(map(math.isfinite, found))
+    drawn = charts.bars("t", ["a", "b"], [charts.Series("s", values)], ("x", "y"))
+    drawn += charts.line("t", list(enumerate(values)), ("x", "y"))
+    drawn += charts.scatter("t", [charts.Point("p", each, each) for each in values], ("x", "y"), ["g"])
+    assert not re.search("nan|inf", drawn)

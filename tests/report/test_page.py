@@ -113,6 +113,17 @@ def test_no_card_is_written_through_a_link(tmp_path: Path) -> None:
     assert not (tmp_path / "mine" / "README.md").exists()
 
 
+@pytest.mark.parametrize(
+    "value", [None, 3, "x", [], {}, ["x", None], [[1]], [{}, {}], [{"share": "a"}, {"share": 1}], [1e308, 1e308]]
+)
+def test_facts_of_another_kind_are_left_out(value: object, tmp_path: Path) -> None:
+    result = hostile_run(tmp_path / "out", "text")
+    manifest = tmp_path / "out" / "prune" / "compresskit.json"
+    facts = dict.fromkeys(("losses", "clusters", "blocks", "widths"), value)
+    manifest.write_text(json.dumps({"stage": "prune", "method": "cfsp", "facts": facts}))
+    assert min(read(write_reports(tmp_path / "out", result)).marks) > 0
+
+
 def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]

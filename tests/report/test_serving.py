@@ -79,3 +79,10 @@ def test_nobody_is_told_to_trust_code_that_is_not_ours(change: str, ragged: Path
     found = commands(folder)
     assert TRUST.isdisjoint((found["transformers"] + found["vLLM"]).replace(")", " ").split())
     assert found["transformers"].startswith("import compresskit\n\ncompresskit.register()\n")
+
+
+@pytest.mark.parametrize("base", ["x" * 3000, "a/" * 3000, "x\0y", "", 3, ["a"], {"a": 1}, None])
+def test_an_adapter_may_name_its_base_as_it_likes(base: object, tmp_path: Path) -> None:
+    hostile_run(tmp_path, "text", adapter=True)
+    (tmp_path / "prune" / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": base}))
+    assert set(commands(tmp_path / "prune")) == {"transformers and peft", "vLLM"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,10 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit.models.processor import image_tokens
 from compresskit.walk.backward import GradientStep, walk_backward
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.walk import Walk
+
+IGNORED = -100
+"""In place of a token that is not to be predicted."""
 
 
 def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBlock) -> Callable[[int], Mapping[str, Tensor]]:
@@ -55,10 +60,12 @@ def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBl
             {name: total / len(block.hidden) for name, total in sums.items()}, scratch / f"fisher-{block.index}.safetensors"
         )
 
-    walk_backward(walk, scratch, on_block, _mean_loss, visit)
+    walk_backward(walk, scratch, on_block, partial(_mean_loss, image_tokens(walk.model)), visit)
     return lambda index: load_file(scratch / f"fisher-{index}.safetensors", device=str(walk.device))
 
 
-def _mean_loss(tokens: Tensor, logits: Tensor) -> Tensor:
-    """Mean cross-entropy of a window: tokens (1, length), logits (1, length, vocabulary)."""
-    return functional.cross_entropy(logits[0, :-1], tokens[0, 1:].to(logits.device))
+def _mean_loss(placeholders: list[int], tokens: Tensor, logits: Tensor) -> Tensor:
+    """Mean cross-entropy of a window without the places of images: tokens (1, length), logits (1, length, vocabulary)."""
+    images = torch.isin(tokens, torch.tensor(placeholders, dtype=tokens.dtype))
+    wanted = tokens.masked_fill(images, IGNORED)[0, 1:]
+    return functional.cross_entropy(logits[0, :-1], wanted.to(logits.device), ignore_index=IGNORED)

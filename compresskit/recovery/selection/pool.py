@@ -80,7 +80,7 @@ def _lost(recovery: Recovery) -> Lost:
 def _target(recovery: Recovery) -> list[str]:
     """Texts of the target distribution."""
     options = recovery.request.options
-    asked = TextRequest(options.calibration, options.samples, options.sequence_length, options.seed)
+    asked = TextRequest(options.calibration, options.samples, options.sequence_length, options.seed, options.samples)
     found = calibration.calibrate(asked, recovery.original, recovery.where, recovery.bars.of("sampling text"))
     tokenizer = open_tokenizer(recovery.request.model.checkpoint.folder, options.trust_remote_code)
     texts: list[str] = tokenizer.batch_decode(found.tokens)
