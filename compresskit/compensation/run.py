@@ -131,14 +131,14 @@ def _walks(request: CompensateRequest, job: Job, tokens: torch.Tensor, finished:
 def _written(request: CompensateRequest, ranks: Mapping[str, int], writer: Writer) -> Model:
     """The source with what is in the partial folder; adapter_config.json holds the scales of the blocks that are finished."""
     if request.options.merge:
-        return open_model(writer.partial)
+        return open_model(writer.partial, request.options.trust_remote_code)
     block_name = request.model.block_name
     scales = peft.scales_by_name({block_name(i): facts["scale"] for i, facts in enumerate(writer.facts["blocks"])})
     base = str(request.out.resolve()) if request.method.splits else request.base
     text = peft.config_text(base, request.adapter_ranks(ranks), scales)
     writer.write_text(request.adapter_folder + peft.CONFIG, text)
     if request.method.splits:
-        return with_adapter(open_model(writer.partial), None)
+        return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)
     return with_adapter(replace(request.model, adapter=None), writer.partial)
 
 

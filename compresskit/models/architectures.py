@@ -59,6 +59,8 @@ class Packed:
     part: int = 0
     parts: int = 1
     """Which of how many equal parts of the stored rows: gate and up share one tensor."""
+    by_shape: bool = False
+    """Whether transformers tells by the shape alone that the stored matrices are transposed."""
 
 
 @dataclass(frozen=True)

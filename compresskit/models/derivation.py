@@ -134,7 +134,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self.facts.get(id(tensor))
         return found or (self.written.get(_memory(tensor), NOTHING) if self.written else NOTHING)
 
-    def set(self, tensor: Tensor, facts: Facts) -> None:
+    def keep(self, tensor: Tensor, facts: Facts) -> None:
         """Note the facts of a tensor, and keep it alive: its identity is its key."""
         self.facts[id(tensor)] = facts
         self.alive.append(tensor)
@@ -161,7 +161,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             channels, nonlinear = self._channels(name, args, inputs, result, number, len(results))
             if not channels:
                 self.trace.leaky |= {part.linear for facts in known for part in facts.channels}
-            self.set(result, Facts(channels, nonlinear, direct, reach))
+            self.keep(result, Facts(channels, nonlinear, direct, reach))
 
     def _is_shared(self, tensor: Tensor) -> bool:
         """Whether a tensor's memory holds other tensors, too."""
@@ -314,7 +314,7 @@ def _after(tracer: Tracer, name: str, trace: BlockTrace) -> Callable[..., None]:
         facts = tracer.of(given)
         tracer.alive.append(given)
         trace.calls.append(LinearCall(name, id(given), facts, given.shape[-1], out.shape[-1]))
-        tracer.set(out, Facts(frozenset([Part(name)]), False, frozenset([name]), facts.reach | {name}))
+        tracer.keep(out, Facts(frozenset([Part(name)]), False, frozenset([name]), facts.reach | {name}))
 
     return note
 

@@ -193,7 +193,8 @@ def can_be_ragged(architecture: Architecture) -> bool:
     networks = {kind.ffns for kind in architecture.kinds if kind.ffns}
     single = len({tuple(replace(ffn, width_key="") for ffn in ffns) for ffns in networks}) == 1
     single = single and all(len(ffns) == 1 and "{expert}" not in ffns[0].out_projection for ffns in networks)
-    named = architecture.classes[1] != architecture.classes[2] and "." in architecture.blocks
+    classes = architecture.classes
+    named = bool(classes[0]) and classes[1] != classes[2] and "." in architecture.blocks
     return alike and single and named and not architecture.converted and all(not kind.packed for kind in architecture.kinds)
 
 
@@ -221,14 +222,16 @@ def configuration(model: Model, widths: Widths) -> tuple[dict[str, Any], dict[st
             for group, width in zip(model.ffn_groups(index), block, strict=True):
                 if group.width_key:
                     config = with_config_value(config, group.width_key, width // group.multiple)
-        return config, {}
+        return config, own_files(model)
     check_ragged(model)
     return _ragged(model, config, [block[0] if block else None for block in widths])
 
 
 def own_files(model: Model) -> dict[str, str]:
-    """The files of a ragged checkpoint by name, generated again; empty for other and for planned checkpoints."""
-    if not model.ragged or not model.checkpoint.file_of:
+    """The code that belongs to a model by file name: a ragged one's, generated again; of others what was trusted, if any."""
+    if not model.ragged:
+        return dict(model.code)
+    if not model.checkpoint.file_of:
         return {}
     check_ragged(model)
     return generated_files(model.family, model.architecture)[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.reader import FLOATS, Checkpoint, TensorSpec, open_checkpoint
-from compresskit.checkpoint.small_files import shown
+from compresskit.checkpoint.small_files import read_text, shown
 from compresskit.errors import CheckpointError, RequestError, UnsupportedArchitecture, near_miss
 from compresskit.formats import open_format
 from compresskit.formats.peft import CONFIG as ADAPTER_CONFIG
@@ -27,6 +27,7 @@ PACKED_EXPERTS = (f".experts.{GATE_AND_UP}", f".experts.{DOWN}")
 """How the names of tensors end that hold all experts of a block."""
 PREDICTION_BLOCKS = "num_nextn_predict_layers"
 """Key of config.json with the number of blocks after the last, which predict further tokens; transformers leaves them out."""
+LARGEST_CODE_BYTES = 1 << 24
 LARGEST_NUMBER = (1 << 31) - 1
 """Of a size in config.json."""
 MOST_BLOCKS = 10_000
@@ -58,9 +59,15 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
         config.pop("auto_map", None)
     checkpoint = replace(checkpoint, config=config)
     prefix = "" if architecture.derived else _removed_prefix(checkpoint, architecture)
-    model = Model(checkpoint, family, architecture, prefix, open_format(checkpoint))
+    code = _trusted_code(checkpoint) if trust_remote_code and "auto_map" in config and not _is_ragged(checkpoint) else {}
+    model = Model(checkpoint, family, architecture, prefix, open_format(checkpoint), code=code)
     _check_shapes(model)
     return model
+
+
+def _trusted_code(checkpoint: Checkpoint) -> dict[str, str]:
+    """The text of the code files beside a checkpoint; OUT needs them to be loaded."""
+    return {path.name: read_text(path, LARGEST_CODE_BYTES) for path in sorted(checkpoint.folder.glob("*.py"))}
 
 
 def check_configuration(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None:

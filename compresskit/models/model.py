@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +44,8 @@ class PackedPart:
     part: int = 0
     parts: int = 1
     """Which of how many equal parts of the rows."""
+    by_shape: bool = False
+    """Whether transformers tells by the shape alone that the matrix is transposed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Model:
     """Storage format of the low-bit linears; None for a dense checkpoint."""
     adapter: Adapter | None = None
     """Low-rank adapter that belongs to the weights."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Files of code that the checkpoint brings and the user trusts, by name."""
 
     @property
     def ragged(self) -> bool:
@@ -187,7 +192,7 @@ class Model:
         for each in self.architecture.block(int(index)).packed:
             stored = f"{self.architecture.stored_blocks}.{index}.{each.stored}"
             if each.plain == pattern and stored in self.checkpoint.tensors:
-                return PackedPart(stored, int(expert), each.transposed, each.part, each.parts)
+                return PackedPart(stored, int(expert), each.transposed, each.part, each.parts, each.by_shape)
         return None
 
     def spec_of(self, name: str) -> TensorSpec:

@@ -49,6 +49,8 @@ class StoredNames:
     """Stored names of one expert's linears, with `{expert}`, that transformers reads in place of a packed tensor."""
     transposed: frozenset[str] = frozenset()
     """Parameters of packed experts whose stored matrices are the transposed ones."""
+    by_shape: frozenset[str] = frozenset()
+    """Those of them that transformers tells by their shape."""
     unknown: tuple[str, ...] = ()
     """Stored tensors that the network does not have."""
 
@@ -68,7 +70,7 @@ def stored_names(network: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]
     known |= dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     experts = {name for name, module in network.named_modules() if can_be_unpacked(module)}
     found = StoredNames()
-    separate, transposed, unknown = set(), set(), []
+    separate, transposed, by_shape, unknown = set(), set(), set(), []
     for stored in weight_names(shapes):
         target, pattern = rename_source_key(stored, renamings, converters, network.base_model_prefix, known)
         module, _, leaf = target.rpartition(".")
@@ -91,11 +93,12 @@ def stored_names(network: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]
             checked = all(getattr(each, "check_dims", False) for each in by_pattern[pattern].operations)
             if not checked or shapes.get(stored) != tuple(known[target].shape):
                 transposed.add(target)
+                by_shape |= {target} if checked else set()
         else:
             for name in _targets(by_pattern[pattern], target, known):
                 found.converted[name] = (*found.converted.get(name, ()), stored)
     names = found.stored, found.packed, frozenset(separate), found.converted, found.separable
-    return StoredNames(*names, frozenset(transposed), tuple(unknown))
+    return StoredNames(*names, frozenset(transposed), frozenset(by_shape), tuple(unknown))
 
 
 def _is_merge(converter: WeightConverter) -> bool:

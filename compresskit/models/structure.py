@@ -40,7 +40,7 @@ from compresskit.models.network import build_network, check_decoder, configurati
 from compresskit.models.tracing import blocks_path, kinds_of, make_fake, traced, unpack_experts
 from compresskit.models.width_keys import with_width_keys
 
-VERSION = 3
+VERSION = 4
 """Of the derivation: a change of what it finds makes cached structures void."""
 CACHE = "structures"
 PLACEHOLDER = "{expert}"
@@ -113,9 +113,15 @@ def _structure(network: PreTrainedModel, blocks: str, names: StoredNames, file: 
         kinds=tuple(kinds), kind_of=tuple(kind_of), stored_blocks=stored_blocks, outer_names=tuple(outer.items()),
         dense_linears=tuple(name for name in linears if not _is_edited(name, blocks, kind_of, kinds)),
         converted=tuple((name, tuple(stored)) for name, stored in names.converted.items()),
-        classes=(type(config).__name__, type(network.base_model).__name__, type(network).__name__),
+        classes=_stock_classes(type(config).__name__, type(network.base_model).__name__, type(network).__name__),
         class_model_types=(str(config.model_type), str(text.model_type)),
     )  # fmt: skip
+
+
+def _stock_classes(configuration: str, base: str, whole: str) -> tuple[str, str, str]:
+    """The names of a network's classes, if transformers has them; empty for a checkpoint's own code."""
+    names = (configuration, base, whole)
+    return names if all(hasattr(transformers, name) for name in names) else ("", "", "")
 
 
 def _is_edited(name: str, blocks: str, kind_of: list[int], kinds: list[BlockStructure]) -> bool:
@@ -210,7 +216,8 @@ def _packed(block: nn.Module, path: str, names: StoredNames) -> tuple[tuple[Pack
             parts = [GATE, UP] if linear == GATE_AND_UP and not module.fused else [linear]
             for number, part in enumerate(parts):
                 plain = f"{name}.{PLACEHOLDER}.{part}.{kind}"
-                found.append(Packed(plain, _inside_stored(stored), transposed, number, len(parts)))
+                by_shape = kind == "weight" and target in names.by_shape
+                found.append(Packed(plain, _inside_stored(stored), transposed, number, len(parts), by_shape))
                 if target in names.separable:
                     separable[plain] = _inside_stored(names.separable[target][number])
     return tuple(found), separable

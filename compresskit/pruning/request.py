@@ -172,6 +172,11 @@ def stored_tensors(model: Model, widths: Widths, bias: bool) -> list[TensorSpec]
                     part = model.packed(f"{name}.weight")
                     if part is not None:
                         matrix = (columns, rows * part.parts) if part.transposed else (rows * part.parts, columns)
+                        if part.by_shape and matrix[0] == matrix[1]:
+                            raise UnsupportedArchitecture(
+                                f"{model.family}: at width {width} the matrices of {part.stored} are square, and transformers "
+                                "would not see that they are transposed; pass another --sparsity"
+                            )
                         shapes[part.stored] = (len(group.members), *matrix)
                         bias_part = model.packed(f"{name}.bias")
                         if bias_part is not None:

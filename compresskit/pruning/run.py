@@ -40,7 +40,7 @@ def _prune(request: PruneRequest, job: Job) -> dict[str, Any]:
     stored = layouts.stored_widths(model, allocated.widths, request.method.layout)
     writer = job.writer(outputs, {"widths": allocated.widths, "importances": allocated.importances, "blocks": []})
     if writer.done:
-        walk = walk.resumed(dict.fromkeys(writer.done, open_model(writer.partial)))
+        walk = walk.resumed(dict.fromkeys(writer.done, open_model(writer.partial, request.options.trust_remote_code)))
     prune_blocks(request, walk, (allocated.widths, stored), writer, job.bars)
     summary = {
         "sparsity_achieved": sparsity(model, allocated.widths),

@@ -86,7 +86,7 @@ def _written(request: QuantizeRequest, writer: Writer) -> Model:
         ranks = dict.fromkeys(request.schemes, request.rank)
         text = peft.config_text(str(request.out.resolve()), ranks, peft.scales_by_name(found))
         writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
-    return with_adapter(open_model(writer.partial), None)
+    return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)
 
 
 def _walk(request: QuantizeRequest, job: Job, finished: Mapping[int, Model], writer: Writer) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import prune, slow_but
+from small_runs import options, prune, slow_but
 from stock_tools import stock_logits, tokens, walked_logits
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
-from compresskit.errors import UnsupportedArchitecture
+from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.models.architectures import ARCHITECTURES
 from compresskit.models.layouts import (
     CLASSES,
@@ -31,6 +31,7 @@ from compresskit.models.layouts import (
 )
 from compresskit.models.load import open_model
 from compresskit.pruning.cfsp import CFSP
+from compresskit.pruning.run import prune as prune_stage
 
 RAGGED_FAMILIES = tuple(family for family in FAMILIES if can_be_ragged(ARCHITECTURES[family]))
 
@@ -167,3 +168,32 @@ def test_no_text_of_a_configuration_is_in_the_generated_files(value: str, model:
     opened = open_model(model)
     expected, _, _ = generated_files("llama", opened.architecture)
     assert configuration(opened, [[96], [96], [64]])[1] == expected
+
+
+def test_trusted_code_goes_into_out_and_loads_there(tmp_path: Path, text_file: Path) -> None:
+    source = make_model(tmp_path / "source", "llama")
+    config = json.loads((source / "config.json").read_text())
+    names = {"AutoConfig": "configuration_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    (source / "config.json").write_text(
+        json.dumps(config | {"model_type": "mine", "architectures": ["MineForCausalLM"], "auto_map": names})
+    )
+    (source / "configuration_mine.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+    )
+    (source / "modeling_mine.py").write_text(
+        "from transformers import LlamaForCausalLM\n\nfrom .configuration_mine import MineConfig\n\n\n"
+        "class MineForCausalLM(LlamaForCausalLM):\n    config_class = MineConfig\n"
+    )
+    with pytest.raises(RequestError, match="trust-remote-code"):
+        prune(source, tmp_path / "untrusted", text_file, CFSP(sparsity=0.25, allocation="uniform", round_to=8))
+    trusted = options(text_file).model_copy(update={"trust_remote_code": True})
+    prune_stage(CFSP(sparsity=0.25, allocation="uniform", round_to=8), str(source), tmp_path / "out", trusted)
+    for name in ("configuration_mine.py", "modeling_mine.py"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    network, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, trust_remote_code=True, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert type(network).__name__ == "MineForCausalLM"
+    model = open_model(tmp_path / "out", trust_remote_code=True)
+    assert not can_be_ragged(model.architecture)
