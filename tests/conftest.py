@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picks = torch.randint(len(words), (8000,), generator=generator).tolist()
     path.write_text(" ".join(words[i] for i in picks)[:40000])
     return path
+
+
+@pytest.fixture(scope="module")
+def own_structures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache for these tests: structures that an earlier state of the code derived are not read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ WHOLE_REPOSITORY = (
     "test_recipe_docs",
     "test_demo_model",
     "test_contributing",
+    "test_families",
     "test_supply_chain",
     "test_faults",
 )

@@ -22,7 +22,9 @@ from compresskit.models.experts import can_be_unpacked, opaque, unpacked
 def blocks_path(network: PreTrainedModel, file: Path) -> str:
     """Module path of the list of decoder blocks: the outermost list with the most parameters in the text decoder."""
     decoder = network.get_decoder() if hasattr(network, "get_decoder") else network
-    inside: nn.Module = decoder if isinstance(decoder, nn.Module) else network
+    # The decoder of a network that was made of an encoder may be its head.
+    is_decoder = isinstance(decoder, nn.Module) and any(isinstance(each, nn.ModuleList) for each in decoder.modules())
+    inside: nn.Module = decoder if is_decoder else network
     prefix = next((name for name, module in network.named_modules() if module is inside), "")
     lists = [(name, module) for name, module in inside.named_modules() if isinstance(module, nn.ModuleList)]
     outermost = [(name, each) for name, each in lists if not any(name.startswith(other + ".") for other, _ in lists)]

@@ -83,7 +83,7 @@ DAMAGES: dict[str, tuple[Damage, type[CompresskitError], str]] = {
     "missing FFN tensor": (
         lambda f: edit_tensors(f, lambda t: t.pop("model.layers.2.mlp.down_proj.weight")), CheckpointError, "layers.2.mlp.down_proj.weight is missing",
     ),
-    "custom code": (lambda f: edit_config(f, auto_map={"AutoConfig": "x.Y"}), RequestError, "--trust-remote-code"),
+    "custom code": (lambda f: edit_config(f, model_type="own", auto_map={"AutoConfig": "x.Y"}), RequestError, "--trust-remote-code"),
 }  # fmt: skip
 
 
@@ -105,11 +105,21 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nothing")
 
 
-def test_custom_code_is_accepted_when_trusted(tiny: dict[str, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny["llama"], folder)
-    edit_config(folder, auto_map={"AutoConfig": "x.Y"})
-    assert open_model(folder, trust_remote_code=True).family == "llama"
+def test_custom_code_is_accepted_when_trusted(model: Path) -> None:
+    (model / "x.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Y(LlamaConfig):\n    model_type = 'own'\n"
+        "class Z(LlamaForCausalLM):\n    config_class = Y\n"
+    )
+    edit_config(model, model_type="own", auto_map={"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"})
+    assert open_model(model, trust_remote_code=True).family == "own"
+
+
+def test_custom_code_of_a_type_that_transformers_has_is_left_alone(model: Path) -> None:
+    edit_config(model, auto_map={"AutoConfig": "x.Y"})
+    assert open_model(model).family == "llama"
+    with pytest.raises(CheckpointError, match=r"x\.py"):
+        open_model(model, trust_remote_code=True)  # there is no such file
 
 
 def test_sharded_and_single_files_hold_the_same_model(tiny: dict[str, Path], tmp_path: Path) -> None:

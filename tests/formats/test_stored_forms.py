@@ -9,10 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from checkpoint_damage import edit_config, edit_tensors
 from conftest import SMALL, Run
+from family_stages import write_tokenizer
 from safetensors.torch import load_file, save_file
 from stored_models import FORMS, FP8, store_fp8
 from tiny_models import make_model
@@ -68,6 +70,29 @@ def test_a_step_from_fp8_writes_what_it_writes_from_the_dense_model(
     assert not any(name.endswith(("weight_scale_inv", "input_scale")) for name in found[0])
     inputs = json.loads((tmp_path / "a" / "compresskit.json").read_text())["inputs"]["sha256"]
     assert inputs == {"model.safetensors": sha256(stored / "model.safetensors")}
+
+
+MIXTURE = {
+    "prune": ("prune", "cfsp", "--allocation", "uniform", "--sparsity", "0.25", "--round-to", "8"),
+    "gptq": STEPS["gptq"],
+}
+
+
+@pytest.mark.parametrize("step", MIXTURE)
+def test_a_mixture_of_experts_in_fp8_is_a_source_like_the_dense_one(step: str, run: Run, text_file: Path, tmp_path: Path) -> None:
+    """DeepSeek-V3 is published so: a structure that is derived, experts one by one, scales of blocks."""
+    source = families.build("deepseek_v3", tmp_path / "source")
+    write_tokenizer(source)
+    stored, dense = store_fp8(source, "blocks", tmp_path)
+    found = result(run, MIXTURE[step], stored, tmp_path / "a", text_file)
+    expected = result(run, MIXTURE[step], dense, tmp_path / "b", text_file)
+    assert same(found[0], expected[0]) and found[1] == expected[1]
+    assert any(".experts.3." in name for name in found[0]) and not any("scale_inv" in name for name in found[0])
+    flags = ("--data", text_file, "--windows", 2, "--sequence-length", 64, "--json")
+    code, text, err = run("evaluate", stored, "--against", dense, *flags)
+    assert code == 0, err
+    assert json.loads(text)["kl"] == 0
+    assert json.loads(text)["perplexity"] == json.loads(run("evaluate", dense, *flags)[1])["perplexity"]
 
 
 @pytest.mark.parametrize("form", ["blocks", "no scales"])

@@ -1,6 +1,6 @@
 """models/meta.py: every stored tensor has a plain name and comes back bit by bit, in every family. Property test.
 
-No key of config.json decides which code a network is built from.
+No key of config.json decides which code a network is built from. Towers are no part of what a walk holds.
 """
 
 from __future__ import annotations
@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_damage import edit_tensors
+from families import build as build_family
 from safetensors.torch import load_file
+from small_runs import slow_but
 from tiny_models import FAMILIES
 
+from compresskit.errors import CheckpointError
+from compresskit.models import meta
 from compresskit.models.load import open_model
 from compresskit.models.meta import build, read_plain, to_stored
+
+pytestmark = pytest.mark.usefixtures("own_structures")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -36,3 +43,64 @@ def test_a_network_is_built_without_the_kernels_that_a_configuration_names(key: 
     found = build(open_model(model)).config
     assert found._attn_implementation == usual._attn_implementation
     assert found._experts_implementation == usual._experts_implementation
+
+
+OTHERS = (
+    "gpt_oss", "granitemoe", "deepseek_v3", "nemotron_h", "olmo_hybrid", "qwen3_vl_moe", "qwen3_5_moe", "gemma3", "bloom",
+    "lfm2", "llama4_text", "mllama", "kimi_linear",
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("model_type", slow_but("gpt_oss", "granitemoe", "olmo_hybrid", "gemma3", of=OTHERS))
+def test_filling_reads_every_tensor_once_and_emptying_frees_it(model_type: str, tmp_path: Path) -> None:
+    folder = build_family(model_type, tmp_path / "model")
+    model = open_model(folder)
+    network = build(model)
+    prefixes = ["", *(model.block_name(index) for index in range(model.block_count))]
+    towers = meta.towers(model, network)
+    for prefix in prefixes:
+        meta.fill(model, network, prefix, CPU, torch.float32)
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            inside = name.startswith(prefix + ".") if prefix else meta.is_outside(model, name) and not name.startswith(towers)
+            assert parameter.is_meta != inside, name
+        meta.empty(model, network, prefix)
+        assert all(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("gemma3", {"model.vision_tower."}), ("mllama", {"model.vision_model."}), ("llama4_text", set()),
+        ("qwen3_vl_moe", {"model.visual."}), ("gemma4", {"model.vision_tower."}), ("deepseek_v3", set()),
+    ],
+)  # fmt: skip
+def test_towers_are_what_text_does_not_run_through(model_type: str, expected: set[str], tmp_path: Path) -> None:
+    model = open_model(build_family(model_type, tmp_path / "model"))
+    assert {tower for tower in meta.towers(model, build(model)) if tower.count(".") == 2} == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "said"),
+    [
+        ("bloom", "transformer.word_embeddings_layernorm.weight", r"word_embeddings_layernorm\.weight is missing"),
+        ("gpt_oss", "model.layers.1.mlp.router.bias", r"layers\.1\.mlp\.router\.bias is missing"),
+        ("gpt_oss", "model.layers.1.mlp.experts.down_proj_bias", r"layers\.1\.mlp\.experts\.0\.down_proj\.bias is missing"),
+        ("granitemoe", "model.layers.0.block_sparse_moe.router.layer.weight", r"block_sparse_moe\.router.* is missing"),
+        ("gemma3", "vision_tower.post_layernorm.weight", r"vision_tower\.post_layernorm\.weight is missing"),
+        ("bloom", "transformer.h.1.input_layernorm.bias", r"h\.1\.input_layernorm\.bias has shape \[3\], its .* asks for \[64\]"),
+        ("gpt_oss", "model.layers.2.self_attn.sinks", r"layers\.2\.self_attn\.sinks has shape \[3\], its .* asks for \[4\]"),
+    ],
+)  # fmt: skip
+def test_a_derived_model_misses_no_tensor_in_silence(model_type: str, name: str, said: str, tmp_path: Path) -> None:
+    folder = build_family(model_type, tmp_path / "model")
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[name]
+        if "shape" in said:
+            tensors[name] = torch.zeros(3)
+
+    edit_tensors(folder, damage)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        build(open_model(folder))
+    assert "\n" not in str(caught.value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from compresskit.errors import RequestError
 from compresskit.models.load import open_model
@@ -13,7 +15,11 @@ from compresskit.models.meta import read_plain
 from compresskit.models.pair import pair, same_weights
 from compresskit.pruning.cfsp import CFSP
 from compresskit.pruning.run import prune
+from compresskit.quantization.rtn import RTN
+from compresskit.quantization.run import quantize
 from compresskit.stages import Options
+
+pytestmark = pytest.mark.usefixtures("own_structures")
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt", "gpt2", "mixtral"])
@@ -47,3 +53,20 @@ def test_weights_are_the_same_only_where_every_bit_is(tiny: dict[str, Path], tex
     original = open_model(tiny["llama"])
     assert same_weights(pair(open_model(tmp_path / "same"), original))
     assert not same_weights(pair(open_model(tmp_path / "other"), original))
+
+
+def test_experts_in_one_tensor_pair_with_those_that_a_later_step_stored_one_by_one(
+    tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    """Blocks with several kinds of networks: the manifest counts them in one order, however they are stored."""
+    options = Options(calibration=str(text_file), samples=4, sequence_length=64)
+    packed = tmp_path / "packed"
+    shutil.copytree(tiny["qwen2_moe"], packed)
+    AutoModelForCausalLM.from_pretrained(tiny["qwen2_moe"]).save_pretrained(packed, save_original_format=False)
+    prune(CFSP(sparsity=0.25, allocation="uniform", refit=False, round_to=8), str(packed), tmp_path / "pruned", options)
+    quantize(RTN(bits=8), str(tmp_path / "pruned"), tmp_path / "low", options)
+    found = pair(open_model(tmp_path / "low"), open_model(packed))
+    assert any(".experts." in name for name in found.compressed.linears)
+    for name in found.compressed.linears:
+        codes, original = read_plain(found.compressed, f"{name}.weight").float(), found.original_weight(name)
+        assert (codes - original).abs().max() <= original.abs().max() / 100, name

@@ -24,6 +24,13 @@ def test_what_cannot_be_stored_is_refused_before_any_work(tiny: dict[str, Path],
         (GPTQ(bits=3), "gpt2", UnsupportedArchitecture, "nf4"),
         (GPTQ(bits=2.5), "mixtral", UnsupportedArchitecture, "whole --bits"),
         (GPTQ(bits=3, symmetric=False), "mixtral", UnsupportedArchitecture, "--symmetric"),
+        (
+            RTN(bits=4, ignore=("experts",)),
+            "mixtral",
+            UnsupportedArchitecture,
+            "leaves model.layers.0.mlp.experts.0.gate_proj dense",
+        ),
+        (GPTQ(bits=4, ignore=("down_proj",)), "qwen3_moe", UnsupportedArchitecture, "ignore others"),
     ]
     for method, family, kind, said in cases:
         with pytest.raises(kind, match=said.replace(".", r"\.")):
