@@ -626,6 +626,13 @@ AUTO_CLASS: dict[str, str] = {
 """The auto class of the architecture that this type's real checkpoints name."""
 
 
+SAMPLE = (
+    "llama", "apertus", "bloom", "deepseek_v3", "falcon_h1", "gemma3", "gemma3n_text", "gemma4", "gpt2", "gpt_oss", "granitemoe",
+    "kimi_linear", "lfm2", "mamba", "minimax", "mixtral", "paligemma", "qwen3_5_text", "qwen3_vl_moe",
+)  # fmt: skip
+"""One type of every kind of structure, for tests; benchmarks/family_table.py runs all."""
+
+
 def auto_class(model_type: str) -> Any:
     return {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoModelForImageTextToText": AutoModelForImageTextToText}[
         AUTO_CLASS[model_type]

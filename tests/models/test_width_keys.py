@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from families import TINY, config_of
+from families import SAMPLE, config_of
 from planned_models import planned
 from small_runs import slow_but
 from torch import nn
@@ -77,7 +77,7 @@ def width(network: nn.Module, found: Architecture, kind: int, place: int) -> int
     return int(module.weight.shape[0 if isinstance(module, Conv1D) else 1])
 
 
-@pytest.mark.parametrize("model_type", slow_but("llama", "gpt2", "gemma3", of=TINY))
+@pytest.mark.parametrize("model_type", slow_but("llama", "gpt2", "gemma3", of=SAMPLE))
 def test_a_changed_key_changes_the_widths_that_it_states_and_no_others(model_type: str) -> None:
     if model_type == "llama4":
         pytest.skip("its stock network does not run")
