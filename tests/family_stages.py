@@ -5,16 +5,15 @@ A cell is "works", "refused: REASON" (an error of ours, in one line), "WRONG: ..
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tiny_models
 import torch
 from families import auto_class
 from safetensors import safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
 from compresskit.compensation.request import CompensateOptions
@@ -42,15 +41,7 @@ PRINTABLE = range(33, 127)
 
 def write_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer of the ASCII characters, whose tokens fit into a vocabulary of 128."""
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
-    for symbol in [chr(code) for code in PRINTABLE] + ["Ġ", "Ċ"]:
-        vocabulary[symbol] = len(vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    tiny_models.write_tokenizer(folder, [*map(chr, PRINTABLE), "Ġ", "Ċ"])
 
 
 def tokens(rows: int = 2) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,10 +46,10 @@ PACKED = tuple(family for family in FAMILIES if not ARCHITECTURES[family].transp
 """Families whose linears can be stored packed."""
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer: one token a byte, ids 3 to 258; 0 pads, 1 begins, 2 ends."""
+def write_tokenizer(folder: Path, symbols: Sequence[str] = ()) -> None:
+    """A byte-level tokenizer: one token a byte (or a symbol, if given), ids from 3 on; 0 pads, 1 begins, 2 ends."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
-    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+    for symbol in symbols or sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[symbol] = len(vocabulary)
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

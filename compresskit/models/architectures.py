@@ -142,8 +142,6 @@ class Architecture:
     """(configuration key, value) of the width keys, if derived."""
     classes: tuple[str, str, str] = ("", "", "")
     """Names of the configuration, base and whole class in transformers, if derived."""
-    class_model_types: tuple[str, str] = ("", "")
-    """Model types under which transformers registers its Auto classes: of the configuration, and of its text part."""
 
     @property
     def derived(self) -> bool:

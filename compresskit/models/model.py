@@ -150,19 +150,6 @@ class Model:
     def _names_of_kind(self) -> list[dict[str, str]]:
         return [dict(kind.names) for kind in self.architecture.kinds]
 
-    def stored_in_block(self, index: int) -> list[str]:
-        """Names of the stored tensors of block `index`."""
-        return self._stored_by_block[index]
-
-    @cached_property
-    def _stored_by_block(self) -> list[list[str]]:
-        found: list[list[str]] = [[] for _ in range(self.block_count)]
-        for name in self.checkpoint.tensors:
-            index = self.stored_block_of(name)
-            if index is not None:
-                found[index].append(name)
-        return found
-
     def stored_block_of(self, stored: str) -> int | None:
         """Index of the block to which a stored tensor belongs; None for tensors outside the blocks."""
         rest = stored.removeprefix(self.stored_blocks)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -140,12 +140,6 @@ def _targets(converter: WeightConverter, target: str, known: dict[str, Any]) -> 
     first = converter.target_patterns[0]
     names = [target.replace(first, each) for each in converter.target_patterns]
     return [name for name in names if name in known] or [target]
-
-
-def is_persistent(network: nn.Module, name: str) -> bool:
-    """Whether checkpoints store this buffer."""
-    module, _, leaf = name.rpartition(".")
-    return leaf not in network.get_submodule(module)._non_persistent_buffers_set
 
 
 def converted(network: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -114,7 +114,6 @@ def _structure(network: PreTrainedModel, blocks: str, names: StoredNames, file: 
         dense_linears=tuple(name for name in linears if not _is_edited(name, blocks, kind_of, kinds)),
         converted=tuple((name, tuple(stored)) for name, stored in names.converted.items()),
         classes=_stock_classes(type(config).__name__, type(network.base_model).__name__, type(network).__name__),
-        class_model_types=(str(config.model_type), str(text.model_type)),
     )  # fmt: skip
 
 

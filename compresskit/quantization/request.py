@@ -148,7 +148,6 @@ class QuantizeRequest(Request):
     def _stored_tensors(self) -> list[TensorSpec]:
         """Every tensor of the checkpoint, in the source's order."""
         model = self.model
-        blocks = model.stored_blocks
         weights: dict[str, list[str]] = {}
         for name in self.schemes:
             weights.setdefault(model.spec_of(f"{name}.weight").name, []).append(name)
@@ -157,7 +156,8 @@ class QuantizeRequest(Request):
             if stored in weights:  # one linear, or all experts of a block
                 specs += [tensor for name in weights[stored] for tensor in self.linear_tensors(name)]
             else:
-                halved = self.method.embedding_bits == 16 and spec.dtype == "F32" and not stored.startswith(blocks)
+                outside = model.stored_block_of(stored) is None
+                halved = self.method.embedding_bits == 16 and spec.dtype == "F32" and outside
                 specs.append(replace(spec, dtype=self.scale_dtype) if halved else spec)
         return specs
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import slow_but
 from torch import Tensor
 
-from compresskit.models.names import StoredNames, converted, is_persistent, stored_names, weight_names
+from compresskit.models.names import StoredNames, converted, stored_names, weight_names
 from compresskit.models.network import build_network
 
 QUICK = ("mixtral", "gpt_oss", "granitemoe", "qwen3_vl_moe", "olmo_hybrid", "llava", "nemotron_h", "bloom")
@@ -135,9 +135,3 @@ def test_packed_experts_are_turned_only_if_their_shape_asks_for_it(transposed: b
     found = stored_names(network, shapes)
     assert packed and found.transposed & packed == (packed if transposed else set())
     assert found.by_shape == found.transposed
-
-
-def test_buffers_that_checkpoints_store_are_told_from_others() -> None:
-    network = build_network(config_of("deepseek_v3"))
-    assert is_persistent(network, "model.layers.1.mlp.gate.e_score_correction_bias")
-    assert not is_persistent(network, "model.rotary_emb.inv_freq")
