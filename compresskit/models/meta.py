@@ -83,7 +83,7 @@ def _check_complete(model: Model, network: nn.Module) -> None:
         if name in converted:
             continue
         if not model.has(name):
-            if _is_tied(network, name, parameter):
+            if _is_tied(network, name, parameter) and is_outside(model, name):
                 continue
             raise _missing(model, name)
         if model.is_low_bit(name.removesuffix(".weight")):
@@ -166,8 +166,8 @@ def fill(
             if name in parameters:
                 _set(network, name, tensor.to(device=device, dtype=dtype).contiguous())
     _fill_buffers(model, network, prefix, device)
-    if not prefix and not model.has(f"{model.architecture.head}.weight"):
-        _tie_head(network)
+    if not prefix:
+        _tie(model, network)
 
 
 def _conversions(model: Model, prefix: str) -> list[tuple[set[str], tuple[str, ...]]]:
@@ -226,7 +226,11 @@ def _set(network: nn.Module, name: str, tensor: Tensor) -> None:
     network.get_submodule(path)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _tie_head(network: Any) -> None:
+def _tie(model: Model, network: Any) -> None:
+    """Give the parameters outside the blocks that no file stores those that transformers ties them to."""
+    for name, other in network.all_tied_weights_keys.items():
+        if is_outside(model, name) and network.get_parameter(name).is_meta and not network.get_parameter(other).is_meta:
+            _set(network, name, network.get_parameter(other))
     head = network.get_output_embeddings()
-    if head is not None and head.weight.is_meta:
+    if head is not None and head.weight.is_meta and not model.has(f"{model.architecture.head}.weight"):
         head.weight = network.get_input_embeddings().weight

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -94,6 +95,8 @@ def check_decoder(config: PreTrainedConfig, file: Path) -> None:
     kind = f"{file}: {config.model_type}"
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedArchitecture(f"{kind} is an encoder-decoder; only decoders are compressed")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        raise UnsupportedArchitecture(f"{kind} is an encoder (is_decoder is false); only decoders are compressed")
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     if not known and not hasattr(config, "auto_map") and model_class(config) is AutoModelForCausalLM:
         raise UnsupportedArchitecture(f"{kind} generates no text in transformers; point to a causal language model")

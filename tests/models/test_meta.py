@@ -15,11 +15,14 @@ from families import build as build_family
 from safetensors.torch import load_file
 from small_runs import slow_but
 from tiny_models import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from compresskit.errors import CheckpointError
+from compresskit.machine.device import Where
 from compresskit.models import meta
 from compresskit.models.load import open_model
 from compresskit.models.meta import build, read_plain, to_stored
+from compresskit.walk.walk import Walk
 
 pytestmark = pytest.mark.usefixtures("own_structures")
 
@@ -104,3 +107,21 @@ def test_a_derived_model_misses_no_tensor_in_silence(model_type: str, name: str,
     with pytest.raises(CheckpointError, match=said) as caught:
         build(open_model(folder))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_whatever_is_tied_outside_the_blocks_is_filled(family: str, tmp_path: Path) -> None:
+    """The head of such decoders has a bias of its own, under two names of which files hold one."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 128}
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, is_decoder=True, **sizes)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    network.save_pretrained(tmp_path / "model")
+    tokens = torch.randint(3, 100, (2, 12))
+    with torch.no_grad():
+        expected = network(tokens).logits
+    walk = Walk(open_model(tmp_path / "model"), tokens, Where(CPU, torch.float32))
+    assert sum(1 for _ in walk) == 2
+    assert (torch.cat([logits for _, _, logits in walk.logits()]) - expected).abs().max() < 1e-4
+    assert all(parameter.is_meta for parameter in walk.network.parameters())

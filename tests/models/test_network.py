@@ -27,6 +27,7 @@ FILE = Path("config.json")
 QUICK = ("falcon_h1", "gemma", "gemma3", "minimax")
 """Buffers that scale the multipliers of a mixer, the embeddings, those of a text model beside a tower; slopes of attention."""
 ENCODER_DECODERS = ("t5", "bart", "mbart", "pegasus", "whisper")
+ENCODERS = ("bert", "roberta", "electra", "xlm-roberta", "camembert")
 SPEECHLESS = ("vit", "clip", "siglip", "wav2vec2", "distilbert", "dinov2")
 
 
@@ -75,13 +76,20 @@ def test_an_encoder_decoder_is_refused(model_type: str) -> None:
         check_decoder(AutoConfig.for_model(model_type), FILE)
 
 
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_an_encoder_is_refused_unless_it_is_made_a_decoder(model_type: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=rf"config\.json: {model_type} is an encoder \(is_decoder is false\)"):
+        check_decoder(AutoConfig.for_model(model_type), FILE)
+    check_decoder(AutoConfig.for_model(model_type, is_decoder=True), FILE)
+
+
 @pytest.mark.parametrize("model_type", SPEECHLESS)
 def test_what_generates_no_text_is_refused(model_type: str) -> None:
     with pytest.raises(UnsupportedArchitecture, match=rf"config\.json: {model_type} generates no text in transformers"):
         check_decoder(AutoConfig.for_model(model_type), FILE)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma3", "mamba", "llava"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3", "mamba", "llava", "gpt_neox"])
 def test_a_decoder_is_taken(model_type: str) -> None:
     check_decoder(config_of(model_type), FILE)
 

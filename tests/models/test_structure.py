@@ -218,6 +218,7 @@ def refused(config: dict[str, Any], folder: Path) -> str:
     [
         ("t5", "FOLDER/config.json: t5 is an encoder-decoder; only decoders are compressed"),
         ("vit", "FOLDER/config.json: vit generates no text in transformers; point to a causal language model"),
+        ("bert", "FOLDER/config.json: bert is an encoder (is_decoder is false); only decoders are compressed"),
         ("distilbert", "FOLDER/config.json: distilbert generates no text in transformers; point to a causal language model"),
         ("qwen3_5x", "has no model type 'qwen3_5x'; update it, or pass --trust-remote-code if the checkpoint brings its own"),
         ("qwen3_5x", "Did you mean 'qwen3_5'?"),
