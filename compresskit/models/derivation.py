@@ -117,11 +117,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive: list[Any] = []
         self.trace: BlockTrace | None = None
         self.inside_linear = 0
+        self.later: dict[int, Tensor] = {}
+        """What follows from the output of a block, by identity."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if self.trace is not None and not self.inside_linear:
             self._follow(func, args, kwargs or {}, out)
+        elif self.trace is None and self.later and any(id(each) in self.later for each in tensors_in((args, kwargs))):
+            self.later |= {id(each): each for each in tensors_in(out)}
         return out
 
     def clear(self) -> None:

@@ -40,7 +40,7 @@ from compresskit.models.network import build_network, check_decoder, configurati
 from compresskit.models.tracing import blocks_path, kinds_of, make_fake, traced, unpack_experts
 from compresskit.models.width_keys import with_width_keys
 
-VERSION = 4
+VERSION = 5
 """Of the derivation: a change of what it finds makes cached structures void."""
 CACHE = "structures"
 PLACEHOLDER = "{expert}"

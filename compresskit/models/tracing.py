@@ -1,11 +1,13 @@
 """Run a stock network once without memory, and watch one block of each kind.
 
 Parameters and buffers are fake tensors: they have shapes, and no values. The blocks of other indices hand their input on.
+Then all blocks run one by one, as in a walk, so that a network that does more between them is refused and not misread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,9 @@ def traced(network: PreTrainedModel, modules: Any, kind_of: list[int], first: li
     reason = ""
     for skipping in (True, False):
         try:
-            return _run(network, modules, kind_of, first, skipping)
+            traces = _run(network, modules, kind_of, first, skipping)
+            _check_one_by_one(network, modules, [traces[kind] for kind in kind_of])
+            return traces
         except Exception as error:  # whatever the network's own code raises without values
             reason = first_line(error)
     raise UnsupportedArchitecture(f"{file}: {type(network).__name__} cannot be traced ({reason})")
@@ -111,19 +115,89 @@ def traced(network: PreTrainedModel, modules: Any, kind_of: list[int], first: li
 def _run(network: PreTrainedModel, modules: Any, kind_of: list[int], first: list[int], skipping: bool) -> list[BlockTrace]:
     tracer = Tracer()
     traces = [BlockTrace() for _ in first]
-    originals = [module.forward for module in modules]
-    try:
+    stream: list[Any] = []
+    with ExitStack() as stack:
         for index, module in enumerate(modules):
-            trace = traces[kind_of[index]]
-            module.forward = _watched(tracer, module, trace, originals[index], index == first[kind_of[index]], skipping)
+            trace, is_first = traces[kind_of[index]], index == first[kind_of[index]]
+            watched = _watched(tracer, module, trace, module.forward, is_first, skipping)
+            stack.enter_context(_replaced(module, _in_line(watched, type(module).__name__, stream, tracer)))
         with tracer:
-            network(input_ids=torch.zeros(1, TOKENS, dtype=torch.int64), use_cache=False)
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
+            network(input_ids=_text(), use_cache=False)
     if not any(trace.ran for trace in traces):
         raise UnsupportedArchitecture("no block runs on text alone")
     return traces
+
+
+def _text() -> Tensor:
+    return torch.zeros(1, TOKENS, dtype=torch.int64)
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _state(tensor: Tensor) -> Any:
+    """What is equal of two tensors if they are the same entries of the same memory, in its same state."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version
+
+
+def _in_line(forward: Callable[..., Any], name: str, stream: list[Any], tracer: Tracer) -> Callable[..., Any]:
+    """A block that runs once, and takes of the block before it what that gave; `stream` holds that, and its state."""
+    ran: list[bool] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs["hidden_states"]
+        if ran:
+            raise UnsupportedArchitecture(f"{name} runs more than once")
+        if given.shape[-2] != TOKENS:
+            raise UnsupportedArchitecture(f"{name} runs on hidden states of shape {list(given.shape)} for {TOKENS} tokens")
+        if stream and stream[-1][1] != _state(given):
+            raise UnsupportedArchitecture(f"{name} does not run on what the block before it gives")
+        # What blocks leave in a container that all of them get is there in a walk, too.
+        others = [*args[1:], *(value for key, value in kwargs.items() if key != "hidden_states")]
+        if any(id(tensor) in tracer.later for each in others if isinstance(each, (Tensor, tuple)) for tensor in tensors_in(each)):
+            raise UnsupportedArchitecture(f"{name} takes more from the block before it than hidden states")
+        ran.append(True)
+        out = forward(*args, **kwargs)
+        result = out[0] if isinstance(out, tuple) else out
+        stream.append((result, _state(result)))
+        tracer.later |= {id(each): each for each in tensors_in(out)}
+        return out
+
+    return run
+
+
+def _check_one_by_one(network: PreTrainedModel, modules: Any, traces: list[BlockTrace]) -> None:
+    """Run each block with the arguments that a walk captures; what blocks leave to others in these is there by then.
+
+    Whatever a block's code raises for want of another's results is raised on.
+    """
+    calls: list[Any] = [None] * len(modules)
+    hidden: list[Tensor] = []
+
+    def noting(index: int) -> Callable[..., Any]:
+        def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls[index] = args, kwargs
+            hidden.append(hidden_states)
+            length = traces[index].tuple_length
+            return (hidden_states, *(None,) * (length - 1)) if length else hidden_states
+
+        return run
+
+    with ExitStack() as stack:
+        for index, module in enumerate(modules):
+            stack.enter_context(_replaced(module, noting(index)))
+        network(input_ids=_text(), use_cache=False)
+    given = hidden[0]
+    for module, call in zip(modules, calls, strict=True):
+        if call is not None:
+            out = module(given, *call[0], **call[1])
+            given = out[0] if isinstance(out, tuple) else out
 
 
 def _watched(tracer: Tracer, module: nn.Module, trace: BlockTrace, forward: Any, is_first: bool, skipping: bool) -> Any:

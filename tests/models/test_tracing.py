@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,56 +11,18 @@ from families import config_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
+from traced_networks import FILE, HIDDEN, INNER, Block, Network, traces
 from transformers import AutoConfig
 
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.models.architectures import Sublayer
-from compresskit.models.derivation import BlockTrace, ffns_of
+from compresskit.models.derivation import ffns_of
 from compresskit.models.experts import PlainExperts
 from compresskit.models.network import build_network
-from compresskit.models.tracing import blocks_path, kinds_of, make_fake, traced, unpack_experts
+from compresskit.models.tracing import blocks_path, kinds_of, make_fake, unpack_experts
 
-FILE = Path("config.json")
-HIDDEN, INNER = 8, 12
 USABLE = {"up", "down"}
 FFN = Sublayer(("up",), "down")
-
-
-class Block(nn.Module):
-    """`size` makes another kind of it."""
-
-    def __init__(self, index: int = 0, size: int = INNER) -> None:
-        super().__init__()
-        self.layer_idx, self.size = index, size
-        self.up, self.down = nn.Linear(HIDDEN, size), nn.Linear(size, HIDDEN)
-
-    def forward(self, hidden_states: Tensor, shared: Any = None) -> Any:
-        return hidden_states + self.down(functional.gelu(self.up(hidden_states)))
-
-
-class Network(nn.Module):
-    def __init__(self, *blocks: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.embed = nn.Embedding(20, HIDDEN)
-
-    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
-        hidden = self.embed(input_ids)
-        shared: dict[str, Tensor] = {}
-        for block in self.blocks:
-            out = block(hidden, shared=shared)
-            hidden = out[0] if isinstance(out, tuple) else out
-        return hidden
-
-
-def traces(*blocks: nn.Module, network: type[nn.Module] = Network) -> list[BlockTrace]:
-    made: Any = network(*blocks)
-    kind_of, first = kinds_of(made.blocks)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        make_fake(made)
-        found = traced(made, made.blocks, kind_of, first, FILE)
-    assert all("forward" not in vars(block) for block in made.blocks)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -104,7 +66,7 @@ def test_one_block_of_each_kind_runs() -> None:
             return super().forward(hidden_states)
 
     first, second = traces(Noting(0), Noting(1), Noting(2, 2 * INNER), Noting(3))
-    assert ran == [0, 2]
+    assert ran == [0, 2, *range(4)]  # then all, as a walk runs them
     assert (first.ran, first.hidden, first.tuple_length) == (True, HIDDEN, 0)
     assert [call.name for call in second.calls] == ["up", "down"] and second.calls[1].inputs == 2 * INNER
     assert second.calls[0].facts.reach == frozenset()  # what the first block computed is no part of the second
@@ -121,6 +83,123 @@ def test_where_a_block_reads_what_an_earlier_one_left_all_blocks_run() -> None:
             return Block.forward(self, hidden_states) * shared[self.layer_idx - 1]
 
     assert [trace.ran for trace in traces(Leaving(0), Leaving(1), Reading(2))] == [True, True]
+
+
+def test_where_only_the_network_hands_on_what_a_block_left_it_is_refused() -> None:
+    """A walk calls each block with what it would have got before any block ran."""
+
+    class Leaving(Block):
+        def forward(self, hidden_states: Tensor, shared: Any = None) -> Any:
+            return super().forward(hidden_states), hidden_states.mean() + (0 if self.layer_idx == 0 else shared)
+
+    class HandingOn(Network):
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+            hidden, shared = self.embed(input_ids), None
+            for block in self.blocks:
+                hidden, shared = block(hidden, shared=shared)
+            return hidden
+
+    with pytest.raises(UnsupportedArchitecture, match=r"HandingOn cannot be traced \(Leaving takes more from"):
+        traces(Leaving(0), Leaving(1), network=HandingOn)
+
+
+class HandsOn(Network):
+    """Gives each block what it makes of the one before."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        hidden = self.embed(input_ids)
+        shared: Any = hidden.mean()
+        for block in self.blocks:
+            hidden = block(hidden, shared=shared)
+            shared = self.made_of(hidden)
+        return hidden
+
+    def made_of(self, hidden: Tensor) -> Any:
+        return 2 * hidden.detach().mean()
+
+
+class HandsOnPairs(HandsOn):
+    def made_of(self, hidden: Tensor) -> Any:
+        return torch.ones(3), hidden.clone()
+
+
+class HandsOnConstants(HandsOn):
+    def made_of(self, hidden: Tensor) -> Any:
+        return torch.ones(hidden.shape)
+
+
+@pytest.mark.parametrize("network", [HandsOn, HandsOnPairs])
+def test_a_network_that_gives_blocks_more_of_earlier_ones_than_the_stream_is_refused(network: type[nn.Module]) -> None:
+    """A walk would give them what follows from the first hidden states."""
+    with pytest.raises(UnsupportedArchitecture, match="Block takes more from the block before it than hidden states"):
+        traces(Block(0), Block(1), network=network)
+
+
+def test_a_network_may_give_blocks_what_follows_from_none() -> None:
+    assert [trace.ran for trace in traces(Block(0), Block(1, 2 * INNER), network=HandsOnConstants)] == [True, True]
+
+
+def added(hidden: Tensor) -> Tensor:
+    return hidden + 1
+
+
+def added_in_place(hidden: Tensor) -> Tensor:
+    hidden[:, :2] += 1
+    return hidden
+
+
+def seen_otherwise(hidden: Tensor) -> Tensor:
+    return hidden[:, :].view(hidden.shape)
+
+
+class Between(Network):
+    """Changes the stream on the way from a block to the next."""
+
+    change: Callable[[Tensor], Tensor]
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        hidden = self.embed(input_ids)
+        for block in self.blocks:
+            hidden = type(self).change(block(hidden))
+        return hidden
+
+
+@pytest.mark.parametrize("change", [added, added_in_place])
+@pytest.mark.parametrize("sizes", [(INNER, INNER), (INNER, 2 * INNER)])
+def test_a_network_that_changes_the_stream_between_blocks_is_refused(
+    change: Callable[[Tensor], Tensor], sizes: tuple[int, int]
+) -> None:
+    kind = type("Changing", (Between,), {"change": staticmethod(change)})
+    with pytest.raises(UnsupportedArchitecture, match=r"Changing cannot be traced \(Block does not run on what the block before"):
+        traces(Block(0, sizes[0]), Block(1, sizes[1]), network=kind)
+
+
+def test_a_network_may_look_at_the_stream_between_blocks() -> None:
+    kind = type("Looking", (Between,), {"change": staticmethod(seen_otherwise)})
+    assert [trace.ran for trace in traces(Block(0), Block(1), Block(2, 2 * INNER), network=kind)] == [True, True]
+
+
+def test_a_network_that_runs_its_blocks_more_than_once_is_refused() -> None:
+    class Looping(Network):
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+            hidden = self.embed(input_ids)
+            for block in [*self.blocks, *self.blocks]:
+                hidden = block(hidden)
+            return hidden
+
+    with pytest.raises(UnsupportedArchitecture, match=r"Looping cannot be traced \(Block runs more than once"):
+        traces(Block(0), Block(1), network=Looping)
+
+
+def test_a_network_whose_blocks_run_on_more_than_the_text_is_refused() -> None:
+    class Prompted(Network):
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+            return super().forward(torch.cat([torch.zeros(1, 3, dtype=torch.int64), input_ids], dim=1), use_cache)
+
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"Prompted cannot be traced \(Block runs on .* of shape \[1, 10, 8\] for 7 tokens"
+    ):
+        traces(Block(), network=Prompted)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
