@@ -15,7 +15,8 @@ Each message is one line. It states what was found, what was expected and what t
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST_NAME, MOST_NAMES = 200, 2000
 """Of what is compared for a hint: the time grows with their product."""
@@ -75,6 +76,15 @@ class Interrupted(CompresskitError):
     """The user or the system stopped the run."""
 
     exit_code = 130
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Put what is worked on, such as a linear's name, before the message of a NumericalError."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"{what}: {error}") from error
 
 
 def near_miss(value: str, known: Iterable[str]) -> str:

@@ -76,8 +76,7 @@ def adapter(folder: Path, base: bool = False) -> str:
     ranks = dict(zip(names, (2, 3), strict=True))
     factors = {spec.name: torch.ones(spec.shape) for spec in peft.adapter_specs(ranks, shapes.__getitem__, "F32")}
     save_file(factors, folder / peft.WEIGHTS)
-    config = peft.configuration("base", ranks, {names[0]: 0.5})
-    write_json(folder / peft.CONFIG, config | {"alpha_pattern": {**config["alpha_pattern"], "mlp.*": 4}})
+    write_json(folder / peft.CONFIG, peft.configuration("base", ranks) | {"alpha_pattern": {names[0]: 1, "mlp.*": 4}})
     if base:
         llama(folder / "base")
     return peft.WEIGHTS

@@ -151,6 +151,11 @@ class CompensateRequest(Request):
         """The dtype of the adapter's factors, as safetensors names it."""
         return peft.factor_dtype(self.method.adapter_bits, "BF16" if self.dense_dtype == "BF16" else "F16")
 
+    @property
+    def small_factors(self) -> bool:
+        """Whether the adapter's factors are stored in 8 bits."""
+        return self.method.adapter_bits == 8
+
     def even_ranks(self) -> dict[str, int]:
         """The rank of every linear that is repaired: the asked one, or an even share of the budget before gains are known."""
         if self.method.rank_budget is None:

@@ -103,6 +103,7 @@ def _repair(request: CompensateRequest, job: Job, tokens: torch.Tensor) -> Repai
         found = measured_gains(replace(repair, names=request.names), _walks(request, job, tokens, {}), job.bars)
         costs = {name: sum(model.linear_shape(name)) for name in request.names}
         repair.ranks = allocate_ranks(found, costs, method.budget(model, request.names), method.round_rank)
+    repair.multipliers = peft.multipliers(request.adapter_ranks(repair.ranks), request.small_factors)
     return repair
 
 
@@ -129,13 +130,11 @@ def _walks(request: CompensateRequest, job: Job, tokens: torch.Tensor, finished:
 
 
 def _written(request: CompensateRequest, ranks: Mapping[str, int], writer: Writer) -> Model:
-    """The source with what is in the partial folder; adapter_config.json holds the scales of the blocks that are finished."""
+    """The source with what is in the partial folder."""
     if request.options.merge:
         return open_model(writer.partial, request.options.trust_remote_code)
-    block_name = request.model.block_name
-    scales = peft.scales_by_name({block_name(i): facts["scale"] for i, facts in enumerate(writer.facts["blocks"])})
     base = str(request.out.resolve()) if request.method.splits else request.base
-    text = peft.config_text(base, request.adapter_ranks(ranks), scales)
+    text = peft.config_text(base, request.adapter_ranks(ranks), request.small_factors)
     writer.write_text(request.adapter_folder + peft.CONFIG, text)
     if request.method.splits:
         return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)

@@ -17,11 +17,13 @@ from torch import Tensor
 from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.method import Aim, CompensateMethod
 from compresskit.compensation.residuals import Outputs, Paired, output_residual
+from compresskit.errors import naming
 from compresskit.formats.peft import factor_names
 from compresskit.machine.progress import timed
 from compresskit.models.meta import to_stored
 from compresskit.models.pair import Pair
-from compresskit.numerics.lowrank import EIGHT_BITS, Metric, eight_bit_factors, gains, low_rank_factors, remaining_error, weighted
+from compresskit.numerics.eight_bits import EIGHT_BITS, eight_bit_factors
+from compresskit.numerics.lowrank import Metric, gains, low_rank_factors, remaining_error, weighted
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, chosen_sequence, finish_block, replace_weight
 from compresskit.walk.walk import Walk
@@ -54,6 +56,8 @@ class Repair:
     """Linears to repair, by plain name."""
     aim: Aim
     ranks: dict[str, int] = field(default_factory=dict)
+    multipliers: dict[str, float] = field(default_factory=dict)
+    """By linear, by what readers multiply the stored product; 1 where not given."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """By linear, the weight of each output's error, (out,) float64; empty for equal weights."""
     dtype: torch.dtype = torch.float16
@@ -124,14 +128,13 @@ def _side_by_side(request: Repair, walks: tuple[Walk, Walk | None]) -> Iterator[
 def _repair_block(request: Repair, block: Block, original: Block | None, writer: Writer) -> dict[str, dict[str, float]]:
     sequence = request.sequence(block.index)
     outputs = _original_outputs(request, original, [group for position in sequence for group in position])
-    facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}, "scale": {}}
+    facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}}
     for number, groups in enumerate(sequence):
         for task in _tasks(request, block, groups, outputs, number >= block.mixer_positions):
             with timed(request.seconds, "decompositions"):
                 short = task.name.removeprefix(block.name + ".")
-                update, scale = _repair_linear(request, block, task, writer)
+                update = _repair_linear(request, block, task, writer)
                 facts["rank"][short] = request.ranks.get(task.name, 0)
-                facts["scale"][short] = scale
                 facts["error_before"][short] = task.error(torch.zeros_like(update))
                 facts["error_after"][short] = task.error(update)
     return facts
@@ -190,18 +193,19 @@ def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
     return request.pair.original_weight(name).to(weight.device) - weight.float()
 
 
-def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) -> tuple[Tensor, float]:
-    """Solve, write and apply the repair to the block; returns (the update as stored, its scale)."""
+def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) -> Tensor:
+    """Solve, write and apply the repair to the block; returns the update as stored."""
     rank, linear = request.ranks.get(task.name, 0), block.linear(task.name)
-    scale, dtype = 1.0, request.dtype
+    scale, dtype = request.multipliers.get(task.name, 1.0), request.dtype
     rows, columns = task.residual.shape
     if not rank:
         first, second = (torch.zeros(shape, dtype=dtype, device=task.residual.device) for shape in ((0, columns), (rows, 0)))
     elif dtype == EIGHT_BITS:
-        first, second, scale = eight_bit_factors(task.residual, task.metric, rank, task.weights)
+        with naming(task.name):
+            first, second = eight_bit_factors(task.residual, task.metric, rank, scale, task.weights)
     else:
-        found = low_rank_factors(task.residual, task.metric, rank, request.method.smallest, task.weights)
-        first, second = (factor.to(dtype) for factor in found)
+        first, second = low_rank_factors(task.residual, task.metric, rank, request.method.smallest, task.weights)
+        first, second = first.to(dtype), (second / scale).to(dtype)
     update = scale * second.float() @ first.float()
     sign = -1 if request.method.splits else 1
     weight = linear.weight.float() + sign * update
@@ -213,7 +217,7 @@ def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) ->
         _write_factors(request, task.name, (first, second), writer)
     if not request.method.splits:
         replace_weight(linear, weight)
-    return update, scale
+    return update
 
 
 def _write_factors(request: Repair, name: str, factors: tuple[Tensor, Tensor], writer: Writer) -> None:
@@ -221,8 +225,8 @@ def _write_factors(request: Repair, name: str, factors: tuple[Tensor, Tensor], w
     adapter = request.pair.compressed.adapter
     first, second = factors
     if adapter is not None and adapter.holds(name) and request.merged is None:
-        before = adapter.factors(name)
-        first, second = torch.cat([before[0].to(first), first]), torch.cat([before[1].to(second), second], dim=1)
+        before, scale = adapter.factors(name), request.multipliers.get(name, 1.0)
+        first, second = torch.cat([before[0].to(first), first]), torch.cat([(before[1] / scale).to(second), second], dim=1)
     if len(first):
         for stored, factor in zip(factor_names(name), (first, second), strict=True):
             writer.put(stored, factor)

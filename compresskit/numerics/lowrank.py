@@ -1,4 +1,4 @@
-"""Low-rank factors of a weight's error: the best pair for given inputs, its gains by rank, and the pair in 8 bits.
+"""Low-rank factors of a weight's error: the best pair for given inputs, and its gains by rank.
 
     minimise ||(D - B A) X^T||_F  over pairs of rank r                              (EoRA, arXiv 2410.21271, section 3.2)
     C = X^T X / tokens = P P^T;   D P = U S V^T;   B = U_r S_r^1/2,   A = S_r^1/2 V_r^T P^-1                          (4)
@@ -31,15 +31,6 @@ OVERSAMPLE = 16
 ITERATIONS = 10
 SMALLEST = 1e-12
 """Singular values below this share of the largest count as 0."""
-SMALLEST_EIGENVALUE = 1e-9
-"""Directions below this share of the largest eigenvalue are not solved for: the inputs hardly contain them."""
-EIGHT_BITS = torch.float8_e4m3fn
-EIGHT_BIT_SPREAD = 8.0
-"""Upper bound on the root mean square of a row of A in 8 bits; half of it is the lower bound, except for rows with a massive
-entry. Entries down to a five-hundredth of this value keep all mantissa bits."""
-EIGHT_BIT_LARGEST = 256.0
-"""Largest entry of either factor in 8 bits; the format ends at 448."""
-EIGHT_BIT_ROUNDS = 2
 
 
 class Metric:
@@ -50,7 +41,7 @@ class Metric:
 
         `shrinkage` is the share by which off-diagonal entries shrink. Without float64 (mps) the computation runs on the CPU.
         """
-        exact = _exact(moments)
+        exact = exactly(moments)
         self.matrix = exact.lerp(torch.diag(exact.diagonal()), shrinkage)
         self.matrix.diagonal().add_(damping * self.matrix.diagonal().mean())
 
@@ -78,94 +69,26 @@ def low_rank_factors(
     scale = torch.where(scale > SMALLEST * scale.max(), scale, 1.0)
     first, second = (directions.T @ exact) / scale[:, None], directions * scale
     if weights is not None:
-        second /= _exact(weights).to(second.device).sqrt()[:, None]
+        second /= exactly(weights).to(second.device).sqrt()[:, None]
     return first.to(residual.device, torch.float32).contiguous(), second.to(residual.device, torch.float32).contiguous()
 
 
 def weighted(residual: Tensor, weights: Tensor | None) -> Tensor:
     """G^1/2 D in float64: its plain error is D's error with outputs weighted by G = diag(weights). residual (out, in)."""
-    exact = _exact(residual)
-    return exact if weights is None else exact * _exact(weights).to(exact.device).sqrt()[:, None]
+    exact = exactly(residual)
+    return exact if weights is None else exact * exactly(weights).to(exact.device).sqrt()[:, None]
 
 
 def gains(residual: Tensor, metric: Metric) -> Tensor:
     """Reduction of ||(D - B A) X^T||_F^2 / tokens by each further rank, (min(out, in),) float64, falling. residual (out, in)."""
-    values: Tensor = in_one_thread(torch.linalg.eigvalsh, _smaller_gram(_exact(residual), metric))
+    values: Tensor = in_one_thread(torch.linalg.eigvalsh, _smaller_gram(exactly(residual), metric))
     return values.flip(0).clamp_min(0)
 
 
 def remaining_error(residual: Tensor, metric: Metric, update: Tensor) -> float:
     """||(D - update) X^T||_F^2 / tokens, for residual and update (out, in)."""
-    left = _exact(residual) - _exact(update)
+    left = exactly(residual) - exactly(update)
     return float((left @ metric.matrix * left).sum(dim=1).sum())
-
-
-def eight_bit_factors(residual: Tensor, metric: Metric, rank: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-    """Compute an 8-bit pair with update = scale * B A, solving each factor again given the rounded other. residual (out, in).
-
-    Given A: B = D C A^T (A C A^T)^-1, for any weights. Given B: A = (B^T G B)^-1 B^T G D, G = diag(weights), for any inputs.
-    The best pair of all rounds is kept.
-
-    Returns:
-        (A (rank, in), B (out, rank), scale), the factors in float8 e4m3 on the residual's device.
-    """
-    first, _ = low_rank_factors(residual, metric, rank, weights=weights)
-    exact, counted = _exact(residual), weighted(residual, weights)
-    best: tuple[float, Tensor, Tensor, float] | None = None
-    for _ in range(EIGHT_BIT_ROUNDS):
-        small_first, _ = _eight_bit_rows(_exact(first))
-        rows = small_first.double()
-        second = _solved(rows @ metric.matrix @ rows.T, rows @ metric.matrix @ exact.T).T
-        small_second, scale = _eight_bit_columns(second)
-        columns = weighted(small_second, weights)
-        error = remaining_error(counted, metric, scale * (columns @ rows))
-        if best is None or error < best[0]:
-            best = (error, small_first, small_second, scale)
-        first = _solved(columns.T @ columns, columns.T @ counted)
-    assert best is not None
-    return best[1].to(residual.device), best[2].to(residual.device), best[3]
-
-
-def in_eight_bits(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Round a pair, A (rank, in) and B (out, rank), to 8 bits; update = scale * B A.
-
-    All multipliers are powers of two, so rounding a rounded pair again changes nothing.
-
-    Returns:
-        (A, B, scale), the factors in float8 e4m3.
-    """
-    return _eight_bit_pair(first, second)[:3]
-
-
-def rounded_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Round A (rank, in) and B (out, rank) by `in_eight_bits` and scale them back; their product is the stored one."""
-    small_first, small_second, scale, powers = _eight_bit_pair(first, second)
-    return small_first.to(first) * powers, small_second.to(second) * scale / powers.T
-
-
-def _eight_bit_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, float, Tensor]:
-    """(A, B, scale) of `in_eight_bits`, and the powers (rank, 1) that divided A's rows and multiplied B's columns."""
-    small_first, powers = _eight_bit_rows(first)
-    small_second, scale = _eight_bit_columns(second * powers.T)
-    return small_first, small_second, scale, powers
-
-
-def _eight_bit_rows(first: Tensor) -> tuple[Tensor, Tensor]:
-    """(A (rank, in) / powers in 8 bits, powers (rank, 1)): row root mean squares up to 8, no entry above the largest."""
-    spread = first.square().mean(dim=1, keepdim=True).sqrt() / EIGHT_BIT_SPREAD
-    powers = _power_of_two(torch.maximum(spread, first.abs().amax(dim=1, keepdim=True) / EIGHT_BIT_LARGEST))
-    return (first / powers).to(EIGHT_BITS), powers
-
-
-def _eight_bit_columns(second: Tensor) -> tuple[Tensor, float]:
-    """(B (out, rank) / scale in 8 bits, scale)."""
-    scale = _power_of_two(second.abs().max() / EIGHT_BIT_LARGEST)
-    return (second / scale).to(EIGHT_BITS), float(scale)
-
-
-def _power_of_two(least: Tensor) -> Tensor:
-    """Round up to powers of two; 0 gives 1."""
-    return torch.where(least > 0, torch.exp2(torch.ceil(torch.log2(least))), 1.0)
 
 
 def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -235,11 +158,6 @@ def _smaller_gram(residual: Tensor, metric: Metric) -> Tensor:
     return product.T @ product
 
 
-def _solved(matrix: Tensor, right: Tensor) -> Tensor:
-    """Compute matrix^-1 right for a symmetric matrix that may be singular."""
-    inverse: Tensor = in_one_thread(torch.linalg.pinv, matrix, rtol=SMALLEST_EIGENVALUE, hermitian=True)
-    return inverse @ right
-
-
-def _exact(tensor: Tensor) -> Tensor:
+def exactly(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU where its device has none."""
     return tensor.to("cpu" if tensor.device.type == "mps" else tensor.device).double()

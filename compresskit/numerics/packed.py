@@ -38,8 +38,6 @@ class QuantizedLinear(NamedTuple):
     """The weight that readers unpack, (out, in) float32."""
     error: float | None
     """Squared output error on the calibration inputs relative to the output's energy; None without calibration text."""
-    adapter_scale: float = 1.0
-    """Scale of the product of the adapter's factors."""
 
 
 class QuantizedBlock(NamedTuple):

@@ -80,11 +80,10 @@ def _with_bits(request: QuantizeRequest, job: Job) -> tuple[QuantizeRequest, dic
 
 
 def _written(request: QuantizeRequest, writer: Writer) -> Model:
-    """What is in the partial folder; an adapter gets its configuration first, with the scales of the finished blocks."""
+    """What is in the partial folder; an adapter gets its configuration first."""
     if request.rank:
-        found = {request.model.block_name(i): facts.get("adapter_scales", {}) for i, facts in enumerate(writer.facts["blocks"])}
         ranks = dict.fromkeys(request.schemes, request.rank)
-        text = peft.config_text(str(request.out.resolve()), ranks, peft.scales_by_name(found))
+        text = peft.config_text(str(request.out.resolve()), ranks, request.factor_dtype == "F8_E4M3")
         writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
     return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)
 

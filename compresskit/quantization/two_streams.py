@@ -57,8 +57,6 @@ def quantize_blocks(
                 found = method.quantize_block(compressed, original.hidden, sequence, storage, saliencies(compressed.index))
                 _write(walks[1], compressed, found, writer)
                 facts |= found.facts
-                of_pairs = {name.removeprefix(compressed.name + "."): each.adapter_scale for name, each in found.linears.items()}
-                facts |= {"adapter_scales": of_pairs} if request.rank and method.has_small_factors else {}
             finish_block(model, compressed, writer, facts)
         on_block("quantizing", compressed.index + 1, model.block_count)
     writer.copy_missing(model.checkpoint)

@@ -54,8 +54,9 @@ def write(recovery: Recovery, selection: Selection, training: Training | None, f
 def _write_weights(request: RecoverRequest, training: Training, writer: Writer) -> None:
     """Write the factors of an adapter, or merge the trained weights; everything else is copied bit for bit."""
     if request.options.adapter_only or request.model.quantized:
-        for name, pair in training.factors.items():
-            for key, part in zip(peft.factor_names(name), pair, strict=True):
+        multipliers = peft.multipliers(request.ranks)
+        for name, (first, second) in training.factors.items():
+            for key, part in zip(peft.factor_names(name), (first, second / multipliers[name]), strict=True):
                 writer.put(key, part)
     else:
         _merge(request.model, training, writer)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from compresskit.errors import CheckpointError
-from compresskit.formats.peft import CONFIG, Adapter, open_adapter
+from compresskit.formats.peft import CONFIG, Adapter, configuration, multipliers, open_adapter
 
 NAMES = ("block.first", "block.second", "other.first")
 KEYS = st.sampled_from(["first", "block.first", "other.first", r"block\..*", "second", "irst", "^block.second"])
@@ -62,6 +62,25 @@ def test_the_scaling_of_every_linear_is_that_of_stock_peft(
         assert sorted(adapter.names) == sorted(NAMES)
         for name in NAMES:
             assert adapter.scaling(name) == network.get_submodule(name).scaling["default"]
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("ranks", [(3, 3, 3), (1, 6, 4)])
+def test_clients_that_read_one_alpha_alone_scale_every_linear_as_peft_does(
+    small: bool, ranks: tuple[int, int, int], tmp_path: Path
+) -> None:
+    of_linear = dict(zip(NAMES, ranks, strict=True))
+    config = configuration("base", of_linear, small)
+    kept = {key: config[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}
+    adapter, network = saved(tmp_path, **kept)
+    for name, rank in of_linear.items():
+        stated = multipliers(of_linear, small)[name]
+        assert adapter.rank(name) == rank
+        assert network.get_submodule(name).scaling["default"] == adapter.scaling(name) == stated
+        assert config["lora_alpha"] / rank == stated  # llama.cpp: by the rank of the stored tensor
+        if len(set(ranks)) == 1:
+            assert config["lora_alpha"] / config["r"] == stated  # older vLLM: by the configuration's rank
+    assert (multipliers(of_linear)[max(of_linear, key=of_linear.__getitem__)]) == 1
 
 
 def test_a_configuration_without_alpha_means_what_it_means_to_peft(tmp_path: Path) -> None:

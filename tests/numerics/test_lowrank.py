@@ -1,37 +1,20 @@
-"""numerics/lowrank.py: the pair is the optimum of the output error, by singular values and by descent. Oracle, property tests."""
+"""numerics/lowrank.py: the pair is the optimum of the output error, by singular values and by descent. Oracle."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from low_rank_problems import SHAPES, moments, problem
 
 from compresskit.numerics.lowrank import (
     Metric,
     balanced_factors,
-    eight_bit_factors,
     gains,
-    in_eight_bits,
     leading_eigenvectors,
     low_rank_factors,
     remaining_error,
-    rounded_pair,
     weighted,
 )
-
-SHAPES = [(7, 12), (12, 12), (20, 12)]
-
-
-def problem(tokens: int, rows: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tokens, 12, generator=generator, dtype=torch.float64)
-    x = x @ torch.randn(12, 12, generator=generator, dtype=torch.float64)
-    return torch.randn(rows, 12, generator=generator, dtype=torch.float64), x
-
-
-def moments(x: torch.Tensor) -> Metric:
-    return Metric(x.T @ x / len(x))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
@@ -79,21 +62,6 @@ def test_weighed_outputs_get_the_best_approximation_of_the_weighed_outputs(rank:
     assert torch.equal(weighted(residual, None), residual)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_pair_in_eight_bits_knows_which_outputs_count(shape: tuple[int, int]) -> None:
-    residual, x = problem(200, shape[0])
-    weights = torch.logspace(-3, 2, shape[0], dtype=torch.float64)
-    errors = []
-    for counted in (weights, None):
-        first, second, scale = eight_bit_factors(residual, moments(x), 3, counted)
-        update = scale * second.double() @ first.double()
-        errors.append(remaining_error(weighted(residual, weights), moments(x), weighted(update, weights)))
-    exact = low_rank_factors(residual, moments(x), 3, weights=weights)
-    best = remaining_error(weighted(residual, weights), moments(x), weighted(exact[1].double() @ exact[0].double(), weights))
-    assert best <= errors[0] * (1 + 1e-6)
-    assert errors[0] < errors[1]
-
-
 def test_shrinkage_takes_a_share_of_what_is_off_the_diagonal() -> None:
     _, x = problem(50)
     matrix = x.T @ x
@@ -131,51 +99,6 @@ def test_fewer_tokens_than_inputs_do_not_explode(shape: tuple[int, int], damping
     for rank in (3, min(shape)):
         first, second = low_rank_factors(residual, metric, rank)
         assert float((second @ first).norm()) <= float(residual.norm()) * (1 + 1e-5)
-    if not damping:
-        return  # the factors in 8 bits are solved for, which takes a metric that sees every direction
-    small_first, small_second, scale = eight_bit_factors(residual, metric, min(shape))
-    assert float((scale * small_second.float() @ small_first.float()).norm()) < 2 * float(residual.norm())
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_eight_bits_lose_little_of_what_sixteen_win(shape: tuple[int, int]) -> None:
-    residual, x = problem(200, shape[0])
-    residual = residual * 1e-3
-    metric = moments(x)
-    first, second = low_rank_factors(residual, metric, 3)
-    small_first, small_second, scale = eight_bit_factors(residual, metric, 3)
-    nothing = remaining_error(residual, metric, torch.zeros_like(residual))
-    exact = nothing - remaining_error(residual, metric, second @ first)
-    rounded = nothing - remaining_error(residual, metric, scale * small_second.float() @ small_first.float())
-    assert rounded > 0.99 * exact
-    assert small_first.dtype == small_second.dtype == torch.float8_e4m3fn
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(-30, 30), st.integers(0, 2**31))
-def test_a_pair_in_eight_bits_is_near_and_rounding_it_again_changes_nothing(
-    rank: int, columns: int, rows: int, power: int, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(rank, columns, generator=generator) * 2.0**power
-    second = torch.randn(rows, rank, generator=generator) * torch.randn(rank, generator=generator)
-    small_first, small_second, scale = in_eight_bits(first, second)
-    a, b = rounded_pair(first, second)
-    product = scale * small_second.float() @ small_first.float()
-    assert torch.allclose(product, b @ a, rtol=1e-5, atol=1e-6 * float((b @ a).abs().max()))
-    for exact, rounded in ((first, a), (second, b)):
-        finest = exact.abs().max() / 2**11  # below, the format has fewer bits, then none
-        assert bool(((rounded - exact).abs() <= exact.abs() / 16 + finest).all())
-    again = rounded_pair(a, b)
-    assert torch.equal(again[0], a)
-    assert torch.equal(again[1], b)
-
-
-def test_one_massive_entry_among_thousands_stays_finite_in_eight_bits() -> None:
-    first = torch.full((1, 8192), 1e-3)
-    first[0, 7] = 1.0
-    small, _, _ = in_eight_bits(first, torch.ones(4, 1))
-    assert bool(small.float().isfinite().all())
 
 
 def test_an_error_of_zero_gives_a_pair_of_zero() -> None:
@@ -183,8 +106,6 @@ def test_an_error_of_zero_gives_a_pair_of_zero() -> None:
     residual = torch.zeros(7, 12)
     first, second = low_rank_factors(residual, moments(x), 2)
     assert not bool((second @ first).any())
-    small_first, small_second, scale = eight_bit_factors(residual, moments(x), 2)
-    assert not bool((scale * small_second.float() @ small_first.float()).any())
 
 
 def test_subspace_iteration_finds_the_energy_of_the_exact_eigenvectors() -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from compresskit.formats.compressed_tensors import stored_linear
+from compresskit.formats.peft import EIGHT_BIT_SCALE
+from compresskit.numerics.eight_bits import EIGHT_BITS, eight_bit_factors, in_eight_bits, rounded_pair
 from compresskit.numerics.grid import Grid, grid_of_range, grouped, range_of
-from compresskit.numerics.lowrank import EIGHT_BITS, Metric, eight_bit_factors, in_eight_bits, low_rank_factors, rounded_pair
+from compresskit.numerics.lowrank import Metric, low_rank_factors
 from compresskit.numerics.packed import QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
 
@@ -75,8 +77,8 @@ class TrainedLinear:
         else:
             residual = original - self.weights()[0]
             if self.eight_bits:
-                first, second, scale = eight_bit_factors(residual, metric, rank)
-                self.start_adapter = first.float(), scale * second.float()
+                first, second = eight_bit_factors(residual, metric, rank, EIGHT_BIT_SCALE)
+                self.start_adapter = first.float(), EIGHT_BIT_SCALE * second.float()
             else:
                 self.start_adapter = low_rank_factors(residual, metric, rank)
         self.reset()
@@ -109,7 +111,7 @@ class TrainedLinear:
         first, second = self.adapter
         if self.eight_bits:
             with torch.no_grad():
-                rounded = rounded_pair(first, second)
+                rounded = rounded_pair(first, second, EIGHT_BIT_SCALE)
             first, second = straight_through(first, rounded[0]), straight_through(second, rounded[1])
         return weight, weight + second @ first
 
@@ -121,10 +123,11 @@ class TrainedLinear:
         tensors, weight = stored_linear(codes, grid, scheme, scale_dtype, self.storage.unpacked_dtype)
         if self.adapter is None:
             return QuantizedLinear(tensors, weight, None)
-        first, second, scale = in_eight_bits(*self.adapter) if self.eight_bits else (*self.adapter, 1.0)
+        first, second = in_eight_bits(*self.adapter, EIGHT_BIT_SCALE) if self.eight_bits else self.adapter
+        scale = EIGHT_BIT_SCALE if self.eight_bits else 1.0
         first, second = first.to(factor_dtype), second.to(factor_dtype)
         tensors |= {"lora_A.weight": first, "lora_B.weight": second}
-        return QuantizedLinear(tensors, weight + scale * (second.float() @ first.float()), None, scale)
+        return QuantizedLinear(tensors, weight + scale * (second.float() @ first.float()), None)
 
     def distance(self, weight: Tensor) -> Tensor:
         """sum(F * (W_q - W)^2) of equation 1, a number; weight: W_q (out, in)."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compresskit.errors import naming
 from compresskit.machine.precision import matrix_products
 from compresskit.numerics.grid import min_max_grid
 from compresskit.numerics.lowrank import Metric
@@ -76,7 +77,8 @@ class Trainer:
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
             linear = TrainedLinear.of(weight, target.clone(), self.storage)
             if self.storage.rank:
-                linear.start_with_adapter(weight, metric)
+                with naming(name):
+                    linear.start_with_adapter(weight, metric)
             if self._has_saliency_term:
                 linear.original, linear.saliency = weight, self._saliency(name, hessian)
             self.linears[name] = linear

@@ -6,6 +6,7 @@ import pytest
 import torch
 from apiq_parts import storage
 
+from compresskit.formats.peft import configuration
 from compresskit.numerics.grid import from_codes, min_max_grid, to_codes
 from compresskit.numerics.lowrank import Metric
 from compresskit.numerics.packed import QuantizedLinear
@@ -58,11 +59,13 @@ def test_what_is_stored_is_what_was_trained(bits: int) -> None:
     without, full = linear.weights()
     stored = linear.stored()
     assert torch.allclose(stored.weight, full, atol=1e-3)
-    assert torch.allclose(from_adapter(stored), full - without, atol=1e-3)
+    assert torch.allclose(from_adapter(stored, bits), full - without, atol=1e-3)
     left, before = (((weight - each) @ x.T).square().sum() for each in (full, without))
     assert left < 0.6 * before
 
 
-def from_adapter(stored: QuantizedLinear) -> torch.Tensor:
+def from_adapter(stored: QuantizedLinear, bits: int) -> torch.Tensor:
+    """The update under the configuration that is written beside factors of this many bits."""
+    config = configuration("base", {"q_proj": 3}, small=bits == 8)
     first, second = (stored.tensors[f"lora_{each}.weight"].float() for each in "AB")
-    return stored.adapter_scale * second @ first
+    return config["lora_alpha"] / config["r"] * second @ first
