@@ -22,7 +22,7 @@ from compresskit.formats.peft import factor_names
 from compresskit.machine.progress import timed
 from compresskit.models.meta import to_stored
 from compresskit.models.pair import Pair
-from compresskit.numerics.eight_bits import EIGHT_BITS, eight_bit_factors
+from compresskit.numerics.eight_bit_factors import EIGHT_BITS, eight_bit_factors
 from compresskit.numerics.lowrank import Metric, gains, low_rank_factors, remaining_error, weighted
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, chosen_sequence, finish_block, replace_weight

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compresskit.formats.compressed_tensors import stored_linear
 from compresskit.formats.peft import EIGHT_BIT_SCALE
-from compresskit.numerics.eight_bits import EIGHT_BITS, eight_bit_factors, in_eight_bits, rounded_pair
+from compresskit.numerics.eight_bit_factors import EIGHT_BITS, eight_bit_factors, in_eight_bits, rounded_pair
 from compresskit.numerics.grid import Grid, grid_of_range, grouped, range_of
 from compresskit.numerics.lowrank import Metric, low_rank_factors
 from compresskit.numerics.packed import QuantizedLinear, Storage

@@ -1,4 +1,4 @@
-"""numerics/eight_bits.py: what a pair in float8 loses, and what it refuses. Oracle, property tests."""
+"""numerics/eight_bit_factors.py: what a pair in float8 loses, and what it refuses. Oracle, property tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from low_rank_problems import SHAPES, moments, problem
 
 from compresskit.errors import NumericalError
-from compresskit.numerics.eight_bits import eight_bit_factors, in_eight_bits, rounded_pair
+from compresskit.numerics.eight_bit_factors import eight_bit_factors, in_eight_bits, rounded_pair
 from compresskit.numerics.lowrank import Metric, low_rank_factors, remaining_error, weighted
 
 SCALE = 2.0**-12
