@@ -140,8 +140,13 @@ class BlockMethod(GridMethod):
     trains_blocks: ClassVar[bool] = True
 
     @property
-    def needs_fisher(self) -> bool:
-        """Whether the method needs the Fisher diagonals of the weights."""
+    def fisher_windows(self) -> int:
+        """Windows for the Fisher diagonals of the blocks' outputs, 0 if none are needed."""
+        return 0
+
+    @property
+    def holds_by_fisher(self) -> bool:
+        """Whether those of the weights are needed too."""
         return False
 
     @property

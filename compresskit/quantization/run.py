@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 MIXED_WINDOWS = 4
 """Windows on which mixed precision measures what each block loses; of a method that needs no text, those held back."""
-FISHER_WINDOWS = 16
-"""Windows over which the squared gradients are averaged."""
 
 
 def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Options, quiet: bool = True) -> dict[str, Any]:
@@ -109,11 +107,11 @@ def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finish
     tokens: Tensor = job.tokens[:-HELD_BACK]
     with job.work.scratch() as scratch:
         saliencies: Saliencies = _none
-        if method.needs_fisher:
+        if method.fisher_windows:
             from compresskit.quantization.apiq.fisher import fisher_diagonals
 
-            part = Walk(request.model, tokens, job.where, 1, job.images).take(FISHER_WINDOWS)
-            saliencies = fisher_diagonals(part, list(request.schemes), scratch, job.bars)
+            part = Walk(request.model, tokens, job.where, 1, job.images).take(method.fisher_windows)
+            saliencies = fisher_diagonals(part, list(request.schemes) if method.holds_by_fisher else [], scratch, job.bars)
         size = min(method.windows_at_once, micro_batch_size(request.model, tokens.shape[1]))
         original, compressed = (Walk(request.model, tokens, job.where, size, job.images) for _ in range(2))
         quantize_blocks(request, method, (original, compressed.resumed(finished)), saliencies, writer, job.bars)

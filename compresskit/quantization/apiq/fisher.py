@@ -1,8 +1,9 @@
-"""Diagonal Fisher information of the linears' weights, for models of any size, with one block in memory.
+"""Diagonal Fisher information of the linears' weights and of the blocks' outputs, with one block in memory.
 
     F_W = mean over windows of (d loss / d W)^2,    loss = mean cross-entropy of a window           (arXiv 2504.13932, section 3)
+    f_c = mean over tokens of (d loss / d h_c)^2    for each channel c of a block's output h
 
-The reverse walk (backward.py) gives the gradients. The results are stored in a scratch folder, one number per weight.
+The reverse walk (backward.py) gives the gradients. The results are stored in a scratch folder, one number per weight and channel.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ IGNORED = -100
 
 
 def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBlock) -> Callable[[int], Mapping[str, Tensor]]:
-    """Compute the diagonals of the named linears and store them in `scratch`. `walk` has one window per micro-batch.
+    """Compute the diagonals of the named linears and of every block's output, and store them in `scratch`.
+
+    `walk` has one window per micro-batch.
 
     Returns:
-        A function from a block's index to its diagonals by plain name, (out, in) each, in the walk's dtype and on its device;
-        the loss is in nats.
+        A function from a block's index to its diagonals: by plain name (out, in) of the linears, and (hidden,) float32 under
+        the block's name, on the walk's device; the loss is in nats.
 
     Raises:
         NumericalError: activations are not finite.
@@ -44,6 +47,7 @@ def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBl
         weights = {name.removeprefix(block.name + ".") + ".weight": block.linear(name).weight for name in own}
         leaves = {leaf: weight.detach().requires_grad_(True) for leaf, weight in weights.items()}
         sums = {name: torch.zeros_like(weight) for name, weight in zip(own, weights.values(), strict=True)}
+        channels = torch.zeros(block.hidden[0].shape[-1], device=block.hidden[0].device)
 
         def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
             with torch.enable_grad():
@@ -52,13 +56,13 @@ def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBl
             for total, square in zip(sums.values(), found[1:], strict=True):
                 if square is not None:  # no token of this window reached the expert
                     total.add_(square.square())
+            channels.add_(gradient.float().square().flatten(0, -2).mean(dim=0))
             assert found[0] is not None
             return found[0]
 
         yield step
-        save_file(
-            {name: total / len(block.hidden) for name, total in sums.items()}, scratch / f"fisher-{block.index}.safetensors"
-        )
+        means = {name: total / len(block.hidden) for name, total in {**sums, block.name: channels}.items()}
+        save_file(means, scratch / f"fisher-{block.index}.safetensors")
 
     walk_backward(walk, scratch, on_block, partial(_mean_loss, image_tokens(walk.model)), visit)
     return lambda index: load_file(scratch / f"fisher-{index}.safetensors", device=str(walk.device))

@@ -27,6 +27,8 @@ class ApiQSettings(BlockMethod):
     """Starting point: gptq (GPTQ on the quantised prefix) or rtn (round to nearest)."""
     error: Literal["capped", "absolute", "relative"] = "capped"
     """Token error: divided by its state's mean square if above the median (capped), never (absolute) or always (relative)."""
+    output_weights: Literal["none", "fisher"] = "fisher"
+    """Weight of each channel of a block's output in its error: none, or fisher (the squared gradient of the loss)."""
     saliency: Literal["none", "activation", "fisher"] = "none"
     """Importance of each weight: none, activation (its input's mean square) or fisher (the squared gradient of the loss)."""
     saliency_weight: Annotated[float, Field(ge=0)] = 0.1
@@ -38,7 +40,7 @@ class ApiQSettings(BlockMethod):
     clipping_rate: Annotated[float, Field(gt=0)] = 2.0
     """Total distance that a clipping parameter can move."""
     norm_rate: Annotated[float, Field(ge=0)] = 1.0
-    """Total distance that the block's norms and biases can move, relative to their root mean square; 0 freezes them."""
+    """Total distance that each value of the block's norms and biases can move, relative to its size; 0 freezes them."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Learning rate of AdamW for the adapter."""
     precision: Precision = "auto"

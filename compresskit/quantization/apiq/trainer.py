@@ -27,10 +27,16 @@ SMALLEST_GRADIENT = 1e-12
 """AdamW's eps; the gradients of millions of offsets of an error that starts at 1 are far below the default."""
 
 
-def _usual_energy(hidden: Sequence[Tensor]) -> float:
+def _usual_energy(hidden: Sequence[Tensor], channels: Tensor | None) -> float:
     """Median over tokens of the mean square of a hidden state."""
-    found = [each.float().square().mean(dim=-1).flatten() for each in hidden]
+    found = [mean_square(each, channels).flatten() for each in hidden]
     return max(SMALLEST_ENERGY, float(torch.cat(found).median())) if found else SMALLEST_ENERGY
+
+
+def mean_square(hidden: Tensor, channels: Tensor | None) -> Tensor:
+    """Mean over the last dimension of f * hidden^2, float32; `channels`: f, of mean 1, or None for equal weights."""
+    squares = hidden.float().square()
+    return (squares if channels is None else squares * channels).mean(dim=-1)
 
 
 class Trainer:
@@ -44,15 +50,18 @@ class Trainer:
         storage: Storage,
         saliencies: Mapping[str, Tensor],
     ):
-        """`targets`: the original block's outputs, one (batch, length, hidden) per micro-batch. `saliencies`: unless local."""
+        """`targets`: the original block's outputs, (batch, length, hidden) per micro-batch. `saliencies`: Fisher diagonals."""
         self.method, self.block, self.targets = method, block, targets
         self.storage = storage
         self.saliencies = saliencies
         self.linears: dict[str, TrainedLinear] = {}
         trained = storage.vectors if method.norm_rate else {}
         self.start_vectors = {name: block.module.get_parameter(name).detach().float().clone() for name in trained}
-        self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
-        self.usual_energy = _usual_energy(targets)
+        self.shifts = {name: torch.zeros_like(vector) for name, vector in self.start_vectors.items()}
+        channels = saliencies.get(block.name) if method.output_weights == "fisher" else None
+        # A mean of 0: no loss depends on the block.
+        self.channels = channels / channels.mean() if channels is not None and float(channels.mean()) > 0 else None
+        self.usual_energy = _usual_energy(targets, self.channels)
         self.outputs: list[Tensor] = []
 
     @torch.no_grad()
@@ -127,8 +136,7 @@ class Trainer:
         ]
         if self.method.rounding == "learned":
             groups.append((self.method.rounding_rate / steps, [each.offset for each in linears]))
-        for vector in self.vectors.values():
-            groups.append((self.method.norm_rate * 2 / steps * float(vector.square().mean().sqrt()), [vector]))
+        groups.append((self.method.norm_rate * 2 / steps, list(self.shifts.values())))
         return [{"params": parameters, "lr": rate} for rate, parameters in groups if parameters]
 
     def _batches_a_step(self) -> int:
@@ -200,9 +208,9 @@ class Trainer:
     def micro_batch_error(self, output: Tensor, index: int) -> Tensor:
         """Mean of e_t (equation 1, or its variant by `error`) over the tokens of a micro-batch; a number."""
         target = self.targets[index].float()
-        squares = (output.float() - target).square().mean(dim=-1)
+        squares = mean_square(output.float() - target, self.channels)
         if self.method.error != "absolute":
-            energies = target.square().mean(dim=-1)
+            energies = mean_square(target, self.channels)
             least = SMALLEST_ENERGY if self.method.error == "relative" else self.usual_energy
             squares = squares / energies.clamp_min(least)
         return squares.mean()
@@ -221,7 +229,13 @@ class Trainer:
         """Reset everything to the starting point."""
         for linear in self.linears.values():
             linear.reset()
-        self.vectors = {name: vector.clone() for name, vector in self.start_vectors.items()}
+        for shift in self.shifts.values():
+            shift.zero_()
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """Norms and biases as trained. Each value moves in units of its own size: in one norm they differ a thousandfold."""
+        return {name: start + start.abs() * self.shifts[name] for name, start in self.start_vectors.items()}
 
     def _stored_vectors(self) -> dict[str, Tensor]:
         return {name: vector.to(self.storage.vectors[name]) for name, vector in self.vectors.items()}

@@ -39,11 +39,20 @@ def check_diagonal(model: Model, windows: torch.Tensor, tmp_path: Path, ignored:
     for prefix in ("", *(model.block_name(i) for i in range(model.block_count))):
         meta.fill(model, network, prefix, CPU, torch.float32)
     sums = {name: torch.zeros(model.linear_shape(name)) for name in names}
+    blocks = [model.block_name(index) for index in range(model.block_count)]
+    outputs: dict[str, torch.Tensor] = {}
+    for block in blocks:
+        network.get_submodule(block).register_forward_hook(
+            lambda _, __, output, block=block: outputs.update({block: output[0] if isinstance(output, tuple) else output})
+        )
+        sums[block] = torch.zeros(model.hidden_size)
     for window in windows:
         weights = {name: network.get_submodule(name).weight.requires_grad_(True) for name in names}
         logits = network(window[None]).logits[0]
         loss = torch.nn.functional.cross_entropy(logits[:-1], window[1:], ignore_index=ignored)
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, retain_graph=True)
+        for block, gradient in zip(blocks, torch.autograd.grad(loss, [outputs[block] for block in blocks]), strict=True):
+            sums[block] += gradient[0].square().mean(dim=0) / len(windows)
         for name, gradient in zip(names, gradients, strict=True):
             sums[name] += 0 if gradient is None else gradient.square() / len(windows)
     for index in range(model.block_count):

@@ -40,6 +40,25 @@ def test_the_error_of_a_massive_token_is_divided_by_its_own_energy(tiny: dict[st
         assert torch.allclose(trainer.micro_batch_error(output, 0), values.mean(), rtol=1e-5)
 
 
+def test_channels_count_as_much_as_the_loss_depends_on_them(tiny: dict[str, Path]) -> None:
+    """By hand: the squares of error and state are weighted by the diagonal over its mean, at any unit of the loss."""
+    generator = torch.Generator().manual_seed(2)
+    target, error = torch.randn(2, 1, 5, 16, generator=generator)
+    block = next(iter(Walk(open_model(tiny["llama"]), tokens(), Where(CPU, torch.float32))))
+    fisher = torch.rand(16, generator=generator)
+    weights = fisher / fisher.mean()
+    energies = (weights * target.square()).mean(-1)
+    expected = (weights * error.square()).mean(-1) / torch.maximum(energies, energies.median())
+    for unit in (1.0, 1e-9):
+        trainer = Trainer(ApiQ(), block, [target], storage(Scheme(2, 16, False)), {block.name: unit * fisher})
+        assert torch.allclose(trainer.micro_batch_error(target + error, 0), expected.mean(), rtol=1e-5)
+    for method, found in ((ApiQ(output_weights="none"), fisher), (ApiQ(), 0 * fisher)):
+        plain = Trainer(method, block, [target], storage(Scheme(2, 16, False)), {block.name: found})
+        energies = target.square().mean(-1)
+        by_hand = (error.square().mean(-1) / torch.maximum(energies, energies.median())).mean()
+        assert torch.allclose(plain.micro_batch_error(target + error, 0), by_hand, rtol=1e-5)
+
+
 def test_a_training_that_harms_is_undone(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     wild = ApiQ(bits=3, group_size=16, rank=4, epochs=2, batch=8, clipping_rate=100.0, learning_rate=10.0)
     still = wild.model_copy(update={"epochs": 0})
@@ -65,6 +84,25 @@ def test_norms_and_biases_are_trained_in_their_stored_dtype_or_kept(family: str,
         assert {t.dtype for t in vectors.values()} == {torch.bfloat16}
         changed = {n for n, t in vectors.items() if not torch.equal(t, dense[n])}
         assert bool(changed) == bool(rate)
+
+
+def test_each_value_of_a_norm_moves_in_units_of_its_own_size(tiny: dict[str, Path]) -> None:
+    """Gemma 3 has norms with values of 0.6 beside 600: one distance for all would change the small ones a thousandfold."""
+    block = next(iter(Walk(open_model(tiny["llama"]), tokens(), Where(CPU, torch.float32))))
+    targets = list(block.run_all(block.hidden))
+    name = next(name for name, each in block.module.named_parameters() if each.ndim == 1)
+    with torch.no_grad():
+        block.module.get_parameter(name).copy_(torch.logspace(-4, 1, len(block.module.get_parameter(name))))
+        block.module.get_parameter(name)[3] = 0
+    start = block.module.get_parameter(name).detach().clone()
+    storage_of = storage(Scheme(2, 16, False))._replace(vectors={name: torch.float32})
+    trainer = Trainer(ApiQ(bits=2, rank=0, epochs=4, norm_rate=0.1), block, targets, storage_of, {})
+    trainer.start(chosen_sequence(open_model(tiny["llama"]), 0, open_model(tiny["llama"]).linears))
+    trainer.train(trainer.block_error())
+    moved = (trainer.vectors[name] - start).abs()
+    assert bool((moved <= 0.25 * start).all())
+    assert int((moved > 0.001 * start).sum()) > len(start) / 2
+    assert float(moved[3]) == 0
 
 
 def test_norms_are_trained_in_float32_where_the_block_computes_in_bfloat16(tiny: dict[str, Path]) -> None:
