@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,22 +28,27 @@ from compresskit.methods import METHODS, STAGES, method_class, options_class, ru
 EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or checkpoint."
 
 
-def add_stages(app: typer.Typer, wanted: str) -> None:
-    """Add a command group for every stage. Only the `wanted` group ("" for all) gets its methods, since imports take time."""
+def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
+    """Add a command group for every stage. Only the `wanted` command and method, or all if none, get their flags."""
+    first, second = wanted[:2] or ("", "")
     for stage, entries in METHODS.items():
         group = typer.Typer(help=STAGES[stage].summary, no_args_is_help=True, rich_markup_mode=None)
-        group.callback()(lambda: None)
-        if wanted in (stage, ""):
-            for name, entry in entries.items():
-                group.command(name, help=f"{entry.summary} {entry.paper}".strip())(stage_command(stage, name))
+        group.callback()(_nothing)
+        for name, entry in entries.items() if first in (stage, "") else ():
+            command = stage_command(stage, name) if second in (name, "") else _nothing
+            group.command(name, help=f"{entry.summary} {entry.paper}".strip())(command)
         if stage == "merge":
             group.command("similarity")(similarity)
         app.add_typer(group, name=stage)
-    app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
+    app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if first in ("evaluate", "") else _nothing)
     app.command("inspect")(inspect_source)
-    expand = expand_command() if wanted in ("expand", "") else lambda: None
+    expand = expand_command() if first in ("expand", "") else _nothing
     app.command("expand", help=EXPAND_HELP)(expand)
     app.command("methods")(methods)
+
+
+def _nothing() -> None:
+    """A command that is listed and not called."""
 
 
 def stage_command(stage: str, name: str) -> Callable[..., None]:
