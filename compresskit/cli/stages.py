@@ -22,6 +22,7 @@ from compresskit.cli.flags import (
     with_parameters,
 )
 from compresskit.cli.streams import log, show
+from compresskit.cli.summaries import summary
 from compresskit.errors import GateError
 from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
 
@@ -69,29 +70,6 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
             raise GateError(result["warning"])
 
     return with_parameters(command, [*places(several), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
-
-
-def summary(result: dict[str, Any]) -> str:
-    """Summarize a result in one line."""
-    before, after = result["bytes_before"], result["bytes_after"]
-    parameters = f"{result['parameters_before'] / 1e6:.1f} M -> {result['parameters_after'] / 1e6:.1f} M parameters"
-    line = (
-        f"{result['stage']} {result['method']}: {parameters}, {before / 1e6:.0f} MB -> {after / 1e6:.0f} MB, "
-        f"in {result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 1e9:.2f} GB"
-    )
-    if "kl_held_back" in result:
-        line += (
-            f"; {result['bits_per_weight']:.2f} bits a weight, on held-back text KL {result['kl_held_back']:.4f}, "
-            f"{result['top1_held_back']:.1%} of the most likely tokens unchanged"
-        )
-    if "kl_before" in result:
-        line += (
-            f"; rank {result['rank_total']} in all, on held-back text KL {result['kl_before']:.4f} -> {result['kl_after']:.4f}"
-        )
-    if result.get("held_back_after"):
-        before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
-        line += f"; training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}"
-    return line
 
 
 def evaluate_command() -> Callable[..., None]:
