@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import compresskit
+from compresskit.cli.machine import add_machine_commands
 from compresskit.cli.recipes import add_recipe_commands
 from compresskit.cli.stages import add_stages
 
@@ -31,6 +32,7 @@ def application(wanted: Sequence[str]) -> typer.Typer:
     app.callback(help=HELP)(root)
     add_stages(app, wanted)
     add_recipe_commands(app)
+    add_machine_commands(app)
     return app
 
 
