@@ -21,6 +21,7 @@ from compresskit.cli.flags import (
     places,
     with_parameters,
 )
+from compresskit.cli.push import PUSH_PARAMETERS, asked_upload, uploaded
 from compresskit.cli.streams import log, show
 from compresskit.cli.summaries import summary
 from compresskit.errors import GateError
@@ -60,16 +61,19 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
     def command(out: Path, **values: Any) -> None:
         source, quiet = values["sources" if several else "source"], values["quiet"]
         method, options = build(method_type, values), build(options_type, values)
+        upload = asked_upload(values)
         with interruptible("the same command with --resume goes on" if "resume" in options_type.model_fields else ""):
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
         log(result.get("note") or summary(result), quiet)
         if values["verbose"] and "time_shares" in result:
             log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
+        result = uploaded(upload, out, result, quiet)
         show(json.dumps(result) if values["json_output"] else result["output"])
         if result.get("warning"):
             raise GateError(result["warning"])
 
-    return with_parameters(command, [*places(several), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
+    parameters = [*places(several), *options_of(method_type), *options_of(options_type), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS]
+    return with_parameters(command, parameters)
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -128,11 +132,13 @@ def expand_command() -> Callable[..., None]:
     from compresskit.task_vectors.request import ExpandOptions
 
     def command(source: str, out: Path, **values: Any) -> None:
-        result = expand(source, out, build(ExpandOptions, values), quiet=values["quiet"])
+        options, upload = build(ExpandOptions, values), asked_upload(values)
+        result = expand(source, out, options, quiet=values["quiet"])
         log(summary(result), values["quiet"])
+        result = uploaded(upload, out, result, values["quiet"])
         show(json.dumps(result) if values["json_output"] else result["output"])
 
-    return with_parameters(command, [*places(), *options_of(ExpandOptions), *OUTPUT_PARAMETERS])
+    return with_parameters(command, [*places(), *options_of(ExpandOptions), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS])
 
 
 def similarity(
