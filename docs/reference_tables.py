@@ -21,6 +21,7 @@ from typer.models import ArgumentInfo, CommandInfo, OptionInfo
 import compresskit
 from compresskit import errors
 from compresskit.cli import flags
+from compresskit.cli.machine import add_machine_commands
 from compresskit.cli.recipes import add_recipe_commands
 from compresskit.cli.stages import add_stages
 from compresskit.methods import METHODS, STAGES, Entry, method_class, options_class, stage_of
@@ -122,12 +123,13 @@ def commands() -> str:
     """All commands, and the flags of those that belong to no method."""
     app = typer.Typer()
     add_recipe_commands(app)
-    add_stages(app, "")
+    add_stages(app, ())
+    add_machine_commands(app)
     found = {_name(each): each for each in app.registered_commands}
     for group in app.registered_groups:
         assert group.typer_instance is not None
         for each in group.typer_instance.registered_commands:
-            if _name(each) not in METHODS[str(group.name)]:
+            if _name(each) not in METHODS.get(str(group.name), {}):
                 found[f"{group.name} {_name(each)}"] = each
     rows = [[f"[{stage} METHOD](#{stage})", STAGES[stage].summary] for stage in METHODS]
     rows += [[f"[{name}](#command-{name.replace(' ', '-')})", _help(each)] for name, each in found.items()]

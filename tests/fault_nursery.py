@@ -52,7 +52,7 @@ def _warm_up() -> None:
     for stage, entries in METHODS.items():
         for name in entries:
             method_class(stage, name), options_class(stage, name)
-    application("")
+    application(())
     weight = torch.nn.Parameter(torch.eye(4))
     optimizer = torch.optim.AdamW([weight])
     (weight @ weight).sum().backward()

@@ -25,6 +25,7 @@ WHOLE_REPOSITORY = (
     "test_contributing",
     "test_families",
     "test_supply_chain",
+    "test_packaging",
     "test_faults",
 )
 """Test files whose subject is no file of the package."""

@@ -19,7 +19,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from compresskit.checkpoint.cache import writable_cache
 from compresskit.checkpoint.reader import sha256
@@ -58,6 +58,25 @@ def demo_checkpoint() -> Path:
         if not is_intact(folder):
             _make(folder)
     return folder
+
+
+def remove_demo() -> str | None:
+    """Remove the demo model from the cache.
+
+    Returns:
+        Why it was kept: another process makes or checks it. None if it is gone.
+
+    Raises:
+        RequestError: the folder in its place was not made for it.
+    """
+    room = writable_cache("demo")
+    try:
+        with FileLock(room / f"{NAME}.lock", timeout=0):
+            _remove_what_a_killed_process_left(room)
+            _remove(room / NAME)
+    except Timeout:
+        return f"{room / NAME}: another process is at work on it"
+    return None
 
 
 def is_intact(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
+from compresskit.checkpoint.hub import origin
 from compresskit.checkpoint.kinds import OBJECT, TEXT, Kind, Stated
 from compresskit.checkpoint.reader import Checkpoint, sha256
 from compresskit.checkpoint.recorded import read_manifest
@@ -30,6 +31,7 @@ def manifest(
     Returns:
         The content of `compresskit.json`, including the source's own manifest.
     """
+    hub = origin(source.folder)
     return {
         "format_version": FORMAT_VERSION,
         "tool": "compresskit",
@@ -37,7 +39,7 @@ def manifest(
         "stage": stage,
         "method": settings["method"],
         "settings": settings,
-        "inputs": {"folder": source.folder.name, "sha256": source.hashes},
+        "inputs": {"folder": source.folder.name, "sha256": source.hashes} | ({"hub": hub} if hub else {}),
         "outputs": {"sha256": outputs},
         "facts": facts,
         "source": source.manifest,

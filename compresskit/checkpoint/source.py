@@ -1,18 +1,15 @@
-"""Resolve SOURCE to a checkpoint folder: a folder, a Hub id, `demo:NAME`, or `-` for standard input."""
+"""Resolve SOURCE to a checkpoint folder: a folder, a model on the Hub (hub.py), `demo:NAME`, or `-` for standard input."""
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from pathlib import Path
 
+from compresskit.checkpoint.hub import download, hub_model
 from compresskit.checkpoint.small_files import first_line, shown
 from compresskit.errors import CheckpointError, RequestError
 
 DEMO = "demo:smollm2-135m"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"]
 
 
 def resolve(source: str) -> Path:
@@ -23,7 +20,7 @@ def resolve(source: str) -> Path:
 
     Raises:
         RequestError: the demo model is unknown or cannot be built here, or standard input gave no path.
-        CheckpointError: the Hub has no such model, or is unreachable.
+        CheckpointError: the Hub has no such model, or does not give it, or is unreachable.
         NetworkError: the demo model could not be downloaded.
     """
     if source == "-":
@@ -35,7 +32,8 @@ def resolve(source: str) -> Path:
 
         demo: Path = demo_checkpoint()
         return demo
-    return _from_hub(source) if is_hub_id(source) else _local(source)
+    model = hub_model(source)
+    return download(model, source) if model else _local(source)
 
 
 def _local(source: str) -> Path:
@@ -47,12 +45,10 @@ def _local(source: str) -> Path:
     return folder
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether SOURCE names a model on the Hub: it looks like a Hub id, and no such folder exists."""
-    try:
-        return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
-    except OSError:  # too long a name for a file
-        return True
+def hub_name(source: str) -> str | None:
+    """The name by which others find SOURCE on the Hub; None for a folder, and for a revision, which a name does not state."""
+    model = hub_model(source)
+    return model.name if model and model.revision is None else None
 
 
 def _first_line_of_stdin() -> str:
@@ -62,17 +58,3 @@ def _first_line_of_stdin() -> str:
     if not line:
         raise RequestError("-: standard input gave no path; the command before this one has failed")
     return line
-
-
-def _from_hub(name: str) -> Path:
-    """Download a snapshot into the Hub's own cache, without pickles."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    missing = f"{name}: no such folder here"
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, token=os.environ.get("HF_TOKEN")))
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{missing}, and the Hub has no such model; check the name, or log in for a gated one") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{missing}, and the Hub cannot be reached; give the path of a checkpoint folder") from error

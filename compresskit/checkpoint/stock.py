@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +145,18 @@ def next_logits(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide transformers' progress bars and warnings; its prints go to standard error."""
+    """Hide transformers' progress bars and warnings, and what bitsandbytes lacks; prints go to standard error."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    library = getLogger("bitsandbytes")  # its kernels for a CPU are a package of their own, and only faster
+    library_level = library.level
+    library.setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        library.setLevel(library_level)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 import compresskit
+from compresskit.cli.machine import add_machine_commands
 from compresskit.cli.recipes import add_recipe_commands
 from compresskit.cli.stages import add_stages
 
 HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
 
 
-def application(wanted: str) -> typer.Typer:
-    """Build the command line; of the stages only the wanted one ("" for all) gets its methods, which take a moment each."""
+def application(wanted: Sequence[str]) -> typer.Typer:
+    """Build the command line. `wanted`: the arguments that may be a command and its method, none for all commands.
+
+    Returns:
+        The application; of all methods only the wanted one has its flags, which take a moment to make.
+    """
     app = typer.Typer(
         name="compresskit",
         help=HELP,
@@ -26,12 +32,13 @@ def application(wanted: str) -> typer.Typer:
     app.callback(help=HELP)(root)
     add_stages(app, wanted)
     add_recipe_commands(app)
+    add_machine_commands(app)
     return app
 
 
 def called(arguments: list[str], completing: bool) -> int:
     """Do what the arguments say, or tell a shell that is `completing` what could follow; the exit code."""
-    app = application("" if completing else next((a for a in arguments if not a.startswith("-")), "none"))
+    app = application([] if completing else [*(each for each in arguments if not each.startswith("-")), "none", "none"])
     command = typer.main.get_command(app)
     if completing:
         command.main(arguments, prog_name="compresskit", standalone_mode=False)

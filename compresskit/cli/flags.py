@@ -25,7 +25,7 @@ OUTPUT_PARAMETERS = (
     inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
     inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose),
 )
-SOURCE_HELP = "A folder, a Hub id, demo:smollm2-135m, or - to read the path from standard input."
+SOURCE_HELP = "A folder, a Hub id (OWNER/NAME[@REVISION]), demo:smollm2-135m, or - to read the path from standard input."
 
 
 @contextmanager

@@ -8,11 +8,13 @@ end with one line and exit code 130. Before, while Python starts, they do what t
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 from compresskit.cli.streams import guard, log
 from compresskit.machine.interrupts import INTERRUPTED, Interrupts
+from compresskit.machine.libraries import let_threads_sleep
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,13 +24,17 @@ def main(arguments: list[str] | None = None) -> None:
         interrupts.listen(to_the_end=arguments is None)
         if arguments is None:
             guard()
+            let_threads_sleep()
+            gc.freeze()  # what has been imported stays, and so will what comes; see import_networks
         code = _run(sys.argv[1:] if arguments is None else arguments, interrupts)
         interrupts.settle(code)
     except KeyboardInterrupt:
         interrupts.settle(code := INTERRUPTED)
         log("compresskit: error: interrupted")
     finally:
-        if arguments is not None:
+        if arguments is None:
+            gc.freeze()  # or Python looks through all objects again before it ends
+        else:
             interrupts.restore()
     sys.exit(code)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,29 +21,36 @@ from compresskit.cli.flags import (
     places,
     with_parameters,
 )
+from compresskit.cli.push import PUSH_PARAMETERS, asked_upload, uploaded
 from compresskit.cli.streams import log, show
+from compresskit.cli.summaries import summary
 from compresskit.errors import GateError
 from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
 
 EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or checkpoint."
 
 
-def add_stages(app: typer.Typer, wanted: str) -> None:
-    """Add a command group for every stage. Only the `wanted` group ("" for all) gets its methods, since imports take time."""
+def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
+    """Add a command group for every stage. Only the `wanted` command and method, or all if none, get their flags."""
+    first, second = wanted[:2] or ("", "")
     for stage, entries in METHODS.items():
         group = typer.Typer(help=STAGES[stage].summary, no_args_is_help=True, rich_markup_mode=None)
-        group.callback()(lambda: None)
-        if wanted in (stage, ""):
-            for name, entry in entries.items():
-                group.command(name, help=f"{entry.summary} {entry.paper}".strip())(stage_command(stage, name))
+        group.callback()(_nothing)
+        for name, entry in entries.items() if first in (stage, "") else ():
+            command = stage_command(stage, name) if second in (name, "") else _nothing
+            group.command(name, help=f"{entry.summary} {entry.paper}".strip())(command)
         if stage == "merge":
             group.command("similarity")(similarity)
         app.add_typer(group, name=stage)
-    app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if wanted in ("evaluate", "") else lambda: None)
+    app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if first in ("evaluate", "") else _nothing)
     app.command("inspect")(inspect_source)
-    expand = expand_command() if wanted in ("expand", "") else lambda: None
+    expand = expand_command() if first in ("expand", "") else _nothing
     app.command("expand", help=EXPAND_HELP)(expand)
     app.command("methods")(methods)
+
+
+def _nothing() -> None:
+    """A command that is listed and not called."""
 
 
 def stage_command(stage: str, name: str) -> Callable[..., None]:
@@ -54,39 +61,19 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
     def command(out: Path, **values: Any) -> None:
         source, quiet = values["sources" if several else "source"], values["quiet"]
         method, options = build(method_type, values), build(options_type, values)
+        upload = asked_upload(values)
         with interruptible("the same command with --resume goes on" if "resume" in options_type.model_fields else ""):
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
         log(result.get("note") or summary(result), quiet)
         if values["verbose"] and "time_shares" in result:
             log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
+        result = uploaded(upload, out, result, quiet)
         show(json.dumps(result) if values["json_output"] else result["output"])
         if result.get("warning"):
             raise GateError(result["warning"])
 
-    return with_parameters(command, [*places(several), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
-
-
-def summary(result: dict[str, Any]) -> str:
-    """Summarize a result in one line."""
-    before, after = result["bytes_before"], result["bytes_after"]
-    parameters = f"{result['parameters_before'] / 1e6:.1f} M -> {result['parameters_after'] / 1e6:.1f} M parameters"
-    line = (
-        f"{result['stage']} {result['method']}: {parameters}, {before / 1e6:.0f} MB -> {after / 1e6:.0f} MB, "
-        f"in {result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 1e9:.2f} GB"
-    )
-    if "kl_held_back" in result:
-        line += (
-            f"; {result['bits_per_weight']:.2f} bits a weight, on held-back text KL {result['kl_held_back']:.4f}, "
-            f"{result['top1_held_back']:.1%} of the most likely tokens unchanged"
-        )
-    if "kl_before" in result:
-        line += (
-            f"; rank {result['rank_total']} in all, on held-back text KL {result['kl_before']:.4f} -> {result['kl_after']:.4f}"
-        )
-    if result.get("held_back_after"):
-        before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
-        line += f"; training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}"
-    return line
+    parameters = [*places(several), *options_of(method_type), *options_of(options_type), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS]
+    return with_parameters(command, parameters)
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -145,11 +132,13 @@ def expand_command() -> Callable[..., None]:
     from compresskit.task_vectors.request import ExpandOptions
 
     def command(source: str, out: Path, **values: Any) -> None:
-        result = expand(source, out, build(ExpandOptions, values), quiet=values["quiet"])
+        options, upload = build(ExpandOptions, values), asked_upload(values)
+        result = expand(source, out, options, quiet=values["quiet"])
         log(summary(result), values["quiet"])
+        result = uploaded(upload, out, result, values["quiet"])
         show(json.dumps(result) if values["json_output"] else result["output"])
 
-    return with_parameters(command, [*places(), *options_of(ExpandOptions), *OUTPUT_PARAMETERS])
+    return with_parameters(command, [*places(), *options_of(ExpandOptions), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS])
 
 
 def similarity(

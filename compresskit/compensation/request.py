@@ -254,7 +254,7 @@ def open_request(method: CompensateMethod, source_name: str, out: Path, options:
         raise RequestError(f"{folder}: is an adapter; pass the checkpoint that it belongs to")
     compressed = with_adapter(open_model(folder, options.trust_remote_code), None)
     original = with_adapter(open_model(source.resolve(options.original), options.trust_remote_code), None)
-    base = source_name if source.is_hub_id(source_name) else str(folder.resolve())
+    base = source.hub_name(source_name) or str(folder.resolve())
     request = CompensateRequest(method, compressed, out, options, original, base)
     both = request.pair  # which is refused where the models do not belong together
     request.check()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
@@ -57,13 +58,20 @@ def tensor_specs(name: str, shape: tuple[int, int], block_size: int, nested: boo
 
 def quantize(weight: Tensor, block_size: int, nested: bool) -> tuple[dict[str, Tensor], Tensor]:
     """Return (stored tensors by leaf name, the weight that readers unpack, (out, in) float32) of a weight (out, in)."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    codes, state = quantize_4bit(weight.contiguous(), blocksize=block_size, compress_statistics=nested, quant_type="nf4")
+    library = _library()
+    codes, state = library.quantize_4bit(weight.contiguous(), blocksize=block_size, compress_statistics=nested, quant_type="nf4")
     found = {"weight": codes}
     for leaf, value in state.as_dict(packed=True).items():
         found[f"weight.{leaf}"] = _padded(bytes(value.tolist())) if leaf == STATE else value
-    return found, dequantize_4bit(codes, state).float()
+    return found, library.dequantize_4bit(codes, state).float()
+
+
+def _library() -> Any:
+    """`bitsandbytes.functional`, imported without a word."""
+    from compresskit.checkpoint.stock import quiet
+
+    with quiet():
+        return import_module("bitsandbytes.functional")
 
 
 def empty_state(shape: tuple[int, int], block_size: int, nested: bool) -> Tensor:
@@ -163,11 +171,11 @@ class Nf4:
     def read(self, name: str) -> Tensor:
         """Read the weight, (out, in), in the dtype before quantisation."""
         import torch
-        from bitsandbytes.functional import QuantState, dequantize_4bit
 
+        library = _library()
         stored = {each.removeprefix(f"{name}.weight."): self.checkpoint.read(each) for each in self.stored_tensors(name)}
         codes = stored.pop(f"{name}.weight")
-        weight: Tensor = dequantize_4bit(codes, QuantState.from_dict(stored, device=torch.device("cpu")))
+        weight: Tensor = library.dequantize_4bit(codes, library.QuantState.from_dict(stored, device=torch.device("cpu")))
         return weight
 
 

@@ -5,7 +5,7 @@
     NAME.weight_zero_point  I32 (ceil(out * bits / 32), groups)    packed along the outputs; none where symmetric
     NAME.weight_shape       I64 (2,)
 
-Readers compute (code - zero point) * scale in the scale's dtype, of several schemes in the model's. The library packs.
+Readers compute (code - zero point) * scale in the scale's dtype, of several schemes in the model's.
 Files with one scheme set `"dequantize": true`; without it, transformers cannot load zero points. Files with several
 schemes load only without it, and must therefore be symmetric.
 """
@@ -59,21 +59,20 @@ def stored_linear(
         NumericalError: a code or zero point is outside the scheme's range.
     """
     import torch
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
+    from compresskit.numerics.bit_packing import packed
     from compresskit.numerics.grid import from_codes
 
     for what, values in (("code", codes), ("zero point", grid.zero_point)):
         if bool((values < scheme.lowest).any()) or bool((values > scheme.highest).any()):
             raise NumericalError(f"a {what} lies outside {scheme.lowest} to {scheme.highest}; this is a bug, please report it")
     found = {
-        "weight_packed": pack_to_int32(codes.to(torch.int8), scheme.bits),
+        "weight_packed": packed(codes, scheme.bits),
         "weight_scale": grid.scale.to(scale_dtype),
         "weight_shape": torch.tensor(codes.shape),
     }
     if not scheme.symmetric:
-        zero_points = pack_to_int32(grid.zero_point.to(torch.int8), scheme.bits, packed_dim=0)
-        found["weight_zero_point"] = zero_points.contiguous()
+        found["weight_zero_point"] = packed(grid.zero_point.T, scheme.bits).T.contiguous()
     return found, from_codes(codes, grid, scheme, unpacked or scale_dtype)
 
 
@@ -163,19 +162,20 @@ class PackQuantized:
 
     def _unpacked(self, name: str) -> Tensor:
         import torch
-        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-        scheme, shape = self.scheme(name), torch.Size(self.shape(name))
+        from compresskit.numerics.bit_packing import unpacked
+
+        scheme, shape = self.scheme(name), self.shape(name)
         scale = self.checkpoint.read(f"{name}.weight_scale")
         config = self.checkpoint.config
         if not config["quantization_config"].get("dequantize"):
             scale = scale.to(getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32")))
-        codes = unpack_from_int32(self.checkpoint.read(f"{name}.weight_packed"), scheme.bits, shape)
-        groups = torch.Size((shape[0], scale.shape[1]))
+        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed"), scheme.bits, shape[1])
+        groups = (shape[0], scale.shape[1])
         zero_point = torch.zeros(groups, dtype=scale.dtype)
         if not scheme.symmetric:
-            packed = self.checkpoint.read(f"{name}.weight_zero_point")
-            zero_point = unpack_from_int32(packed, scheme.bits, groups, packed_dim=0).to(scale.dtype)
+            words = self.checkpoint.read(f"{name}.weight_zero_point")
+            zero_point = unpacked(words.T, scheme.bits, shape[0]).T.to(scale.dtype)
         if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # column groups reordered by activation order
             group_of = self.checkpoint.read(f"{name}.weight_g_idx").long()
             if int(group_of.min()) < 0 or int(group_of.max()) >= groups[1]:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from compresskit.errors import RequestError
+from compresskit.machine.libraries import import_networks
 from compresskit.machine.precision import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Where(NamedTuple):
 
 
 def choose_device(name: str, dtype: str, stored: Collection[str], trust_remote_code: bool = False) -> Where:
-    """Choose the device. `stored`: dtypes of the checkpoint, as safetensors names them.
+    """Choose the device. `stored`: dtypes of the checkpoint, as safetensors names them. All that follows needs the networks.
 
     Returns:
         The device and the precision of the forward passes; `auto` is float32 on the CPU and the stored dtype elsewhere.
@@ -31,6 +32,7 @@ def choose_device(name: str, dtype: str, stored: Collection[str], trust_remote_c
     Raises:
         RequestError: this machine has no such device.
     """
+    import_networks()
     import torch
 
     if name == "auto":

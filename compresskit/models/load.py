@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from compresskit.checkpoint import source
@@ -22,6 +23,7 @@ from compresskit.formats.stored_forms import as_dense
 from compresskit.models.architectures import ARCHITECTURES, DOWN, GATE_AND_UP, RAGGED_PREFIX, Architecture
 from compresskit.models.layouts import own_config
 from compresskit.models.model import EXPERT_KEYS, Model
+from compresskit.models.structure_cache import derived
 
 PACKED_EXPERTS = (f".experts.{GATE_AND_UP}", f".experts.{DOWN}")
 """How the names of tensors end that hold all experts of a block."""
@@ -92,8 +94,6 @@ def architecture_of(checkpoint: Checkpoint, family: str, trust_remote_code: bool
     if row is not None and _fits(row, checkpoint):
         _check_numbers(checkpoint, row)
         return row
-    from compresskit.models.structure import derived
-
     return derived(checkpoint, trust_remote_code)
 
 
@@ -137,7 +137,13 @@ def check_family(checkpoint: Checkpoint, trust_remote_code: bool = False) -> str
 
 
 def _has_native(family: str) -> bool:
-    """Whether transformers itself has the model type."""
+    """Whether transformers itself has the model type. Most are named in a file of their own; to import the list takes long."""
+    name = family.replace("-", "_")
+    library = find_spec("transformers")
+    if name.isidentifier() and len(name) <= LONGEST_FAMILY and library is not None and library.origin:
+        file = Path(library.origin).parent / "models" / name / f"configuration_{name}.py"
+        if file.is_file() and f'model_type = "{family}"' in file.read_text(encoding="utf-8"):
+            return True
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return family in CONFIG_MAPPING_NAMES

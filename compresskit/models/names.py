@@ -9,7 +9,7 @@ converts them, and no stage edits them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,8 @@ from transformers.core_model_loading import (
 
 from compresskit.models.architectures import GATE, GATE_AND_UP, UP
 from compresskit.models.experts import can_be_unpacked
+from compresskit.models.weight_names import weight_names
 
-LOW_BIT = re.compile(r"\.(weight(_packed|_scale|_zero_point|_shape|_g_idx|(\.\w+)+)|qweight|qzeros|scales|g_idx)$")
-"""Leaves of low-bit linears; all stand for the weight."""
 EXPERT = re.compile(r"\.(\d+)\.")
 
 
@@ -53,11 +52,6 @@ class StoredNames:
     """Those of them that transformers tells by their shape."""
     unknown: tuple[str, ...] = ()
     """Stored tensors that the network does not have."""
-
-
-def weight_names(tensors: Iterable[str]) -> list[str]:
-    """Stored names without the leaves of low-bit linears: each such linear once, as its weight."""
-    return list(dict.fromkeys(LOW_BIT.sub(".weight", name) for name in tensors))
 
 
 def stored_names(network: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> StoredNames:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -30,6 +30,8 @@ from compresskit.models.architectures import RAGGED_PREFIX
 META = torch.device("meta")
 LARGEST_BUFFER = 1 << 24
 """Elements of the largest tensor that is made while a network is built."""
+RANDOM = (Tensor.normal_, Tensor.uniform_)
+"""What fills weights with random numbers in place; a millisecond a weight even where there is nothing to fill."""
 OURS = ("block_configs", "auto_map", "architectures", "model_type", "compresskit_ffn")
 
 
@@ -103,10 +105,12 @@ def check_decoder(config: PreTrainedConfig, file: Path) -> None:
 
 
 class _LargeOnMeta(TorchFunctionMode):
-    """Makes large empty tensors on the meta device: they become parameters, whose values are not needed."""
+    """Makes large empty tensors on the meta device: they become parameters, whose values are not needed, nor drawn."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in RANDOM and args[0].is_meta:
+            return args[0]
         if func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand) and kwargs.get("device") is None:
             sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
             if all(isinstance(size, int) for size in sizes) and math.prod(sizes) > LARGEST_BUFFER:

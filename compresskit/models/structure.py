@@ -1,15 +1,12 @@
-"""The derived structure of one checkpoint as an `Architecture`, and its cache.
+"""The derived structure of one checkpoint as an `Architecture`.
 
 derivation.py follows the tensors through the blocks, names.py maps the stored tensors; here both become the description
-that stages use. The result depends on config.json, on the names of the stored tensors, on the shapes of packed experts and
-on transformers' version, and is cached under a hash of these.
+that stages use.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compresskit.checkpoint.cache import cache_folder
 from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.small_files import first_line
 from compresskit.checkpoint.stock import quiet
-from compresskit.checkpoint.whole_files import write_whole
-from compresskit.errors import CheckpointError, CompresskitError, StorageError
+from compresskit.errors import CheckpointError, CompresskitError
 from compresskit.models.architectures import GATE, GATE_AND_UP, UP, Architecture, BlockStructure, Packed, Sizes, Sublayer
 from compresskit.models.derivation import (
     BlockTrace,
@@ -35,42 +30,26 @@ from compresskit.models.derivation import (
     positions_of,
 )
 from compresskit.models.experts import PACKED, PlainExperts
-from compresskit.models.names import StoredNames, stored_names, weight_names
+from compresskit.models.names import StoredNames, stored_names
 from compresskit.models.network import build_network, check_decoder, configuration_of
 from compresskit.models.tracing import blocks_path, kinds_of, make_fake, traced, unpack_experts
 from compresskit.models.width_keys import with_width_keys
 
-VERSION = 5
-"""Of the derivation: a change of what it finds makes cached structures void."""
-CACHE = "structures"
 PLACEHOLDER = "{expert}"
 NO_ATTENTION = Sublayer((), "")
 
 
-def derived(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Architecture:
-    """Find the structure of a checkpoint's model, in the cache or from its stock network.
+def derive(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Architecture:
+    """Find the structure of a checkpoint's model from its stock network.
 
     Returns:
         The structure, with all fields of `Architecture` that are for derived ones.
 
     Raises:
         CheckpointError: transformers makes no model of the configuration.
-        UnsupportedArchitecture: the network is no causal language model that can be walked block by block; the reason names
-            the module.
+        CompresskitError: an UnsupportedArchitecture, where the network is no causal language model that can be walked block
+            by block; the reason names the module.
     """
-    key = _key(checkpoint)
-    file = cache_folder() / CACHE / f"{key}.json"
-    cached = None if trust_remote_code else _read(file)
-    if cached is not None:
-        return cached
-    found = derive(checkpoint, trust_remote_code)
-    if not trust_remote_code:  # code beside the checkpoint may change without a change of config.json
-        _store(file, found)
-    return found
-
-
-def derive(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Architecture:
-    """`derived` without the cache."""
     file = checkpoint.folder / "config.json"
     try:
         with quiet():
@@ -249,47 +228,3 @@ def _inside_stored(stored: str) -> str:
 
 def _name_of(network: nn.Module, module: Any) -> str:
     return next((name for name, each in network.named_modules() if each is module), "")
-
-
-def _key(checkpoint: Checkpoint) -> str:
-    # Whether the matrices of packed experts are transposed is told by their shapes.
-    packed = {name: spec.shape for name, spec in checkpoint.tensors.items() if len(spec.shape) > 2}
-    described = [VERSION, transformers.__version__, checkpoint.config, weight_names(checkpoint.tensors), packed]
-    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _store(file: Any, found: Architecture) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(asdict(found)))
-    except (OSError, StorageError):
-        return  # the cache saves time only
-
-
-def _read(file: Any) -> Architecture | None:
-    """A cached structure; None if there is none that can be used."""
-    try:
-        return _from_json(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _from_json(found: dict[str, Any]) -> Architecture:
-    kinds = tuple(
-        BlockStructure(**{
-            **kind, "positions": _tuples(kind["positions"]), "names": _tuples(kind["names"]),
-            "packed": tuple(Packed(**each) for each in kind["packed"]),
-            "untouched": _tuples(kind["untouched"]), "ffns": tuple(_sublayer(each) for each in kind["ffns"]),
-        })
-        for kind in found["kinds"]
-    )  # fmt: skip
-    plain = {key: _tuples(value) for key, value in found.items() if key not in ("kinds", "sizes", "attention")}
-    return Architecture(**{**plain, "attention": _sublayer(found["attention"]), "sizes": Sizes(**found["sizes"]), "kinds": kinds})
-
-
-def _sublayer(found: dict[str, Any]) -> Sublayer:
-    return Sublayer(**{**found, "in_projections": tuple(found["in_projections"])})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

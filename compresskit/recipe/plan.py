@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from compresskit.methods import request_class
 from compresskit.models.load import bind, with_adapter
 from compresskit.models.model import Model
 from compresskit.models.shapes import without_weights
+from compresskit.numerics.units import readable_bytes, readable_count
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
 
@@ -171,13 +173,14 @@ def table(found: dict[str, Any]) -> str:
     rows = [("step", "what", "parameters", "size", "written", "memory", "time")]
     for row in found["steps"]:
         rows.append((
-            row["step"], row["title"], _amount(row["parameters"], 1e6, "M"), _amount(row["bytes"], 1e6, "MB"),
-            _amount(row["disk_bytes"], 1e6, "MB"), _amount(row["peak_memory_bytes"], 1e9, "GB"), _amount(row["seconds"], 1, "s"),
+            row["step"], row["title"], _amount(row["parameters"], readable_count), _amount(row["bytes"], readable_bytes),
+            _amount(row["disk_bytes"], readable_bytes), _amount(row["peak_memory_bytes"], readable_bytes),
+            _amount(row["seconds"], lambda seconds: f"{seconds:.1f} s"),
         ))  # fmt: skip
-    total = f"written in all {found['disk_bytes'] / 1e6:.1f} MB of {found['disk_free_bytes'] / 1e9:.1f} GB free"
+    total = f"written in all {readable_bytes(found['disk_bytes'])} of {readable_bytes(found['disk_free_bytes'])} free"
     when = "" if found["seconds"] is None else f", about {found['seconds'] / 60:.1f} minutes (memory and time are estimates)"
     return aligned(rows) + f"\n{total}{when}"
 
 
-def _amount(value: float | None, unit: float, name: str) -> str:
-    return "?" if value is None else f"{value / unit:.1f} {name}" if value else "-"
+def _amount(value: float | None, readable: Callable[[float], str]) -> str:
+    return "?" if value is None else readable(value) if value else "-"

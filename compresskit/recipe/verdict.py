@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from compresskit.evaluation.gates import GateResult
 from compresskit.evaluation.table import aligned
+from compresskit.numerics.units import readable_bytes
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """Environment variable in which GitHub Actions names the file of a job's summary."""
@@ -47,8 +48,8 @@ def steps_rows(result: dict[str, Any]) -> list[Row]:
         quality = "" if perplexity is None else f"{perplexity:.2f}"
         quality += f" (x {ratio:.3f})" if ratio else ""
         seconds = found.get("seconds")
-        megabytes = f"{size / 1e6:.1f} MB" if size is not None else ""
-        rows.append((name, megabytes, quality, "" if seconds is None else f"{seconds:.0f} s"))
+        size_text = readable_bytes(size) if size is not None else ""
+        rows.append((name, size_text, quality, "" if seconds is None else f"{seconds:.0f} s"))
     return rows
 
 
@@ -57,9 +58,9 @@ def sentence(result: dict[str, Any]) -> str:
     report = last_report(result)
     parts = []
     if report and report.get("size_ratio_16bit"):
-        parts.append(f"{report['size_ratio_16bit']:.1%} of the original's 16-bit bytes ({report['bytes'] / 1e6:.1f} MB)")
+        parts.append(f"{report['size_ratio_16bit']:.1%} of the original's 16-bit bytes ({readable_bytes(report['bytes'])})")
     elif report:
-        parts.append(f"{report['bytes'] / 1e6:.1f} MB")
+        parts.append(readable_bytes(report["bytes"]))
     if report and report.get("perplexity_ratio"):
         parts.append(f"{report['perplexity_ratio']:.3f} times its perplexity")
     elif report:

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from compresskit import __version__
+from compresskit.checkpoint.hub import written_name
 from compresskit.checkpoint.manifest import chain
-from compresskit.checkpoint.source import DEMO, HUB_ID
+from compresskit.checkpoint.source import DEMO
 from compresskit.recipe import verdict
 from compresskit.report import collecting
 from compresskit.report.serving import ADAPTER_CONFIG, commands
@@ -59,7 +60,8 @@ def _printable(value: Any) -> Any:
 
 def _metadata(folder: Path, base: str, manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> dict[str, Any]:
     relation = RELATIONS.get(str(manifest["stage"]), "finetune")
-    known = {"base_model": base, "base_model_relation": relation} if HUB_ID.fullmatch(base) else {}
+    name = written_name(base)
+    known = {"base_model": name, "base_model_relation": relation} if name else {}
     found: dict[str, Any] = known | {
         "library_name": "peft" if (folder / ADAPTER_CONFIG).is_file() else "transformers",
         "pipeline_tag": "text-generation",

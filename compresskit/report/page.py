@@ -10,6 +10,7 @@ from typing import Any
 from compresskit import __version__
 from compresskit.checkpoint.whole_files import write_whole
 from compresskit.errors import RequestError
+from compresskit.numerics.units import readable_bytes
 from compresskit.recipe import verdict
 from compresskit.recipe.steps import STEP_NAME
 from compresskit.report import charts, collecting
@@ -153,8 +154,8 @@ def _steps(result: Mapping[str, Any]) -> str:
         size = step.get("bytes_after", step.get("bytes"))
         seconds, memory = step.get("seconds"), step.get("peak_memory_bytes")
         rows.append((
-            name, f"{step['stage']} {step.get('method') or ''}".strip(), "" if size is None else f"{size / 1e6:.1f} MB",
-            "" if seconds is None else f"{seconds:.0f} s", "" if not memory else f"{memory / 1e9:.2f} GB",
+            name, f"{step['stage']} {step.get('method') or ''}".strip(), "" if size is None else readable_bytes(size),
+            "" if seconds is None else f"{seconds:.0f} s", "" if not memory else readable_bytes(memory),
         ))  # fmt: skip
     return _section("Steps", _table(("step", "what", "size", "time", "peak memory"), rows, "Steps"))
 

@@ -10,7 +10,7 @@ from conftest import SMALL, Run
 from safetensors.torch import load_file, save_file
 from tiny_models import make_adapter, make_model
 
-from compresskit.checkpoint.manifest import chain, changed_files, check_unchanged, fingerprint, finished_result
+from compresskit.checkpoint.manifest import chain, changed_files, check_unchanged, fingerprint, finished_result, manifest
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import CheckpointError
 
@@ -19,6 +19,15 @@ def test_the_chain_goes_back_to_the_first_stage() -> None:
     first = {"stage": "prune", "source": None}
     assert chain({"stage": "quantize", "source": first}) == [{"stage": "quantize", "source": first}, first]
     assert chain(None) == []
+
+
+def test_a_model_of_the_hub_is_recorded_with_its_commit(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = make_model(tmp_path / "models--org--name" / "snapshots" / commit, "llama")
+    recorded = manifest("prune", {"method": "cfsp"}, open_checkpoint(folder), {}, {})
+    assert recorded["inputs"]["hub"] == {"model": "org/name", "commit": commit}
+    moved = folder.rename(tmp_path / "model")
+    assert "hub" not in manifest("prune", {"method": "cfsp"}, open_checkpoint(moved), {}, {})["inputs"]
 
 
 def test_fingerprints_tell_requests_apart() -> None:

@@ -1,4 +1,4 @@
-"""models/structure.py: what is derived is what the table knows; the cache holds it; what cannot be walked is refused.
+"""models/structure.py, models/structure_cache.py: what is derived is what the table knows; the cache holds it; refusals.
 
 Oracle: the table's rows, written by hand.
 """
@@ -23,13 +23,14 @@ from transformers import AutoConfig
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.errors import CheckpointError, UnsupportedArchitecture
 from compresskit.machine.memory import peak_memory_bytes, restart_peak
-from compresskit.models import structure
+from compresskit.models import structure_cache
 from compresskit.models.architectures import Architecture
 from compresskit.models.layouts import can_be_ragged
 from compresskit.models.load import open_model
 from compresskit.models.meta import build as build_plain
 from compresskit.models.model import Model
-from compresskit.models.structure import _from_json, derive, derived
+from compresskit.models.structure import derive
+from compresskit.models.structure_cache import _from_json, derived
 
 MOST_GROWTH = 500 << 20
 """Bytes; the weights of the models in these tests would take 90 GB and 1,300 GB."""
@@ -39,7 +40,7 @@ MOST_GROWTH = 500 << 20
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, of structures and all else."""
     monkeypatch.setenv("COMPRESSKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / structure.CACHE
+    return tmp_path / "cache" / structure_cache.CACHE
 
 
 def both(family: str, tiny: dict[str, Path]) -> tuple[Model, Model]:
@@ -185,8 +186,8 @@ def test_what_the_structure_depends_on_makes_another_key(
     edit_tensors(model, lambda tensors: tensors.update({"mask": torch.zeros(2, 4, 3)}))
     derived(open_checkpoint(model))
     assert files() == 5
-    for name, value in (("VERSION", structure.VERSION + 1), ("transformers.__version__", "0.0")):
-        monkeypatch.setattr(f"compresskit.models.structure.{name}", value)
+    for name, value in (("VERSION", structure_cache.VERSION + 1), ("version", lambda package: "0.0")):
+        monkeypatch.setattr(f"compresskit.models.structure_cache.{name}", value)
         before = files()
         derived(open_checkpoint(model))
         assert files() == before + 1
