@@ -79,7 +79,7 @@ class QuantizeRequest(Request):
         if not names or not isinstance(method, GridMethod) or not method.mixed:
             return dict.fromkeys(names, method.scheme(model) if names else None)
         method.scheme(model)  # which is refused where its groups do not divide the inputs of a linear
-        bits = self.bits or tuple(_even_bits(method.bits, index) for index in range(model.block_count))
+        bits = self.bits or tuple(_even_bits(method.average, index) for index in range(model.block_count))
         of_bits = {each: method.scheme_of(model, each) for each in set(bits)}
         return {name: of_bits[bits[model.block_of(name)]] for name in names}
 
@@ -121,8 +121,7 @@ class QuantizeRequest(Request):
     def settings(self, where: Where) -> dict[str, Any]:
         """Settings that determine the weights; a grid with the group size and the symmetry that were chosen for it."""
         chosen = next(iter(self.schemes.values()))
-        grid = {"group_size": chosen.group_size, "symmetric": chosen.symmetric} if chosen else {}
-        return super().settings(where) | grid
+        return super().settings(where) | self.method.grid_settings(chosen)
 
     def outputs(self) -> Outputs:
         """The checkpoint's files, and the adapter's; under mixed precision of even bits until those are measured."""
@@ -176,7 +175,9 @@ class QuantizeRequest(Request):
         return BITS_PER_BYTE * stored / sum(math.prod(self.model.linear_shape(name)) for name in self.schemes)
 
     def result_model(self) -> Model:
-        """The low-bit model, with its adapter."""
+        """The low-bit model, with its adapter; the source's shapes where the result counts as dense."""
+        if self.method.reads_as_dense:
+            return self.model
         model, stored = self.model, {name: self.model.stored_name(name) for name in self.schemes}
         low_bit = LowBitShapes(
             {stored[name]: model.linear_shape(name) for name in self.schemes},

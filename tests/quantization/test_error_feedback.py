@@ -27,7 +27,7 @@ def optimal_brain_codes(weight: torch.Tensor, hessian: torch.Tensor, grid: tuple
     while left:
         i = left[0]
         inverse = torch.linalg.inv(hessian.double()[left][:, left])
-        scale, zero = (part[:, i // size].double() for part in grid)
+        scale, zero = (part[:, i // size].double() for part in grid[:2])
         codes[:, i] = ((weight[:, i] / scale).round() + zero).clamp(scheme.lowest, scheme.highest)
         error = (weight[:, i] - (codes[:, i] - zero) * scale) / inverse[0, 0]
         weight[:, left] -= error[:, None] * inverse[0][None, :]
