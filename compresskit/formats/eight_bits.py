@@ -2,7 +2,7 @@
 
     NAME.weight         F8_E4M3 or I8 (out, in)
     NAME.weight_scale   F32 or BF16 (out, 1), of blocks (ceil(out / 128), in / 128)
-    NAME.input_scale    F32 or BF16 (1,), of static activations
+    NAME.input_scale    F32 (1,), of static activations
 
 W[o, i] = weight[o, i] * weight_scale, in the scale's dtype. Scales are BF16 for bfloat16 sources, which transformers needs
 to keep them where it does not dequantise on loading, else F32: small rows would not fit 16 bits.
@@ -44,7 +44,7 @@ def tensor_specs(name: str, shape: tuple[int, int], scheme: FixedScheme, scale_d
         TensorSpec(f"{name}.weight", "I8" if scheme.element == "int8" else "F8_E4M3", shape),
         TensorSpec(f"{name}.weight_scale", dtype, (-(-rows // scheme.rows), scheme.groups(columns))),
     ]
-    return [*specs, TensorSpec(f"{name}.{INPUT_SCALE}", dtype, (1,))] if scheme.activations == "static" else specs
+    return [*specs, TensorSpec(f"{name}.{INPUT_SCALE}", "F32", (1,))] if scheme.activations == "static" else specs
 
 
 def grids(weights: Sequence[Tensor], scheme: FixedScheme, scale_dtype: torch.dtype) -> list[Grid]:

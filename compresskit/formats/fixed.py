@@ -38,6 +38,8 @@ ACTIVATIONS: Mapping[str, tuple[Activations, ...]] = {
     "mxfp4": ("none", "dynamic"),
 }
 """What readers may do with the activations, the default first."""
+CACHE_SCHEME = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+"""Keys and values in E4M3, with a scale for all of a block's keys and one for its values."""
 READ_AS_DENSE = ("fp8", "fp8-block")
 """Formats that count as dense models in 8 bits (stored_forms.py): every stage takes them."""
 
@@ -77,8 +79,8 @@ def fixed_scheme(name: str, activations: Activations | None) -> FixedScheme:
     return FixedScheme(**{**vars(scheme), "activations": activations or known[0]})
 
 
-def configuration(scheme: FixedScheme, ignored: list[str], cache: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`quantization_config` of config.json. `ignored`: dense linears; `cache`: arguments of the keys and values, if rounded.
+def configuration(scheme: FixedScheme, ignored: list[str]) -> dict[str, Any]:
+    """`quantization_config` of config.json. `ignored`: dense linears.
 
     transformers makes dense weights on loading (`dequantize`), so that peft can attach and activations stay as they are;
     vLLM ignores that key and rounds activations.
@@ -98,7 +100,7 @@ def configuration(scheme: FixedScheme, ignored: list[str], cache: dict[str, Any]
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": ignored,
-        "kv_cache_scheme": cache,
+        "kv_cache_scheme": None,
         "global_compression_ratio": None,
         "dequantize": True,
     }

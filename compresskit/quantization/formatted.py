@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compresskit.numerics.grid import Grid
+    from compresskit.walk.block import Block
 
 
 class FormatMethod(GridMethod):
@@ -29,6 +30,18 @@ class FormatMethod(GridMethod):
     """Format: packed (whole numbers of --bits), fp8, fp8-block (of 128 x 128), int8, nvfp4 or mxfp4 (4 bits)."""
     activations: Activations | None = None
     """How readers that can round the inputs do so: none, dynamic or static (fp8); by default none in 4 bits, else dynamic."""
+
+    kv_cache: Literal["fp8"] | None = None
+    """fp8: store scales with which vLLM keeps keys and values in 8 bits, from calibration."""
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text runs through the blocks."""
+        return super().needs_text or self.kv_cache is not None or self._measures_inputs
+
+    @property
+    def _measures_inputs(self) -> bool:
+        return self.activations == "static" or (self.format == "nvfp4" and self.activations == "dynamic")
 
     @property
     def average(self) -> float:
@@ -64,6 +77,23 @@ class FormatMethod(GridMethod):
             return fixed.fixed_format(self.format).tensor_specs(name, shape, scheme, scale_dtype)
         return super().tensor_specs(name, shape, scheme, scale_dtype)
 
+    def block_specs(self, model: Model, index: int) -> list[TensorSpec]:
+        """Scales of the keys and of the values of one block."""
+        mixer = model.architecture.block(index).mixer
+        if self.kv_cache is None or not mixer:
+            return []
+        name = model.stored_name(f"{model.block_name(index)}.{mixer}")
+        return [TensorSpec(f"{name}.{leaf}", "F32", (1,)) for leaf in ("k_scale", "v_scale")]
+
+    def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
+        """Scales of the inputs, keys and values, where the format needs them."""
+        from compresskit.quantization.activation_scales import block_scales
+
+        if not self._measures_inputs and self.kv_cache is None:
+            return {}
+        scheme = next(each for each in schemes.values() if each is not None)
+        return block_scales(model, block, schemes, scheme, self.kv_cache is not None)
+
     def leading_tensors(self, shape: tuple[int, int]) -> dict[str, Tensor]:
         """None where the shapes of the stored tensors say the linear's."""
         return super().leading_tensors(shape) if self.format == "packed" else {}
@@ -71,11 +101,11 @@ class FormatMethod(GridMethod):
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config` of the format's files."""
         scheme = next(iter(schemes.values()))
-        return (
-            fixed.configuration(scheme, dense)
-            if isinstance(scheme, FixedScheme)
-            else super().configuration(schemes, dense, dtype)
-        )
+        if isinstance(scheme, FixedScheme):
+            config = fixed.configuration(scheme, dense)
+        else:
+            config = super().configuration(schemes, dense, dtype)
+        return config | {"kv_cache_scheme": fixed.CACHE_SCHEME} if self.kv_cache else config
 
     def grids(
         self, weights: Sequence[Tensor], scheme: Scheme, scale_dtype: torch.dtype, clipped: Tensor | None = None

@@ -44,6 +44,11 @@ class QuantizeMethod(Method):
     """Whether whole blocks are fitted to their outputs, so that single weights may differ from the original's."""
 
     @property
+    def needs_text(self) -> bool:
+        """Whether calibration text runs through the blocks."""
+        return self.needs_activations
+
+    @property
     def reads_as_dense(self) -> bool:
         """Whether the result counts as a dense model (formats/stored_forms.py)."""
         return False
@@ -62,6 +67,14 @@ class QuantizeMethod(Method):
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """Stored tensors of the linear (out, in) with this stored name."""
         raise TypeError(f"{type(self).__name__} defines no tensor_specs")
+
+    def block_specs(self, model: Model, index: int) -> list[TensorSpec]:
+        """Stored tensors that belong to a block rather than to a linear."""
+        return []
+
+    def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
+        """By stored name what is measured on a block once its linears are quantised."""
+        return {}
 
     def leading_tensors(self, shape: tuple[int, int]) -> dict[str, Tensor]:
         """Stored tensors of a linear (out, in) by leaf, from which readers know its shape before it is quantised."""

@@ -91,7 +91,7 @@ class QuantizeRequest(Request):
         """
         options = self.options
         spec, samples = options.calibration, options.samples + HELD_BACK
-        if not self.method.needs_activations:
+        if not self.method.needs_text:
             spec, samples = ("builtin" if spec == "self" else spec), HELD_BACK
         return TextRequest(spec, samples, options.sequence_length, options.seed, HELD_BACK)
 
@@ -158,7 +158,7 @@ class QuantizeRequest(Request):
                 outside = model.stored_block_of(stored) is None
                 halved = self.method.embedding_bits == 16 and spec.dtype == "F32" and outside
                 specs.append(replace(spec, dtype=self.scale_dtype) if halved else spec)
-        return specs
+        return [*specs, *(spec for index in range(model.block_count) for spec in self.method.block_specs(model, index))]
 
     @property
     def adapter_tensors(self) -> list[TensorSpec]:
@@ -192,13 +192,13 @@ class QuantizeRequest(Request):
         closing = 2 * HELD_BACK * (1 + head_share(self.model))
         if isinstance(method, BlockMethod):
             return self.sampling_passes + windows * (PASSES + PASSES_TRAINING * method.training_epochs) + closing
-        return (self.sampling_passes + windows * PASSES if method.needs_activations else 0.0) + closing
+        return (self.sampling_passes + windows * PASSES if method.needs_text else 0.0) + closing
 
     def peak_bytes(self) -> int:
         """Peak bytes: of the walk, or of the final KL divergence."""
         model, length = self.model, self.options.sequence_length
-        windows = self.options.samples if self.method.needs_activations else 0
-        edited = edit_bytes(model, self.method.needs_activations)
+        windows = self.options.samples if self.method.needs_text else 0
+        edited = edit_bytes(model, self.method.needs_text)
         walked = walk_bytes(model, (windows, length), edited)
         if isinstance(self.method, BlockMethod):
             hidden, block = hidden_bytes(model, windows * length), block_bytes(model)

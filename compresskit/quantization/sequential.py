@@ -26,6 +26,8 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
     for block in walk:
         if block.index not in writer.done:
             errors = quantize_block(request, block, writer)
+            for name, tensor in request.method.block_tensors(request.model, block, request.schemes).items():
+                writer.put(name, tensor)
             finish_block(request.model, block, writer, {"relative_output_errors": errors})
         on_block("quantizing", block.index + 1, request.model.block_count)
     writer.copy_missing(request.model.checkpoint)
