@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.errors import RequestError
@@ -34,10 +36,13 @@ class FormatMethod(GridMethod):
     kv_cache: Literal["fp8"] | None = None
     """fp8: store scales with which vLLM keeps keys and values in 8 bits, from calibration."""
 
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    """Smoothing of int8's activations through the norms before them, 0.5 usual (SmoothQuant); 0 for none."""
+
     @property
     def needs_text(self) -> bool:
         """Whether calibration text runs through the blocks."""
-        return super().needs_text or self.kv_cache is not None or self._measures_inputs
+        return super().needs_text or self.smoothing > 0 or self.kv_cache is not None or self._measures_inputs
 
     @property
     def _measures_inputs(self) -> bool:
@@ -59,7 +64,9 @@ class FormatMethod(GridMethod):
         if self.format != "packed":
             given = {name: getattr(self, name) for name in ("bits", "group_size", "symmetric", "clipping") if hasattr(self, name)}
             check_fixed(model, self.format, given, self.ignore)
-        elif self.activations is not None:
+        if self.smoothing and self.format != "int8":
+            raise RequestError(f"--smoothing {self.smoothing:g}: is for --format int8, whose activations have one step a token")
+        if self.format == "packed" and self.activations is not None:
             raise RequestError("--activations: packed weights come with activations as they are; pass another --format")
 
     def grid_settings(self, scheme: Scheme | None) -> dict[str, Any]:
@@ -76,6 +83,12 @@ class FormatMethod(GridMethod):
         if isinstance(scheme, FixedScheme):
             return fixed.fixed_format(self.format).tensor_specs(name, shape, scheme, scale_dtype)
         return super().tensor_specs(name, shape, scheme, scale_dtype)
+
+    def prepare(self, model: Model, block: Block, chosen: Collection[str]) -> dict[str, Tensor]:
+        """Smooth the activations; the changed norms by stored name."""
+        from compresskit.quantization.smoothing import smooth
+
+        return smooth(model, block, chosen, self.smoothing) if self.smoothing else {}
 
     def block_specs(self, model: Model, index: int) -> list[TensorSpec]:
         """Scales of the keys and of the values of one block."""

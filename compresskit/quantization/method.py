@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -71,6 +71,10 @@ class QuantizeMethod(Method):
     def block_specs(self, model: Model, index: int) -> list[TensorSpec]:
         """Stored tensors that belong to a block rather than to a linear."""
         return []
+
+    def prepare(self, model: Model, block: Block, chosen: Collection[str]) -> dict[str, Tensor]:
+        """Change a block in place before its linears are quantised; what that changes beside them, by stored name."""
+        return {}
 
     def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
         """By stored name what is measured on a block once its linears are quantised."""
