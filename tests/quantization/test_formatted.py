@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Run
 from safetensors.torch import load_file
 from stock_tools import run_stock, stock_logits, tokens, walked_logits
 from tiny_models import make_model
 
+from compresskit.checkpoint.writer import Writer
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.evaluation.request import EvaluateOptions
 from compresskit.evaluation.run import evaluate
@@ -144,3 +146,33 @@ def test_experts_come_packed_only(tiny: dict[str, Path], tmp_path: Path) -> None
     request = QuantizeRequest(RTN(format="fp8"), open_model(tiny["mixtral"]), tmp_path / "out", Options())
     with pytest.raises(UnsupportedArchitecture, match="experts of --format packed only"):
         request.check()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--format", "int8", "--smoothing", 0.5),
+        ("--format", "fp8", "--activations", "static", "--kv-cache", "fp8"),
+        ("--format", "nvfp4", "--activations", "dynamic"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_a_resumed_run_gives_the_bytes_of_an_undisturbed_one(
+    flags: tuple[Any, ...], run: Run, tiny: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Writer.finish_block
+
+    def interrupted(writer: Writer, index: int, facts: dict[str, Any]) -> None:
+        finish(writer, index, facts)
+        if index == 1:
+            raise KeyboardInterrupt
+
+    given = ("--calibration", text_file, "--samples", 4, "--sequence-length", 64, *flags)
+    command = ("quantize", "gptq", tiny["llama"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "finish_block", interrupted)
+        assert run(*command, tmp_path / "twice", *given)[0] == 130
+    assert run(*command, tmp_path / "twice", *given, "--resume")[0] == 0
+    assert run(*command, tmp_path / "once", *given)[0] == 0
+    found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice")]
+    assert found[0] == found[1]
