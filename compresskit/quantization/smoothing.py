@@ -17,10 +17,10 @@ read too, and norms that store their weight minus one, fail or pass that test li
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compresskit.models.model import Model
 from compresskit.walk.block import Block
@@ -61,10 +61,10 @@ def smooth(model: Model, block: Block, chosen: Collection[str], strength: float)
     changed: dict[str, Tensor] = {}
     if not block.hidden or not block.runs:
         return changed
-    for group in (group for position in chosen_sequence(model, block.index, chosen) for group in position):
-        path, largest = _norm_before(block, group[0])
-        if path is None or largest is None:
-            continue
+    groups = [group for position in chosen_sequence(model, block.index, chosen) for group in position]
+    found = _norms_before(block, [group[0] for group in groups])
+    for group in (group for group in groups if group[0] in found):
+        path, largest = found[group[0]]
         names = [f"{path}.{leaf}" for leaf, _ in block.module.get_submodule(path).named_parameters()]
         if _folded(block, names, group, factors(largest, [block.linear(name).weight for name in group], strength)):
             for name in names:
@@ -79,29 +79,30 @@ def _dtype(model: Model, plain: str) -> torch.dtype:
     return torch_dtype(model.spec_of(plain).dtype)
 
 
-def _norm_before(block: Block, linear: str) -> tuple[str | None, Tensor | None]:
-    """(path of the norm whose output is the linear's input, the largest magnitude of each channel); None without one."""
+def _norms_before(block: Block, linears: Sequence[str]) -> dict[str, tuple[str, Tensor]]:
+    """(path of the norm before it, largest magnitude of each of its channels) by linear; without those that have no norm."""
     last: dict[str, Tensor] = {}
-    found: list[str] = []
-    maxima = ChannelMaxima()
+    norms: dict[str, str] = {}
+    maxima = {linear: ChannelMaxima() for linear in linears}
 
-    def seen(_: nn.Module, args: tuple[Any, ...]) -> None:
-        maxima.add(args[0])
-        found.extend(name for name, output in last.items() if output is args[0])
+    def seen(linear: str, x: Tensor) -> None:
+        norm = next((name for name, output in last.items() if output is x), None)
+        if norm is not None:
+            norms[linear] = norm
+            maxima[linear].add(x)
 
-    handles = [block.linear(linear).register_forward_pre_hook(seen)]
-    for name, module in block.module.named_modules():
-        own = list(module.parameters())
-        if own and all(parameter.ndim == 1 for parameter in own):
-            keep = lambda _, args, output, name=name: last.update({name: output})  # noqa: E731
-            handles.append(module.register_forward_hook(keep))
-    try:
+    with ExitStack() as stack:
+        for name, module in block.module.named_modules():
+            own = list(module.parameters())
+            if own and all(parameter.ndim == 1 for parameter in own):
+                keep = lambda _, args, output, name=name: last.update({name: output})  # noqa: E731
+                stack.callback(module.register_forward_hook(keep).remove)
+        for linear in linears:
+            see = lambda _, args, linear=linear: seen(linear, args[0])  # noqa: E731
+            stack.callback(block.linear(linear).register_forward_pre_hook(see).remove)
         for number, hidden in enumerate(block.hidden):
             block.run(hidden, number)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return (found[0] if found else None), maxima.value
+    return {linear: (norm, value) for linear, norm in norms.items() if (value := maxima[linear].value) is not None}
 
 
 def _folded(block: Block, names: Sequence[str], group: Sequence[str], scale: Tensor) -> bool:
