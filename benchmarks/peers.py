@@ -1,8 +1,10 @@
 """The checkpoint that another tool makes of the same model on as many tokens of the same text, its time and peak memory.
 
     PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--iterations 50]
+    PEER/bin/python benchmarks/peers.py llm-compressor-scheme MODEL OUT --text FILE.parquet --scheme NVFP4A16 [--gptq]
 
-TOOL is llm-compressor (GPTQ, static act-order, damping 1%) or auto-round (sign-gradient rounding). The interpreter is that
+TOOL is llm-compressor (GPTQ, static act-order, damping 1%), llm-compressor-scheme (one of its preset schemes, rounded to
+nearest or by GPTQ) or auto-round (sign-gradient rounding). The interpreter is that
 of an environment that holds the tool, torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows of 512
 tokens drawn evenly from the text. Prints one JSON line; OUT is in compressed-tensors or AutoRound's packed format.
 """
@@ -31,14 +33,32 @@ def windows_of(text: Path, tokenizer: Any, samples: int) -> torch.Tensor:
     return windows[torch.linspace(0, len(windows) - 1, samples).long()]
 
 
-def llm_compressor(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, bits: int, iterations: int) -> None:
-    from datasets import Dataset
-    from llmcompressor import oneshot
+def llm_compressor(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arguments: argparse.Namespace) -> None:
     from llmcompressor.modifiers.gptq import GPTQModifier
 
-    weights = {"num_bits": bits, "type": "int", "symmetric": False, "strategy": "group", "group_size": GROUP_SIZE}
+    weights = {"num_bits": arguments.bits, "type": "int", "symmetric": False, "strategy": "group", "group_size": GROUP_SIZE}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-    recipe = GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static", dampening_frac=0.01)
+    one_shot(
+        model,
+        tokenizer,
+        windows,
+        out,
+        GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static", dampening_frac=0.01),
+    )
+
+
+def preset_scheme(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arguments: argparse.Namespace) -> None:
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    modifier = GPTQModifier if arguments.gptq else QuantizationModifier
+    one_shot(model, tokenizer, windows, out, modifier(targets="Linear", scheme=arguments.scheme, ignore=["lm_head"]))
+
+
+def one_shot(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, recipe: Any) -> None:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()})
     oneshot(
         model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, max_seq_length=LENGTH,
@@ -46,9 +66,10 @@ def llm_compressor(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path,
     )  # fmt: skip
 
 
-def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, bits: int, iterations: int) -> None:
+def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arguments: argparse.Namespace) -> None:
     from auto_round import AutoRound
 
+    bits, iterations = arguments.bits, arguments.iterations
     rounding = AutoRound(
         model, tokenizer, scheme=f"W{bits}A16", bits=bits, group_size=GROUP_SIZE, sym=False, iters=iterations,
         nsamples=len(windows), seqlen=LENGTH, dataset=list(windows.unsqueeze(1)), device_map="cpu",
@@ -56,7 +77,7 @@ def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, bit
     rounding.quantize_and_save(str(out), format="auto_round")
 
 
-TOOLS = {"llm-compressor": llm_compressor, "auto-round": auto_round}
+TOOLS = {"llm-compressor": llm_compressor, "llm-compressor-scheme": preset_scheme, "auto-round": auto_round}
 
 
 def main() -> None:
@@ -66,6 +87,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--bits", type=int, default=3)
+    parser.add_argument("--scheme", default="FP8_DYNAMIC")
+    parser.add_argument("--gptq", action="store_true")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=50)
     arguments = parser.parse_args()
@@ -75,7 +98,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     windows = windows_of(arguments.text, tokenizer, arguments.samples)
     started = time.monotonic()
-    TOOLS[arguments.tool](model, tokenizer, windows, arguments.out, arguments.bits, arguments.iterations)
+    TOOLS[arguments.tool](model, tokenizer, windows, arguments.out, arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     print(json.dumps({
         "tool": arguments.tool, "bits": arguments.bits, "samples": arguments.samples,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from pathlib import Path
+from typing import Any
 
 import compresskit
 from compresskit.cli.streams import STANDARD_OUTPUT, one_line
@@ -23,7 +24,7 @@ def described(error: Exception) -> tuple[str, int]:
     if type(error).__name__ == "NoArgsIsHelpError":
         return str(error), 2
     if hasattr(error, "format_message"):
-        return one_line(error.format_message()), 2
+        return one_line(_of_another_method(error) or error.format_message()), 2
     if isinstance(error, OSError) and error.strerror:
         return _of_the_system(error)
     text = one_line(str(error))
@@ -31,6 +32,17 @@ def described(error: Exception) -> tuple[str, int]:
         return f"out of memory{_after(text)}; {MEMORY_HELP}", 1
     what = "a file or a model is nested too deeply" if isinstance(error, RecursionError) else type(error).__name__
     return f"{what}{_after(text)}{_where(error)}", 1
+
+
+def _of_another_method(error: Exception) -> str:
+    """Which methods of the stage take an option that this one does not; "" for other errors, and where none does."""
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if type(error).__name__ != "NoSuchOption" or context is None or context.parent is None:
+        return ""
+    methods: dict[str, Any] = getattr(context.parent.command, "commands", {})
+    takers = [name for name, method in methods.items() if any(option in each.opts for each in method.params)]
+    have = f"{' and '.join(takers)} {'have' if len(takers) > 1 else 'has'} it"
+    return f"No such option: {option} of {context.info_name}; {have}" if takers else ""
 
 
 def _after(text: str) -> str:

@@ -14,13 +14,13 @@ from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
 from compresskit.compensation.method import OUTPUT_WEIGHT_WINDOWS, Aim, CompensateMethod
+from compresskit.compensation.provenance import check_same_scales, trained_by_block
 from compresskit.compensation.ranks import allocate_ranks
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.evaluation.request import scoring_bytes
 from compresskit.formats import peft
 from compresskit.job import HELD_BACK, Request
 from compresskit.machine.device import Where
-from compresskit.methods import METHODS, method_class
 from compresskit.models import layouts
 from compresskit.models.load import open_model, with_adapter
 from compresskit.models.model import Model
@@ -122,6 +122,7 @@ class CompensateRequest(Request):
             UnsupportedArchitecture: stock tools cannot load such an adapter.
         """
         method, model, merge = self.method, self.model, self.options.merge
+        check_same_scales(model.checkpoint.manifest, model.checkpoint.folder)
         if not self.names:
             raise RequestError(f"--ignore {' '.join(method.ignore)}: leaves nothing to repair; ignore less")
         if method.splits and merge:
@@ -261,9 +262,3 @@ def open_request(method: CompensateMethod, source_name: str, out: Path, options:
     weights = sum(math.prod(both.compressed.linear_shape(name)) for name in request.names)
     request.check_text_and_out(FLOAT32_BYTES * weights if request.dense else 0)
     return request
-
-
-def trained_by_block(record: Mapping[str, Any] | None) -> bool:
-    """Whether a manifest says that `quantize` trained whole blocks, so that no weight alone need be near the original's."""
-    name = record.get("method") if record and record.get("stage") == "quantize" else None
-    return name in METHODS["quantize"] and bool(getattr(method_class("quantize", str(name)), "trains_blocks", False))

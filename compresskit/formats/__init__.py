@@ -16,6 +16,10 @@ from compresskit.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compresskit.formats.compressed_tensors import PackQuantized
+    from compresskit.formats.eight_bits import IntQuantized
+    from compresskit.formats.four_bit_floats import PackedFloats
+
 
 class Format(Protocol):
     """The low-bit linears of one checkpoint. `name` is a linear's stored name, without `.weight`."""
@@ -42,13 +46,12 @@ def open_format(checkpoint: Checkpoint) -> Format | None:
     if found is None:
         return None
     from compresskit.formats import bitsandbytes
-    from compresskit.formats.compressed_tensors import PackQuantized
     from compresskit.formats.gptq import GPTQFile
 
     method = found.get("quant_method") if isinstance(found, dict) else None
-    opened: PackQuantized | bitsandbytes.Nf4 | bitsandbytes.Int8 | GPTQFile | None = None
+    opened: PackQuantized | IntQuantized | PackedFloats | bitsandbytes.Nf4 | bitsandbytes.Int8 | GPTQFile | None = None
     if method == "compressed-tensors":
-        opened = PackQuantized.of(checkpoint)
+        opened = _compressed_tensors(checkpoint)
     elif method == "bitsandbytes":
         opened = bitsandbytes.opened(checkpoint)
     elif method in ("gptq", "awq"):
@@ -60,8 +63,24 @@ def open_format(checkpoint: Checkpoint) -> Format | None:
         return opened
     raise CheckpointError(
         f"{checkpoint.folder / 'config.json'}: quantized by {shown(method)}; "
-        "known are compressed-tensors (pack-quantized, float-quantized), bitsandbytes (nf4, int8), gptq, awq, fp8 and mxfp4"
+        "known are compressed-tensors (pack-, float-, int-, nvfp4-pack- and mxfp4-pack-quantized), "
+        "bitsandbytes (nf4, int8), gptq, awq, fp8 and mxfp4"
     )
+
+
+def _compressed_tensors(checkpoint: Checkpoint) -> PackQuantized | IntQuantized | PackedFloats:
+    """The low-bit linears of a compressed-tensors file, by the format of all its groups."""
+    from compresskit.formats.compressed_tensors import PackQuantized
+    from compresskit.formats.eight_bits import INT_FORMAT, IntQuantized
+    from compresskit.formats.four_bit_floats import FORMATS, PackedFloats
+    from compresskit.formats.packed_checks import stated_groups
+
+    form, *others = dict.fromkeys(group.format for group in stated_groups(checkpoint))
+    if form == INT_FORMAT and not others:
+        return IntQuantized.of(checkpoint)
+    if isinstance(form, str) and form in FORMATS and not others:
+        return PackedFloats.of(checkpoint, form)
+    return PackQuantized.of(checkpoint)
 
 
 def as_read(folder: Path, name: str) -> Tensor:

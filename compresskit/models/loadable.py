@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.models.architectures import REPLACED_EXPERTS
 from compresskit.models.model import Model, is_expert
+from compresskit.numerics.scheme import Scheme
+
+DEFAULT_GROUPS = (64, 32, 16, 8, 4, 2, 1)
+"""Default group sizes, in order of preference."""
+SMALLEST_USEFUL_GROUP = 8
+"""Smaller groups cost at least 2 bits per weight for their 16-bit scales."""
 
 
 def quantised_linears(model: Model, ignore: Sequence[str]) -> list[str]:
@@ -61,3 +67,23 @@ def _check_experts(model: Model, ignore: Sequence[str]) -> None:
         raise UnsupportedArchitecture(
             f"--ignore {' '.join(ignore)}: leaves {left} dense; stock tools unpack all experts or none, ignore others"
         )
+
+
+def largest_group(model: Model, ignore: Sequence[str]) -> int:
+    """The default group size: the first of `DEFAULT_GROUPS` that divides the inputs of every linear."""
+    widths = {model.linear_shape(name)[1] for name in quantised_linears(model, ignore)}
+    return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
+
+
+def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:
+    """Return the scheme; raises RequestError if a linear does not divide into its groups."""
+    for name in quantised_linears(model, ignore):
+        columns = model.linear_shape(name)[1]
+        if not scheme.fits(columns):
+            fitting = [size for size in DEFAULT_GROUPS if columns % size == 0 and size >= SMALLEST_USEFUL_GROUP]
+            advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 0, a group a row"
+            raise RequestError(
+                f"--group-size {scheme.group_size}: {name} has {columns} inputs, which do not divide into such groups; "
+                f"{advice}, or --ignore {name.rsplit('.', 1)[-1]}"
+            )
+    return scheme

@@ -22,16 +22,14 @@ from torch import Tensor
 
 from compresskit.numerics.scheme import Scheme
 
-SEARCH_STEPS = 32
-"""Number of ranges in the error search: the full one, then equal steps down to `NARROWEST`."""
-NARROWEST = 0.4
-
 
 class Grid(NamedTuple):
     """Scales and zero points of one linear, float32, (out, groups) each."""
 
     scale: Tensor
     zero_point: Tensor
+    divisor: Tensor | None = None
+    """What the stored scales were divided by, (1,) float32, of formats with scales in two levels."""
 
 
 def grouped(weight: Tensor, scheme: Scheme) -> Tensor:
@@ -68,38 +66,10 @@ def min_max_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Gr
     return grid_of_range(*range_of(weight, scheme), scheme, scale_dtype)
 
 
-def searched_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, importance: Tensor | None = None) -> Grid:
-    """For every group, find the narrowed range with the least squared rounding error.
-
-    weight (out, in) in any float dtype; importance (in,) weights the inputs' errors, None weights them equally.
-
-    Returns:
-        Scales and zero points, (out, groups) float32 each.
-    """
-    low, high = range_of(weight, scheme)
-    best = grid_of_range(low, high, scheme, scale_dtype)
-    least = rounding_error(weight, best, scheme, importance)
-    for step in range(1, SEARCH_STEPS + 1):
-        share = 1 - (1 - NARROWEST) * step / SEARCH_STEPS
-        grid = grid_of_range(low * share, high * share, scheme, scale_dtype)
-        error = rounding_error(weight, grid, scheme, importance)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = Grid(*(torch.where(better, new, old) for new, old in zip(grid, best, strict=True)))
-    return best
-
-
-def rounding_error(weight: Tensor, grid: Grid, scheme: Scheme, importance: Tensor | None = None) -> Tensor:
-    """Sum of importance * (W - W')^2 over each group, (out, groups) float32; weight (out, in), importance (in,)."""
-    difference = weight.float() - from_codes(to_codes(weight, grid, scheme), grid, scheme)
-    squares = difference.square() if importance is None else difference.square() * importance
-    return grouped(squares, scheme).sum(dim=-1)
-
-
 def to_codes(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Round every weight to the nearest code: (out, in) -> whole numbers (out, in) float32."""
-    scaled = grouped(weight.float(), scheme) / grid.scale.unsqueeze(-1)
-    return (scaled.round() + grid.zero_point.unsqueeze(-1)).clamp(scheme.lowest, scheme.highest).flatten(1)
+    position = grouped(weight.float(), scheme) / grid.scale.unsqueeze(-1)
+    return scheme.nearest(position, grid.zero_point.unsqueeze(-1)).flatten(1)
 
 
 def from_codes(codes: Tensor, grid: Grid, scheme: Scheme, stored: torch.dtype = torch.float32) -> Tensor:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS_PER_WORD = 32
 
@@ -39,6 +43,10 @@ class Scheme:
     def fits(self, columns: int) -> bool:
         """Whether rows of this many inputs divide into whole groups."""
         return not self.group_size or columns % self.group_size == 0
+
+    def nearest(self, position: Tensor, zero_point: Tensor) -> Tensor:
+        """Codes next to positions W / s on the grid, any shapes that fit each other; `position` is overwritten."""
+        return (position.round_() + zero_point).clamp_(self.lowest, self.highest)
 
 
 def packed_words(count: int, bits: int) -> int:

@@ -36,7 +36,7 @@ class Rounded(NamedTuple):
     """Result of the recursion."""
 
     codes: Tensor
-    """(out, in) whole numbers, float32."""
+    """(out, in) whole numbers or small floats, float32."""
     targets: Tensor
     """(out, in) float32: each weight just before it was rounded, with all earlier errors passed on."""
 
@@ -102,7 +102,7 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Sch
         errors, panel_codes = torch.empty_like(panel), torch.empty_like(panel)
         for i in range(stop - start):
             s, z = scale[of_column[start + i]], zero_point[of_column[start + i]]
-            code = ((panel[i] / s).round_() + z).clamp_(scheme.lowest, scheme.highest)
+            code = scheme.nearest(panel[i] / s, z)
             panel_codes[i] = code
             errors[i] = (panel[i] - (code - z) * s) / local[i, i]
             if i + 1 < stop - start:

@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from compresskit.formats.compressed_tensors import stored_linear
-from compresskit.numerics.packed import QuantizedLinear
-from compresskit.quantization.method import GridMethod
+from compresskit.quantization.formatted import FormatMethod
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from compresskit.numerics.packed import QuantizedLinear
     from compresskit.numerics.scheme import Scheme
     from compresskit.walk.statistics import Gram
 
 
-class GPTQ(GridMethod, frozen=True):
+class GPTQ(FormatMethod, frozen=True):
     """Rounding with error feedback."""
 
     damping: Annotated[float, Field(gt=0)] = 0.01
@@ -45,25 +44,22 @@ class GPTQ(GridMethod, frozen=True):
         """Run the recursion over all rows of the linears (out, in); an expert that no token reached is rounded to nearest."""
         import torch
 
-        from compresskit.numerics.grid import Grid, min_max_grid, searched_grid, to_codes
+        from compresskit.numerics.grid import Grid, to_codes
         from compresskit.quantization.error_feedback import relative_output_error, round_with_feedback
 
         assert scheme is not None and gram is not None
         rows = torch.cat([weight.float() for weight in weights])
         hessian = gram.matrix() / max(1, gram.tokens)
-        if self.clipping == "error" and gram.tokens:
-            grid = searched_grid(rows, scheme, scale_dtype, hessian.diagonal())
-        else:
-            grid = min_max_grid(rows, scheme, scale_dtype)
+        clipped = hessian.diagonal() if self.clipping == "error" and gram.tokens else None
+        grids = self.grids(weights, scheme, scale_dtype, clipped)
         if gram.tokens:
-            codes = round_with_feedback(rows, hessian, grid, scheme, self.damping, self.act_order).codes
+            whole = Grid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
+            codes = round_with_feedback(rows, hessian, whole, scheme, self.damping, self.act_order).codes
+            parts = list(torch.split(codes, [len(weight) for weight in weights]))
         else:
-            codes = to_codes(rows, grid, scheme)
-        sizes = [len(weight) for weight in weights]
+            parts = [to_codes(weight, grid, scheme) for weight, grid in zip(weights, grids, strict=True)]
         found = []
-        parts = (torch.split(tensor, sizes) for tensor in (rows, codes, *grid))
-        for weight, part, scale, zero_point in zip(*parts, strict=True):
-            own = Grid(scale, zero_point)
-            error = relative_output_error(weight, part, hessian, own, scheme)
-            found.append(QuantizedLinear(*stored_linear(part, own, scheme, scale_dtype), error=error))
+        for weight, part, grid in zip(weights, parts, grids, strict=True):
+            error = relative_output_error(weight, part, hessian, grid, scheme)
+            found.append(self.stored(part, grid, scheme, scale_dtype, error))
         return found

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from compresskit.checkpoint.reader import TensorSpec
-from compresskit.errors import RequestError
 from compresskit.formats import compressed_tensors
-from compresskit.models.loadable import check_loadable, quantised_linears
+from compresskit.models.loadable import check_loadable, checked_scheme, largest_group
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedBlock, QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
@@ -24,11 +23,7 @@ if TYPE_CHECKING:
     from compresskit.walk.block import Block
     from compresskit.walk.statistics import Gram
 
-DEFAULT_GROUPS = (64, 32, 16, 8, 4, 2, 1)
-"""Default group sizes, in order of preference."""
-MOST_BITS = 8
-SMALLEST_USEFUL_GROUP = 8
-"""Smaller groups cost at least 2 bits per weight for their 16-bit scales."""
+DEFAULT_BITS, MOST_BITS = 4, 8
 
 
 class QuantizeMethod(Method):
@@ -48,6 +43,16 @@ class QuantizeMethod(Method):
     trains_blocks: ClassVar[bool] = False
     """Whether whole blocks are fitted to their outputs, so that single weights may differ from the original's."""
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text runs through the blocks."""
+        return self.needs_activations
+
+    @property
+    def reads_as_dense(self) -> bool:
+        """Whether the result counts as a dense model (formats/stored_forms.py)."""
+        return False
+
     def check(self, model: Model) -> None:
         """Refuse models whose result stock tools could not load, before any work."""
 
@@ -55,9 +60,25 @@ class QuantizeMethod(Method):
         """Grid of every linear; None for methods with their own format."""
         raise TypeError(f"{type(self).__name__} defines no scheme")
 
+    def grid_settings(self, scheme: Scheme | None) -> dict[str, Any]:
+        """What was chosen for the grid of the linears, by setting."""
+        return {}
+
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """Stored tensors of the linear (out, in) with this stored name."""
         raise TypeError(f"{type(self).__name__} defines no tensor_specs")
+
+    def block_specs(self, model: Model, index: int) -> list[TensorSpec]:
+        """Stored tensors that belong to a block rather than to a linear."""
+        return []
+
+    def prepare(self, model: Model, block: Block, chosen: Collection[str]) -> dict[str, Tensor]:
+        """Change a block in place before its linears are quantised; what that changes beside them, by stored name."""
+        return {}
+
+    def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
+        """By stored name what is measured on a block once its linears are quantised."""
+        return {}
 
     def leading_tensors(self, shape: tuple[int, int]) -> dict[str, Tensor]:
         """Stored tensors of a linear (out, in) by leaf, from which readers know its shape before it is quantised."""
@@ -79,17 +100,22 @@ class QuantizeMethod(Method):
 class GridMethod(QuantizeMethod):
     """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
 
-    bits: Annotated[float, Field(ge=2, le=8)] = 4
-    """Bits per weight, 2 to 8; an average such as 2.5 gives each block its own bits (mixed precision)."""
+    bits: Annotated[float, Field(ge=2, le=8)] | None = None
+    """Bits per weight, 2 to 8, by default 4; an average such as 2.5 gives each block its own bits (mixed precision)."""
     group_size: Annotated[int, Field(ge=0)] | None = None
     """Group size: inputs per scale, 0 for a whole row; default: 64, or the largest smaller power of two that divides all."""
     symmetric: Annotated[bool | None, Field(json_schema_extra={"off": "--asymmetric"})] = None
     """Use no zero points; default: only where stock tools cannot read them (mixed precision, experts)."""
 
     @property
+    def average(self) -> float:
+        """Bits per code."""
+        return DEFAULT_BITS if self.bits is None else self.bits
+
+    @property
     def levels(self) -> tuple[int, ...]:
         """Bits that blocks may have: the requested ones, or for an average the ones around it and one more."""
-        lower, upper = math.floor(self.bits), math.ceil(self.bits)
+        lower, upper = math.floor(self.average), math.ceil(self.average)
         return (lower,) if lower == upper else tuple(bits for bits in (lower, upper, upper + 1) if bits <= MOST_BITS)
 
     @property
@@ -108,21 +134,22 @@ class GridMethod(QuantizeMethod):
             UnsupportedArchitecture: stock tools cannot unpack this family's linears.
             RequestError: mixed precision is combined with zero points.
         """
-        check_loadable(model, self.ignore, self.bits, self.is_symmetric(model))
+        check_loadable(model, self.ignore, self.average, self.is_symmetric(model))
 
     def scheme(self, model: Model) -> Scheme:
         """Grid of every linear; raises RequestError if the group size does not divide a linear's inputs."""
-        return checked_scheme(model, self.scheme_of(model, math.ceil(self.bits)), self.ignore)
+        return checked_scheme(model, self.scheme_of(model, math.ceil(self.average)), self.ignore)
+
+    def grid_settings(self, scheme: Scheme | None) -> dict[str, Any]:
+        """Bits, group size and symmetry."""
+        assert scheme is not None
+        return {"bits": self.average, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
 
     def scheme_of(self, model: Model, bits: int) -> Scheme:
         """Grid with this number of bits."""
-        return Scheme(bits, self._group_size(model), self.is_symmetric(model))
-
-    def _group_size(self, model: Model) -> int:
-        if self.group_size is not None:
-            return self.group_size
-        widths = {model.linear_shape(name)[1] for name in quantised_linears(model, self.ignore)}
-        return max(size for size in DEFAULT_GROUPS if all(width % size == 0 for width in widths))
+        return Scheme(
+            bits, largest_group(model, self.ignore) if self.group_size is None else self.group_size, self.is_symmetric(model)
+        )
 
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """Packed tensors of the linear (out, in) with this stored name."""
@@ -185,17 +212,3 @@ class BlockMethod(GridMethod):
             TypeError: the method does not implement it.
         """
         raise TypeError(f"{type(self).__name__} defines no quantize_block")
-
-
-def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:
-    """Return the scheme; raises RequestError if a linear does not divide into its groups."""
-    for name in quantised_linears(model, ignore):
-        columns = model.linear_shape(name)[1]
-        if not scheme.fits(columns):
-            fitting = [size for size in DEFAULT_GROUPS if columns % size == 0 and size >= SMALLEST_USEFUL_GROUP]
-            advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 0, a group a row"
-            raise RequestError(
-                f"--group-size {scheme.group_size}: {name} has {columns} inputs, which do not divide into such groups; "
-                f"{advice}, or --ignore {name.rsplit('.', 1)[-1]}"
-            )
-    return scheme

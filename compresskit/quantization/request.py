@@ -79,7 +79,7 @@ class QuantizeRequest(Request):
         if not names or not isinstance(method, GridMethod) or not method.mixed:
             return dict.fromkeys(names, method.scheme(model) if names else None)
         method.scheme(model)  # which is refused where its groups do not divide the inputs of a linear
-        bits = self.bits or tuple(_even_bits(method.bits, index) for index in range(model.block_count))
+        bits = self.bits or tuple(_even_bits(method.average, index) for index in range(model.block_count))
         of_bits = {each: method.scheme_of(model, each) for each in set(bits)}
         return {name: of_bits[bits[model.block_of(name)]] for name in names}
 
@@ -91,7 +91,7 @@ class QuantizeRequest(Request):
         """
         options = self.options
         spec, samples = options.calibration, options.samples + HELD_BACK
-        if not self.method.needs_activations:
+        if not self.method.needs_text:
             spec, samples = ("builtin" if spec == "self" else spec), HELD_BACK
         return TextRequest(spec, samples, options.sequence_length, options.seed, HELD_BACK)
 
@@ -121,8 +121,7 @@ class QuantizeRequest(Request):
     def settings(self, where: Where) -> dict[str, Any]:
         """Settings that determine the weights; a grid with the group size and the symmetry that were chosen for it."""
         chosen = next(iter(self.schemes.values()))
-        grid = {"group_size": chosen.group_size, "symmetric": chosen.symmetric} if chosen else {}
-        return super().settings(where) | grid
+        return super().settings(where) | self.method.grid_settings(chosen)
 
     def outputs(self) -> Outputs:
         """The checkpoint's files, and the adapter's; under mixed precision of even bits until those are measured."""
@@ -159,7 +158,7 @@ class QuantizeRequest(Request):
                 outside = model.stored_block_of(stored) is None
                 halved = self.method.embedding_bits == 16 and spec.dtype == "F32" and outside
                 specs.append(replace(spec, dtype=self.scale_dtype) if halved else spec)
-        return specs
+        return [*specs, *(spec for index in range(model.block_count) for spec in self.method.block_specs(model, index))]
 
     @property
     def adapter_tensors(self) -> list[TensorSpec]:
@@ -176,7 +175,9 @@ class QuantizeRequest(Request):
         return BITS_PER_BYTE * stored / sum(math.prod(self.model.linear_shape(name)) for name in self.schemes)
 
     def result_model(self) -> Model:
-        """The low-bit model, with its adapter."""
+        """The low-bit model, with its adapter; the source's shapes where the result counts as dense."""
+        if self.method.reads_as_dense:
+            return self.model
         model, stored = self.model, {name: self.model.stored_name(name) for name in self.schemes}
         low_bit = LowBitShapes(
             {stored[name]: model.linear_shape(name) for name in self.schemes},
@@ -191,13 +192,13 @@ class QuantizeRequest(Request):
         closing = 2 * HELD_BACK * (1 + head_share(self.model))
         if isinstance(method, BlockMethod):
             return self.sampling_passes + windows * (PASSES + PASSES_TRAINING * method.training_epochs) + closing
-        return (self.sampling_passes + windows * PASSES if method.needs_activations else 0.0) + closing
+        return (self.sampling_passes + windows * PASSES if method.needs_text else 0.0) + closing
 
     def peak_bytes(self) -> int:
         """Peak bytes: of the walk, or of the final KL divergence."""
         model, length = self.model, self.options.sequence_length
-        windows = self.options.samples if self.method.needs_activations else 0
-        edited = edit_bytes(model, self.method.needs_activations)
+        windows = self.options.samples if self.method.needs_text else 0
+        edited = edit_bytes(model, self.method.needs_text)
         walked = walk_bytes(model, (windows, length), edited)
         if isinstance(self.method, BlockMethod):
             hidden, block = hidden_bytes(model, windows * length), block_bytes(model)

@@ -12,19 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from compresskit.formats.compressed_tensors import stored_linear
-from compresskit.numerics.packed import QuantizedLinear
-from compresskit.quantization.method import GridMethod
+from compresskit.quantization.formatted import FormatMethod
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from compresskit.numerics.packed import QuantizedLinear
     from compresskit.numerics.scheme import Scheme
     from compresskit.walk.statistics import Gram
 
 
-class RTN(GridMethod, frozen=True):
+class RTN(FormatMethod, frozen=True):
     """Round to nearest."""
 
     clipping: Literal["none", "error"] = "none"
@@ -34,12 +33,14 @@ class RTN(GridMethod, frozen=True):
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
     ) -> list[QuantizedLinear]:
         """Equation 1 on each linear (out, in)."""
-        from compresskit.numerics.grid import min_max_grid, searched_grid, to_codes
+        import torch
+
+        from compresskit.numerics.grid import to_codes
 
         assert scheme is not None
-        make_grid = min_max_grid if self.clipping == "none" else searched_grid
-        found = []
-        for weight in weights:
-            grid = make_grid(weight.float(), scheme, scale_dtype)
-            found.append(QuantizedLinear(*stored_linear(to_codes(weight, grid, scheme), grid, scheme, scale_dtype), error=None))
-        return found
+        clipped = None if self.clipping == "none" else weights[0].new_ones(weights[0].shape[1], dtype=torch.float32)
+        grids = self.grids(weights, scheme, scale_dtype, clipped)
+        return [
+            self.stored(to_codes(weight, grid, scheme), grid, scheme, scale_dtype, error=None)
+            for weight, grid in zip(weights, grids, strict=True)
+        ]

@@ -73,7 +73,7 @@ def _with_bits(request: QuantizeRequest, job: Job) -> tuple[QuantizeRequest, dic
         sizes = [0] * model.block_count
         for name in request.schemes:
             sizes[model.block_of(name)] += math.prod(model.linear_shape(name))
-        facts = {"bits": allocate_bits(losses, sizes, method.bits), "losses": losses}
+        facts = {"bits": allocate_bits(losses, sizes, method.average), "losses": losses}
     return replace(request, bits=tuple(facts["bits"])), facts
 
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compresskit.numerics.grid import from_codes, min_max_grid, rounding_error, searched_grid, to_codes
+from compresskit.numerics.grid import from_codes, min_max_grid, to_codes
+from compresskit.numerics.grid_search import rounding_error, searched_grid
 from compresskit.numerics.scheme import Scheme
 
 SCALES = {torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -72,6 +72,7 @@ def test_a_collapsed_model_is_written_and_named_and_exits_3(run: Run, text_file:
         (("--bits", "2.5", "--asymmetric"), "--bits 2.5"),
         (("--group-size", "24"), "--group-size 24"),
         (("--sparsity", "0.5"), "No such option: --sparsity"),
+        (("--rank", "4"), "No such option: --rank of gptq; apiq has it"),
         (("--ignore", "model"), "leaves nothing"),
     ],
 )

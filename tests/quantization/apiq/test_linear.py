@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_straight_through_estimator() -> None:
     upstream = torch.randn(3, 8, generator=generator)
     weight.backward(upstream)
     grid = clipped_grid(low.detach(), high.detach(), scheme, torch.float32)
-    scale, zero = (part.repeat_interleave(4, dim=1) for part in grid)
+    scale, zero = (part.repeat_interleave(4, dim=1) for part in grid[:2])
     position = target / scale + zero
     rounded = position.round()
     inside = (rounded >= scheme.lowest) & (rounded <= scheme.highest)
