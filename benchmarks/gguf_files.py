@@ -31,6 +31,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from compresskit.api import stage
 from compresskit.calibration import encode
 from compresskit.checkpoint import source
+from compresskit.checkpoint.stock import next_logits
 from compresskit.evaluation.request import read_evaluation_text
 from compresskit.export.gguf.families import FAMILIES
 from compresskit.machine.device import Where
@@ -73,10 +74,12 @@ def reference(folder: Path | str, windows: list[list[int]]) -> dict[str, Any]:
             scores = network(input_ids=tokens, use_cache=False).logits[0, :-1].double().log_softmax(-1)
             found["log_probabilities"].append(scores.gather(1, tokens[0, 1:, None])[:, 0].tolist())
         for window in windows[:PROMPTS]:
-            tokens = torch.tensor([window[:16]])
+            tokens, cache, chosen = torch.tensor([window[:16]]), None, []
             for _ in range(GREEDY):
-                tokens = torch.cat([tokens, network(input_ids=tokens, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
-            found["greedy"].append(tokens[0, 16:].tolist())
+                logits, cache = next_logits(network, tokens, cache)
+                tokens = logits[:, -1:].argmax(-1)
+                chosen.append(int(tokens))
+            found["greedy"].append(chosen)
     return found
 
 

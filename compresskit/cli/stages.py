@@ -57,6 +57,8 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         with interruptible("the same command with --resume goes on" if "resume" in options_type.model_fields else ""):
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
         log(result.get("note") or summary(result), quiet)
+        for note in result.get("notes", ()):
+            log(f"compresskit: note: {note}", quiet)
         if values["verbose"] and "time_shares" in result:
             log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
         show(json.dumps(result) if values["json_output"] else result["output"])
@@ -83,10 +85,21 @@ def summary(result: dict[str, Any]) -> str:
         line += (
             f"; rank {result['rank_total']} in all, on held-back text KL {result['kl_before']:.4f} -> {result['kl_after']:.4f}"
         )
+    if "tensor_types" in result:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in result["tensor_types"].items())
+        line += f"; tensors: {kinds}; {result['bits_per_weight']:.2f} bits a weight, {rounding(result)}"
     if result.get("held_back_after"):
         before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
         line += f"; training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}"
     return line
+
+
+def rounding(result: dict[str, Any]) -> str:
+    """Say in a few words what an exported file lost."""
+    if result["exact"]:
+        return "nothing was rounded"
+    worst = f"{result['largest_rounding_error_of']} by {result['largest_rounding_error']:.2%}"
+    return f"{len(result['rounding_errors'])} tensors were rounded, most {worst}"
 
 
 def evaluate_command() -> Callable[..., None]:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.whole_files import whole_file
 from compresskit.export.method import ExportMethod
 from compresskit.export.planned import facts
 from compresskit.export.request import ExportOptions, check_file_out, check_file_space
-from compresskit.formats.peft import FOLDER
+from compresskit.formats.peft import CONFIG
 from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
@@ -36,9 +37,10 @@ def export(method: ExportMethod, source_name: str, out: Path, options: ExportOpt
     """
     started = time.monotonic()
     check_file_out(out, method, options.overwrite)
-    model = open_any(source_name, options.trust_remote_code)
+    folder = source.resolve(source_name)
+    model = open_any(str(folder), options.trust_remote_code)
     name = name_of("export", method)
-    is_adapter = model.adapter is not None and model.adapter.folder != model.checkpoint.folder / FOLDER
+    is_adapter = (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
     planned = method.adapter_file(model) if is_adapter else method.model_file(model)
     if model.adapter is not None and not is_adapter:
         note = LEFT_OUT.format(method=name, folder=model.adapter.folder, ending=method.ending)

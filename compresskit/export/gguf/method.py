@@ -44,7 +44,7 @@ class Gguf(ExportMethod, frozen=True):
         from compresskit.export.gguf.families import family_of
         from compresskit.export.gguf.hyperparameters import configuration, settings
         from compresskit.export.gguf.tensors import Layout, tensors
-        from compresskit.export.gguf.vocabulary import read_vocabulary
+        from compresskit.export.gguf.vocabulary import name_of_model, read_vocabulary
 
         family = family_of(model)
         config = configuration(model)
@@ -55,7 +55,8 @@ class Gguf(ExportMethod, frozen=True):
             vocabulary, more = read_vocabulary(model.checkpoint.folder, model.vocabulary, self.pre)
             notes = notes + more
         planned = tensors(layout)
-        describe = partial(_describe, found, vocabulary, model.checkpoint.folder.name, planned)
+        name = name_of_model(model.checkpoint.folder.name, model.family, vocabulary.tokens if vocabulary else ())
+        describe = partial(_describe, found, vocabulary, name, planned)
         return PlannedFile(layout.architecture, planned, describe, notes)
 
     def adapter_file(self, model: Model) -> PlannedFile:

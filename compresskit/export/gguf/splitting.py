@@ -92,4 +92,4 @@ def _step(found: dict[str, Any]) -> tuple[Any, ...]:
         return kind, bool(found.get("individual_digits"))
     if kind == "Split" and found.get("behavior") == "Isolated" and not found.get("invert"):
         return kind, (found.get("pattern") or {}).get("Regex")
-    return kind, found
+    return kind, "with other settings"

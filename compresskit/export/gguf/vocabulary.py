@@ -7,7 +7,8 @@ with bytes for what is unknown, as SentencePiece makes them; there the order of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,10 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 SPECIAL = ("bos", "eos", "unk", "pad")
+PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
 NEVER_MERGED = -1e9
 """Score of a token that no merge makes."""
+COMBINING = "llama.cpp splits words with combining marks (Hindi, Thai) otherwise than tokenizers of the kind {name}"
 REMEDY = "pass --no-tokenizer to leave it out"
 
 
@@ -79,6 +82,20 @@ class Vocabulary:
             writer.add_array("tokenizer.chat_templates", others)
 
 
+def name_of_model(name: str, family: str, tokens: Iterable[str]) -> str:
+    """The name that a file states. llama.cpp strips spaces after special tokens in models named phi-3, and only there.
+
+    Such a name without Phi-3's tokens does not load, so it is spelled otherwise; with them, Phi-3 gets it.
+
+    Returns:
+        The folder's name, or that with a change.
+    """
+    named, known = re.search("phi-?3", name, re.IGNORECASE), PHI3_TOKENS.issubset(tokens)
+    if named and not known:
+        return re.sub("phi-?3", "phi 3", name, flags=re.IGNORECASE)
+    return f"phi-3 {name}" if known and family == "phi3" and not named else name
+
+
 def read_vocabulary(folder: Path, rows: int, pre: str | None, trust_remote_code: bool = False) -> tuple[Vocabulary, list[str]]:
     """Read the tokenizer in a folder for an embedding of so many rows.
 
@@ -100,6 +117,7 @@ def read_vocabulary(folder: Path, rows: int, pre: str | None, trust_remote_code:
         ids = [tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True)]
     kind, name = _kind(found, folder, pre)
     tokens, types, notes = _tokens(found, rows, kind)
+    notes += [COMBINING.format(name=name)] if name in ("tekken", "gpt-4o") else []
     special = {each: number for each in SPECIAL if (number := getattr(tokenizer, f"{each}_token_id")) is not None}
     merges = [each if isinstance(each, str) else " ".join(each) for each in found["model"]["merges"]]
     return Vocabulary(
