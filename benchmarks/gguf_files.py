@@ -231,7 +231,7 @@ def family_row(client: str, dense: Path, out: Path, form: str, windows: list[lis
 def real(client: str, work: Path, only: set[str]) -> Iterator[dict[str, Any]]:
     dense = source.resolve(source.DEMO)
     ids = encode(dense, read_evaluation_text("builtin")[0], True, False)
-    windows = [ids[start : start + 256] for start in range(0, 8 * 256, 256)]
+    windows = [ids[start : start + 256] for start in range(0, 5 * 256, 256)]
     for form, make in {**forms(64, {"round_to": 64}), "embedding q8_0": lambda dense, out: dense}.items():
         if only and form not in only:
             continue

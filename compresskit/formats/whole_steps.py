@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compresskit.errors import CheckpointError
 from compresskit.formats import Format
 from compresskit.formats.compressed_tensors import PackQuantized
+from compresskit.formats.gptq import GPTQFile
 from compresskit.formats.packed_checks import unpacking
 from compresskit.numerics.scheme import Scheme
 
@@ -18,14 +20,17 @@ if TYPE_CHECKING:
 
 def scheme_of(stored: Format, name: str) -> Scheme | None:
     """The grid of a linear (stored name), from config.json and headers; None where it has none of consecutive inputs."""
+    if isinstance(stored, GPTQFile):
+        config = stored.checkpoint.config["quantization_config"]
+        return None if config.get("desc_act") else Scheme(stored.width, max(stored.group_size, 0), config.get("sym") is True)
     if not isinstance(stored, PackQuantized) or f"{name}.weight_g_idx" in stored.checkpoint.tensors:
         return None
     return stored.scheme(name)
 
 
 def range_of(scheme: Scheme) -> tuple[int, int]:
-    """The least and the largest step that a grid can have."""
-    return (scheme.lowest, scheme.highest) if scheme.symmetric else (-scheme.steps, scheme.steps)
+    """The least and the largest step that a grid can have; in GPTQ's files a zero point may be one above the largest code."""
+    return (scheme.lowest, scheme.highest) if scheme.symmetric else (-scheme.steps - 1, scheme.steps)
 
 
 def read_steps(stored: Format, name: str) -> tuple[Tensor, Tensor]:
@@ -35,11 +40,21 @@ def read_steps(stored: Format, name: str) -> tuple[Tensor, Tensor]:
         (steps (out, in) int16, scale (out, groups) float32); their product is the weight before it is rounded to a dtype.
 
     Raises:
-        CheckpointError: the stored tensors cannot be unpacked.
+        CheckpointError: the stored tensors cannot be unpacked, or are of another grid than config.json says.
     """
+    if isinstance(stored, GPTQFile):
+        return _of_gptq(stored, name)
     assert isinstance(stored, PackQuantized)
     with unpacking(stored.checkpoint, name):
         return _unpacked(stored, name)
+
+
+def _of_gptq(stored: GPTQFile, name: str) -> tuple[Tensor, Tensor]:
+    steps, scales, group_of = stored.read_steps(name)
+    if not bool((group_of.diff() >= 0).all()):
+        reason = "groups its inputs by activation order, which quantization_config does not say (desc_act)"
+        raise CheckpointError(f"{stored.checkpoint.folder}: {name} {reason}; set it there")
+    return steps.T.short().contiguous(), scales.T.float().contiguous()
 
 
 def _unpacked(stored: PackQuantized, name: str) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compresskit.export.gguf import blocks
-from compresskit.export.gguf.families import family_of
+from compresskit.export.gguf.families import architecture_of, family_of
 from compresskit.export.gguf.hyperparameters import configuration
 from compresskit.export.gguf.tensors import Layout
 from compresskit.export.planned import PlannedFile, PlannedTensor
@@ -38,8 +38,6 @@ def adapter_file(model: Model, weights: str) -> PlannedFile:
         UnsupportedArchitecture: llama.cpp does not run the base model.
         CheckpointError: the adapter states no scaling.
     """
-    from compresskit.export.gguf.method import architecture_of
-
     adapter, family = model.adapter, family_of(model)
     assert adapter is not None
     layout = Layout(model, configuration(model), family, architecture_of(model), "auto", "auto")

@@ -121,3 +121,10 @@ def family_of(model: Model) -> Family:
             f"{model.family}: is not exported to GGUF; known are {', '.join(FAMILIES)}. Try convert_hf_to_gguf.py of llama.cpp"
         )
     return FAMILIES[model.family]
+
+
+def architecture_of(model: Model) -> str:
+    """What llama.cpp calls a model: blocks of different widths are another architecture where there is one."""
+    family = family_of(model)
+    widths = {model.ffn_groups(index)[0].width for index in range(model.block_count)}
+    return family.per_block if family.per_block and len(widths) > 1 else family.architecture

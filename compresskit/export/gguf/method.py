@@ -41,7 +41,7 @@ class Gguf(ExportMethod, frozen=True):
 
     def model_file(self, model: Model) -> PlannedFile:
         """Plan the file of a checkpoint."""
-        from compresskit.export.gguf.families import family_of
+        from compresskit.export.gguf.families import architecture_of, family_of
         from compresskit.export.gguf.hyperparameters import configuration, settings
         from compresskit.export.gguf.tensors import Layout, tensors
         from compresskit.export.gguf.vocabulary import name_of_model, read_vocabulary
@@ -70,15 +70,6 @@ class Gguf(ExportMethod, frozen=True):
         from compresskit.export.gguf import writing
 
         return writing.write(planned, path, manifest, finished)
-
-
-def architecture_of(model: Model) -> str:
-    """What llama.cpp calls a model: blocks of different widths are another architecture where there is one."""
-    from compresskit.export.gguf.families import family_of
-
-    family = family_of(model)
-    widths = {model.ffn_groups(index)[0].width for index in range(model.block_count)}
-    return family.per_block if family.per_block and len(widths) > 1 else family.architecture
 
 
 def _describe(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compresskit.errors import NumericalError, UnsupportedArchitecture
+from compresskit.errors import CheckpointError, NumericalError, UnsupportedArchitecture
 from compresskit.export.gguf import blocks
 from compresskit.export.gguf.blocks import BLOCK, Floats
 from compresskit.export.gguf.families import Family
@@ -150,7 +150,9 @@ def _low_bit(layout: Layout, module: str, place: Placement) -> PlannedTensor:
     shape = place.shape(stored.shape(module))
     scheme = whole_steps.scheme_of(stored, module)
     kind = blocks.holding(*whole_steps.range_of(scheme)) if scheme else None
-    if scheme is not None and kind is not None and not (scheme.group_size or shape[1]) % BLOCK and not shape[1] % BLOCK:
+    columns = stored.shape(module)[1]
+    whole = scheme is not None and scheme.fits(columns) and not (scheme.group_size or columns) % BLOCK and not shape[1] % BLOCK
+    if whole and kind is not None:
         return _typed(place.name + WEIGHT, shape, kind, partial(_carried, layout, module, place, kind))
     kind = blocks.fitting(ROUNDED_TO if layout.weights == "auto" else layout.weights.upper(), shape[1])
     return _typed(place.name + WEIGHT, shape, kind, partial(_dense, layout, module, place, kind, False))
@@ -194,6 +196,8 @@ def _carried(layout: Layout, stored: str, place: Placement, kind: str) -> tuple[
     if not np.isfinite(halves).all():
         raise NumericalError(f"{stored}: a scale of {scale.max():.3g} is beyond half precision; export the dense checkpoint")
     error = blocks.scale_error(read, halves.astype(np.float32), scale)
+    if read.min() < blocks.STEPS[kind][0] or read.max() > blocks.STEPS[kind][1]:
+        raise CheckpointError(f"{stored}: holds zero points that a symmetric grid has not; correct quantization_config")
     steps = place.place_columns(place.place_rows(read))
     spread = place.place_rows(np.repeat(halves, group // BLOCK, axis=1))
     return blocks.packed(kind, steps, place.place_columns(spread, BLOCK)), error
