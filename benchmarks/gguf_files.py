@@ -33,7 +33,7 @@ from compresskit.calibration import encode
 from compresskit.checkpoint import source
 from compresskit.checkpoint.stock import next_logits
 from compresskit.evaluation.request import read_evaluation_text
-from compresskit.export.gguf.families import FAMILIES
+from compresskit.exporting.gguf.families import FAMILIES
 from compresskit.machine.device import Where
 from compresskit.models.load import open_any
 from compresskit.models.ragged import load_stock

@@ -92,8 +92,8 @@ STAGES: dict[str, Stage] = {
         request="evaluation.request:EvaluateRequest",
     ),
     "export": Stage(
-        "export.run:export",
-        "export.request:ExportOptions",
+        "exporting.run:export",
+        "exporting.request:ExportOptions",
         "Write a model, or an adapter, as one file for other runtimes.",
         gives="file",
     ),
@@ -157,7 +157,7 @@ METHODS: dict[str, dict[str, Entry]] = {
         "kmeans": Entry("recovery.selection.kmeans:KMeans", "arXiv 2409.11378", "Diversity: alike from every cluster."),
     },
     "export": {
-        "gguf": Entry("export.gguf.method:Gguf", "", "One file for llama.cpp, Ollama and LM Studio."),
+        "gguf": Entry("exporting.gguf.method:Gguf", "", "One file for llama.cpp, Ollama and LM Studio."),
     },
 }
 

@@ -65,7 +65,9 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         if result.get("warning"):
             raise GateError(result["warning"])
 
-    return with_parameters(command, [*places(several), *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
+    out_kind = "file" if stage_of(stage, name).gives == "file" else "folder"
+    positional = places(several, out_kind)
+    return with_parameters(command, [*positional, *options_of(method_type), *options_of(options_type), *OUTPUT_PARAMETERS])
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""export/gguf/adapter.py: alpha / rank * B A of the file is peft's scaling * B A. Oracle."""
+"""exporting/gguf/adapter.py: alpha / rank * B A of the file is peft's scaling * B A. Oracle."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""export/gguf/placement.py: the order of rotated rows from the rotations themselves, padding. Oracle."""
+"""exporting/gguf/placement.py: the order of rotated rows from the rotations themselves, padding. Oracle."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from compresskit.export.gguf.placement import Placement, paired_rows
+from compresskit.exporting.gguf.placement import Placement, paired_rows
 
 
 def halves_rotated(vector: np.ndarray, angles: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""export/gguf/splitting.py: llama.cpp's name of a splitting. Their tokens are compared in benchmarks/gguf_files.py."""
+"""exporting/gguf/splitting.py: llama.cpp's name of a splitting. Their tokens are compared in benchmarks/gguf_files.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Punctuation, Sequence, Split
 
-from compresskit.export.gguf.splitting import splitting
+from compresskit.exporting.gguf.splitting import splitting
 
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 WORDS, BYTES = ByteLevel(add_prefix_space=False), ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""export/gguf/vocabulary.py: tokens, scores and special tokens, merged by their scores as llama.cpp does. Oracle."""
+"""exporting/gguf/vocabulary.py: tokens, scores and special tokens, merged by their scores as llama.cpp does. Oracle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from compresskit.export.gguf.vocabulary import name_of_model
+from compresskit.exporting.gguf.vocabulary import name_of_model
 
 PIECES = ["▁", "t", "h", "e", "a", "n", "th", "▁th", "the", "▁the", "an", "▁an", "hen", "he"]
 MERGES = [("t", "h"), ("▁", "th"), ("▁th", "e"), ("▁", "the"), ("th", "e"), ("a", "n"), ("▁", "an"), ("h", "e"), ("he", "n")]

@@ -12,7 +12,7 @@ import numpy as np
 
 import compresskit
 from compresskit.errors import NumericalError
-from compresskit.export.planned import PlannedFile, PlannedTensor
+from compresskit.exporting.planned import PlannedFile, PlannedTensor
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.small_files import shown
 from compresskit.errors import RequestError
-from compresskit.export.gguf.splitting import flat_normalizers, flat_splits, is_byte_level, splitting, unknown_splitting
+from compresskit.exporting.gguf.splitting import flat_normalizers, flat_splits, is_byte_level, splitting, unknown_splitting
 from compresskit.models.tokenizer import open_tokenizer, tokenizing
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compresskit.stages import Method
 
 if TYPE_CHECKING:
-    from compresskit.export.planned import PlannedFile
+    from compresskit.exporting.planned import PlannedFile
     from compresskit.models.model import Model
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compresskit.checkpoint.small_files import first_line
 from compresskit.errors import CheckpointError, UnsupportedArchitecture
-from compresskit.export.gguf.families import ATTENDING_TO_ALL, FULL, SLIDING, Family, Settings
+from compresskit.exporting.gguf.families import ATTENDING_TO_ALL, FULL, SLIDING, Family, Settings
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compresskit.export.gguf import blocks
-from compresskit.export.gguf.families import architecture_of, family_of
-from compresskit.export.gguf.hyperparameters import configuration
-from compresskit.export.gguf.tensors import Layout
-from compresskit.export.planned import PlannedFile, PlannedTensor
+from compresskit.exporting.gguf import blocks
+from compresskit.exporting.gguf.families import architecture_of, family_of
+from compresskit.exporting.gguf.hyperparameters import configuration
+from compresskit.exporting.gguf.tensors import Layout
+from compresskit.exporting.planned import PlannedFile, PlannedTensor
 from compresskit.formats.peft import Adapter, factor_names
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-    from compresskit.export.gguf.placement import Placement
+    from compresskit.exporting.gguf.placement import Placement
 
 
 def adapter_file(model: Model, weights: str) -> PlannedFile:

@@ -1,4 +1,4 @@
-"""export/run.py: what stands in OUT, on the streams and in the report. End to end."""
+"""exporting/run.py: what stands in OUT, on the streams and in the report. End to end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from conftest import Run
 from gguf_files import keys_of
 
-from compresskit.export.gguf import writing
+from compresskit.exporting.gguf import writing
 
 
 def test_the_path_alone_is_printed_and_the_same_request_gives_the_same_bytes(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compresskit.errors import CheckpointError, NumericalError, UnsupportedArchitecture
-from compresskit.export.gguf import blocks
-from compresskit.export.gguf.blocks import BLOCK, Floats
-from compresskit.export.gguf.families import Family
-from compresskit.export.gguf.hyperparameters import heads_of, rope_factors
-from compresskit.export.gguf.placement import Placement
-from compresskit.export.planned import PlannedTensor
+from compresskit.exporting.gguf import blocks
+from compresskit.exporting.gguf.blocks import BLOCK, Floats
+from compresskit.exporting.gguf.families import Family
+from compresskit.exporting.gguf.hyperparameters import heads_of, rope_factors
+from compresskit.exporting.gguf.placement import Placement
+from compresskit.exporting.planned import PlannedTensor
 from compresskit.formats import whole_steps
 from compresskit.models.model import Model
 

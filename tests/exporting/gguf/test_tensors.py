@@ -1,4 +1,4 @@
-"""export/gguf/tensors.py: weights in the file, against stock readers of both sides. Oracle, end to end."""
+"""exporting/gguf/tensors.py: weights in the file, against stock readers of both sides. Oracle, end to end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from compresskit.checkpoint.stock import quiet
-from compresskit.export.gguf.families import FAMILIES
+from compresskit.exporting.gguf.families import FAMILIES
 from compresskit.machine.device import Where
 from compresskit.models.load import open_any
 from compresskit.models.ragged import load_stock

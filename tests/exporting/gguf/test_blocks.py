@@ -1,4 +1,4 @@
-"""export/gguf/blocks.py: codes in blocks, against what the gguf package makes of the bytes. Oracle."""
+"""exporting/gguf/blocks.py: codes in blocks, against what the gguf package makes of the bytes. Oracle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from compresskit.export.gguf import blocks
+from compresskit.exporting.gguf import blocks
 
 
 @pytest.mark.parametrize("kind", blocks.STEPS)

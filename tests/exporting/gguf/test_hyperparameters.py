@@ -1,4 +1,4 @@
-"""export/gguf/hyperparameters.py: rotations, notes and refusals, against transformers' own frequencies. Oracle."""
+"""exporting/gguf/hyperparameters.py: rotations, notes and refusals, against transformers' own frequencies. Oracle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_models import make_model
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from compresskit.export.gguf.hyperparameters import llama3_factors
+from compresskit.exporting.gguf.hyperparameters import llama3_factors
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compresskit.checkpoint.work_folder import check_name, check_space
 from compresskit.errors import RequestError
-from compresskit.export.method import ExportMethod
+from compresskit.exporting.method import ExportMethod
 
 MAGIC_BYTES = 4
 

@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from compresskit.export.method import ExportMethod
-from compresskit.export.planned import PlannedFile, PlannedTensor
+from compresskit.exporting.method import ExportMethod
+from compresskit.exporting.planned import PlannedFile, PlannedTensor
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-    from compresskit.export.gguf.families import Settings
-    from compresskit.export.gguf.vocabulary import Vocabulary
+    from compresskit.exporting.gguf.families import Settings
+    from compresskit.exporting.gguf.vocabulary import Vocabulary
 
 Type = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 
@@ -41,10 +41,10 @@ class Gguf(ExportMethod, frozen=True):
 
     def model_file(self, model: Model) -> PlannedFile:
         """Plan the file of a checkpoint."""
-        from compresskit.export.gguf.families import architecture_of, family_of
-        from compresskit.export.gguf.hyperparameters import configuration, settings
-        from compresskit.export.gguf.tensors import Layout, tensors
-        from compresskit.export.gguf.vocabulary import name_of_model, read_vocabulary
+        from compresskit.exporting.gguf.families import architecture_of, family_of
+        from compresskit.exporting.gguf.hyperparameters import configuration, settings
+        from compresskit.exporting.gguf.tensors import Layout, tensors
+        from compresskit.exporting.gguf.vocabulary import name_of_model, read_vocabulary
 
         family = family_of(model)
         config = configuration(model)
@@ -61,13 +61,13 @@ class Gguf(ExportMethod, frozen=True):
 
     def adapter_file(self, model: Model) -> PlannedFile:
         """Plan the file of an adapter."""
-        from compresskit.export.gguf.adapter import adapter_file
+        from compresskit.exporting.gguf.adapter import adapter_file
 
         return adapter_file(model, self.weights)
 
     def write(self, planned: PlannedFile, path: Path, manifest: str, finished: Callable[[int], None]) -> dict[str, float]:
         """Write a planned file."""
-        from compresskit.export.gguf import writing
+        from compresskit.exporting.gguf import writing
 
         return writing.write(planned, path, manifest, finished)
 
@@ -76,7 +76,7 @@ def _describe(
     found: Settings, vocabulary: Vocabulary | None, name: str, planned: list[PlannedTensor], writer: GGUFWriter
 ) -> None:
     """Add the keys of a model."""
-    from compresskit.export.gguf import writing
+    from compresskit.exporting.gguf import writing
 
     writer.add_type("model")
     writer.add_name(name)
