@@ -23,8 +23,6 @@ class ExportOptions(BaseModel):
     """Replace an existing OUT once the work is complete."""
     verify: bool = True
     """Compare weight files with the SHA-256 in their manifest."""
-    trust_remote_code: bool = False
-    """Run code that the checkpoint ships."""
 
 
 def check_file_out(out: Path, method: ExportMethod, overwrite: bool) -> None:

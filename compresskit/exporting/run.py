@@ -38,7 +38,7 @@ def export(method: ExportMethod, source_name: str, out: Path, options: ExportOpt
     started = time.monotonic()
     check_file_out(out, method, options.overwrite)
     folder = source.resolve(source_name)
-    model = open_any(str(folder), options.trust_remote_code)
+    model = open_any(str(folder))
     name = name_of("export", method)
     is_adapter = (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
     planned = method.adapter_file(model) if is_adapter else method.model_file(model)

@@ -44,7 +44,7 @@ class Gguf(ExportMethod, frozen=True):
         from compresskit.exporting.gguf.families import architecture_of, family_of
         from compresskit.exporting.gguf.hyperparameters import configuration, settings
         from compresskit.exporting.gguf.tensors import Layout, tensors
-        from compresskit.exporting.gguf.vocabulary import name_of_model, read_vocabulary
+        from compresskit.exporting.gguf.vocabulary import name_of_model, read_vocabulary, title
 
         family = family_of(model)
         config = configuration(model)
@@ -55,7 +55,7 @@ class Gguf(ExportMethod, frozen=True):
             vocabulary, more = read_vocabulary(model.checkpoint.folder, model.vocabulary, self.pre)
             notes = notes + more
         planned = tensors(layout)
-        name = name_of_model(model.checkpoint.folder.name, model.family, vocabulary.tokens if vocabulary else ())
+        name = name_of_model(title(model.checkpoint.folder), model.family, vocabulary.tokens if vocabulary else ())
         describe = partial(_describe, found, vocabulary, name, planned)
         return PlannedFile(layout.architecture, planned, describe, notes)
 

@@ -93,7 +93,7 @@ def tensors(layout: Layout) -> list[PlannedTensor]:
     found = [_of_values(name, values) for name, values in rope_factors(layout.config).items()]
     for module, leaf in _parts(model):
         plain = module if module.startswith(model.removed_prefix) else model.removed_prefix + module
-        tied = plain == model.architecture.head and model.checkpoint.config.get("tie_word_embeddings")
+        tied = plain == model.architecture.head and layout.config.tie_word_embeddings
         if tied or NOT_READ.fullmatch(plain + leaf):
             continue
         found.append(_planned(layout, module, leaf, layout.placement(plain)))
@@ -181,6 +181,8 @@ def _dense(layout: Layout, stored: str, place: Placement, kind: str, turned: boo
     weight = _array(values.T.contiguous() if turned else values)
     weight = place.place_columns(place.place_rows(weight))
     made = blocks.rounded(kind, np.ascontiguousarray(weight))
+    if kind == "F32":
+        return made, 0.0
     found = blocks.restored(kind, made)
     if not np.isfinite(found).all():
         raise NumericalError(f"{stored}: holds {np.abs(weight).max():.3g}, which {kind} cannot; pass --weights f32")

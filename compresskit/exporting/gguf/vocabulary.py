@@ -82,6 +82,13 @@ class Vocabulary:
             writer.add_array("tokenizer.chat_templates", others)
 
 
+def title(folder: Path) -> str:
+    """A model's name: its folder's, or in the Hub's cache, where the folder is a commit, that of the repository."""
+    repository = folder.resolve().parent.parent.name
+    in_cache = folder.resolve().parent.name == "snapshots" and repository.startswith("models--")
+    return repository.rpartition("--")[2] if in_cache else folder.name
+
+
 def name_of_model(name: str, family: str, tokens: Iterable[str]) -> str:
     """The name that a file states. llama.cpp strips spaces after special tokens in models named phi-3, and only there.
 
@@ -96,7 +103,7 @@ def name_of_model(name: str, family: str, tokens: Iterable[str]) -> str:
     return f"phi-3 {name}" if known and family == "phi3" and not named else name
 
 
-def read_vocabulary(folder: Path, rows: int, pre: str | None, trust_remote_code: bool = False) -> tuple[Vocabulary, list[str]]:
+def read_vocabulary(folder: Path, rows: int, pre: str | None) -> tuple[Vocabulary, list[str]]:
     """Read the tokenizer in a folder for an embedding of so many rows.
 
     `pre`: llama.cpp's name for how a byte-level tokenizer splits text; None to find it.
@@ -108,7 +115,7 @@ def read_vocabulary(folder: Path, rows: int, pre: str | None, trust_remote_code:
         CheckpointError: there is no usable tokenizer.
         RequestError: llama.cpp has no such kind of tokenizer, or the splitting is not known.
     """
-    tokenizer = open_tokenizer(folder, trust_remote_code)
+    tokenizer = open_tokenizer(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise RequestError(f"{folder}: its tokenizer has no tokenizer.json, which is what is exported; {REMEDY}")

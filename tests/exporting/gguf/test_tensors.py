@@ -134,6 +134,22 @@ def test_other_families_are_padded_to_the_widest_and_compute_the_same(
     assert torch.allclose(stock_logits(tmp_path / "m.gguf", TOKENS), logits_of(ragged[family]), atol=1e-5)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_are_padded_as_weights_are(
+    symmetric: bool, tiny: dict[str, Path], tmp_path: Path, run: Run, text_file: Path
+) -> None:
+    text, flag = ("--calibration", text_file, *SMALL), "--symmetric" if symmetric else "--asymmetric"
+    pruned, low, file = tmp_path / "pruned", tmp_path / "low", tmp_path / "m.gguf"
+    shape = ("--sparsity", 0.3, "--allocation", "global", "--round-to", 32)
+    assert run("prune", "magnitude", tiny["qwen2"], pruned, *shape, *text)[0] == 0
+    assert run("quantize", "rtn", pruned, low, "--bits", 4, "--group-size", 32, flag, *text)[0] in (0, 3)
+    code, out, _ = run("export", "gguf", low, file, "--json")
+    assert code == 0
+    assert json.loads(out)["exact"]
+    assert len({tensor.shape for name, tensor in tensors_of(file).items() if name.endswith("ffn_up.weight")}) == 1
+    assert torch.allclose(stock_logits(file, TOKENS), logits_of(low), atol=0.02)  # readers round products to the scale's dtype
+
+
 def test_types_of_dense_weights_are_chosen_and_their_loss_is_told(tiny: dict[str, Path], tmp_path: Path, run: Run) -> None:
     code, out, err = run(
         "export", "gguf", tiny["llama"], tmp_path / "m.gguf", "--json", "--weights", "q8_0", "--embedding", "f16"

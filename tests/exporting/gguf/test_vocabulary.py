@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from compresskit.exporting.gguf.vocabulary import name_of_model
+from compresskit.exporting.gguf.vocabulary import name_of_model, title
 
 PIECES = ["▁", "t", "h", "e", "a", "n", "th", "▁th", "the", "▁the", "an", "▁an", "hen", "he"]
 MERGES = [("t", "h"), ("▁", "th"), ("▁th", "e"), ("▁", "the"), ("th", "e"), ("a", "n"), ("▁", "an"), ("h", "e"), ("he", "n")]
@@ -119,3 +119,8 @@ def test_a_model_is_named_phi_3_exactly_where_it_has_phi_3_s_tokens() -> None:
     assert name_of_model("Phi-3-small", "phi3", own) == "Phi-3-small"
     assert name_of_model("Phi3-small", "phi3", ["a"]) == "phi 3-small"
     assert name_of_model("small", "llama", own) == "small"
+
+
+def test_a_model_from_the_hub_is_named_by_its_repository() -> None:
+    assert title(Path("hub/models--org--Small-1B/snapshots/0123abcd")) == "Small-1B"
+    assert title(Path("out/Small-1B")) == "Small-1B"
