@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import SMALL, Run
 from gguf_files import keys_of, kinds_of, stock_logits, tensors_of
+from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES as TINY_FAMILIES
 from tiny_models import make_model
 from torch import Tensor
@@ -140,8 +141,9 @@ def test_codes_are_padded_as_weights_are(
 ) -> None:
     text, flag = ("--calibration", text_file, *SMALL), "--symmetric" if symmetric else "--asymmetric"
     pruned, low, file = tmp_path / "pruned", tmp_path / "low", tmp_path / "m.gguf"
-    shape = ("--sparsity", 0.3, "--allocation", "global", "--round-to", 32)
+    shape = ("--sparsity", 0.4, "--allocation", "global", "--round-to", 32)
     assert run("prune", "magnitude", tiny["qwen2"], pruned, *shape, *text)[0] == 0
+    assert len({group.width for index in range(3) for group in open_any(str(pruned)).ffn_groups(index)}) > 1
     assert run("quantize", "rtn", pruned, low, "--bits", 4, "--group-size", 32, flag, *text)[0] in (0, 3)
     code, out, _ = run("export", "gguf", low, file, "--json")
     assert code == 0
@@ -167,8 +169,6 @@ def test_types_of_dense_weights_are_chosen_and_their_loss_is_told(tiny: dict[str
 
 def test_weights_beyond_half_precision_are_no_infinity_in_the_file(tmp_path: Path, run: Run) -> None:
     source = make_model(tmp_path / "model", "llama")
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e6
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
