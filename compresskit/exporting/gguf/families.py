@@ -39,7 +39,15 @@ class Family:
     """Settings of this family alone, from its configuration; raises ValueError for what llama.cpp has otherwise."""
 
 
+def _no_biases(config: Any) -> Settings:
+    for key in ("attention_bias", "mlp_bias"):
+        if getattr(config, key, False):
+            raise ValueError(f"{key} is True, llama.cpp has no such biases in this architecture")
+    return {}
+
+
 def _gemma2(config: Any) -> Settings:
+    _no_biases(config)
     _expect(config, "query_pre_attn_scalar", _scored_width(config, 46))
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if not getattr(config, key):
@@ -53,6 +61,7 @@ def _gemma2(config: Any) -> Settings:
 
 
 def _gemma3(config: Any) -> Settings:
+    _no_biases(config)
     _expect(config, "query_pre_attn_scalar", _scored_width(config, 62))
     _expect(config, "attn_logit_softcapping", None)
     capped = config.final_logit_softcapping
@@ -77,6 +86,7 @@ def _pattern(config: Any, every: int) -> Settings:
 
 
 def _smollm3(config: Any) -> Settings:
+    _no_biases(config)
     _expect(config, "no_rope_layers", [int((index + 1) % 4 != 0) for index in range(config.num_hidden_layers)])
     return {}
 
@@ -103,9 +113,9 @@ FAMILIES: dict[str, Family] = {
     "llama": Family("llama", paired=True, per_block="deci"),
     "mistral": Family("llama", paired=True, per_block="deci"),
     "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
+    "qwen3": Family("qwen3", own=_no_biases),
     "smollm3": Family("smollm3", paired=True, own=_smollm3),
-    "gemma": Family("gemma", norm_offset=1.0, activations=_GELU, tied=True),
+    "gemma": Family("gemma", norm_offset=1.0, activations=_GELU, tied=True, own=_no_biases),
     "gemma2": Family("gemma2", norm_offset=1.0, activations=_GELU, tied=True, own=_gemma2),
     "gemma3_text": Family("gemma3", norm_offset=1.0, activations=_GELU, own=_gemma3),
     "phi": Family("phi2", activations=_GELU, tied=False, own=_phi),

@@ -26,9 +26,12 @@ def configuration(model: Model) -> PreTrainedConfig:
     """config.json as the family's class of transformers completes it; raises CheckpointError if it takes no such values."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    from compresskit.checkpoint.stock import quiet
+
     given = {key: value for key, value in model.checkpoint.config.items() if key not in NOT_READ}
     try:
-        found: PreTrainedConfig = CONFIG_MAPPING[model.family](**given)
+        with quiet():
+            found: PreTrainedConfig = CONFIG_MAPPING[model.family](**given)
     except Exception as error:  # transformers raises errors of every kind
         file = model.checkpoint.folder / "config.json"
         raise CheckpointError(f"{file}: transformers does not take it ({first_line(error)}); restore the file") from error

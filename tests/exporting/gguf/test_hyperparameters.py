@@ -74,6 +74,8 @@ def test_a_window_that_llama_cpp_does_not_know_is_told(tiny: dict[str, Path], tm
     ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'dynamic'"),
     ("gemma2", {}, "query_pre_attn_scalar is 256"),
+    ("qwen3", {"attention_bias": True}, "attention_bias is True"),
+    ("phi", {"tie_word_embeddings": True}, "takes only a head of its own"),
     ("smollm3", {"no_rope_layers": [1, 0, 1]}, "no_rope_layers is [1, 0, 1]"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ("mixtral", {}, "is not exported to GGUF; known are llama, mistral"),

@@ -10,6 +10,7 @@ import torch
 from conftest import SMALL, Run
 from gguf_files import keys_of, kinds_of, stock_logits, tensors_of
 from safetensors.torch import load_file, save_file
+from stored_models import store_fp8
 from tiny_models import FAMILIES as TINY_FAMILIES
 from tiny_models import make_model
 from torch import Tensor
@@ -150,6 +151,15 @@ def test_codes_are_padded_as_weights_are(
     assert json.loads(out)["exact"]
     assert len({tensor.shape for name, tensor in tensors_of(file).items() if name.endswith("ffn_up.weight")}) == 1
     assert torch.allclose(stock_logits(file, TOKENS), logits_of(low), atol=0.02)  # readers round products to the scale's dtype
+
+
+def test_files_in_float8_become_the_weights_that_they_stand_for(tiny: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    for name, folder in zip(("fp8", "dense"), store_fp8(tiny["llama"], "blocks", tmp_path), strict=True):
+        assert run("export", "gguf", folder, tmp_path / f"{name}.gguf")[0] == 0
+    stored, meant = (tensors_of(tmp_path / f"{name}.gguf") for name in ("fp8", "dense"))
+    assert kinds_of(tmp_path / "fp8.gguf")["blk.0.attn_q.weight"] == "BF16"
+    assert stored.keys() == meant.keys()
+    assert all(torch.equal(stored[name], meant[name]) for name in meant)
 
 
 def test_types_of_dense_weights_are_chosen_and_their_loss_is_told(tiny: dict[str, Path], tmp_path: Path, run: Run) -> None:
