@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from families import build
+from family_stages import write_tokenizer
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from tiny_models import make_adapter, make_model
+from tiny_models import TINY_CONFIGS, VOCABULARY, make_adapter, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from compresskit.api import stage
@@ -189,18 +191,27 @@ def forms(group: int, widths: dict[str, Any]) -> dict[str, Make]:
     }
 
 
-def families(client: str, work: Path, only: set[str]) -> Iterator[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
-    windows = torch.randint(3, 259, (5, 64), generator=generator).tolist()
+def every_family(client: str, work: Path, only: set[str]) -> Iterator[dict[str, Any]]:
     for family in FAMILIES:
         if only and family not in only:
             continue
-        dense = make_model(work / family, family, **CHANGES.get(family, {}))
+        dense, vocabulary = tiny_model(work / family, family)
+        generator = torch.Generator().manual_seed(0)
+        windows = torch.randint(3, vocabulary, (5, 64), generator=generator).tolist()
         for form in ("dense", "ragged", "4 bits", "4 bits asymmetric", "adapter", "ragged, adapter"):
             row: dict[str, Any] = {"part": "families", "family": family, "form": form}
             with timed(row):
                 row |= family_row(client, dense, work / f"{family}-{form.replace(' ', '-')}", form, windows)
             yield row
+
+
+def tiny_model(folder: Path, family: str) -> tuple[Path, int]:
+    """A tiny random checkpoint and the number of its tokens."""
+    if family in TINY_CONFIGS:
+        return make_model(folder, family, **CHANGES.get(family, {})), VOCABULARY
+    build(family, folder)
+    write_tokenizer(folder)
+    return folder, 100
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -286,7 +297,7 @@ def tokenizers(client: str, work: Path, only: set[str]) -> Iterator[dict[str, An
         if only and name not in only:
             continue
         tokenizer = byte_level(kind, whole_words, text) if not isinstance(kind, bool) else like_sentencepiece(kind, text)
-        folder = make_model(work / name.replace(" ", "-"), "llama", vocab_size=VOCABULARY)
+        folder = make_model(work / name.replace(" ", "-"), "llama", vocab_size=TOKENS)
         wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
         wrapped.save_pretrained(folder)
         file = work / "tokenizer.gguf"
@@ -304,7 +315,7 @@ def tokenizers(client: str, work: Path, only: set[str]) -> Iterator[dict[str, An
         )
 
 
-VOCABULARY = 2000
+TOKENS = 2000
 
 
 def byte_level(kind: Any, whole_words: bool, text: list[str]) -> Tokenizer:
@@ -312,7 +323,7 @@ def byte_level(kind: Any, whole_words: bool, text: list[str]) -> Tokenizer:
     tokenizer.pre_tokenizer, tokenizer.decoder = kind, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=TOKENS, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(text, trainer)
     return tokenizer
 
@@ -326,7 +337,7 @@ def like_sentencepiece(space_first: bool, text: list[str]) -> Tokenizer:
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replaced]) if space_first else replaced
     trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, limit_alphabet=200, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=TOKENS, special_tokens=special, limit_alphabet=200, show_progress=False)
     trained.train_from_iterator(text, trainer)
     found = json.loads(trained.to_str())
     vocabulary = found["model"]["vocab"]
@@ -349,7 +360,7 @@ def like_sentencepiece(space_first: bool, text: list[str]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(found))
 
 
-PARTS = {"families": families, "real": real, "tokenizers": tokenizers}
+PARTS = {"families": every_family, "real": real, "tokenizers": tokenizers}
 
 
 def main() -> None:

@@ -97,6 +97,42 @@ def _gpt2(config: Any) -> Settings:
     return {}
 
 
+def _granite(config: Any) -> Settings:
+    return {
+        "embedding_scale": float(config.embedding_multiplier),
+        "residual_scale": float(config.residual_multiplier),
+        "attention_scale": float(config.attention_multiplier),
+        "logit_scale": float(config.logits_scaling),
+        **_no_biases(config),
+    }
+
+
+def _stablelm(config: Any) -> Settings:
+    _expect(config, "qk_layernorm", False)
+    return {"parallel_residual": bool(config.use_parallel_residual)}
+
+
+def _seed_oss(config: Any) -> Settings:
+    _expect(config, "attention_out_bias", False)
+    _expect(config, "mlp_bias", False)
+    return {}
+
+
+def _ernie(config: Any) -> Settings:
+    _expect(config, "use_bias", False)
+    return {}
+
+
+def _starcoder2(config: Any) -> Settings:
+    _expect(config, "use_bias", True)
+    return {}
+
+
+def _cohere(config: Any) -> Settings:
+    _expect(config, "use_qk_norm", False)
+    return {"logit_scale": float(config.logit_scale), **_no_biases(config)}
+
+
 def _phi(config: Any) -> Settings:
     _expect(config, "qk_layernorm", False)
     return {}
@@ -121,6 +157,16 @@ FAMILIES: dict[str, Family] = {
     "phi": Family("phi2", activations=_GELU, tied=False, own=_phi),
     "phi3": Family("phi3"),
     "gpt2": Family("gpt2", activations=_GELU, own=_gpt2),
+    "granite": Family("granite", paired=True, own=_granite),
+    "arcee": Family("arcee", paired=True, activations=("relu2",), own=_no_biases),
+    "olmo2": Family("olmo2", own=_no_biases),
+    "seed_oss": Family("seed_oss", own=_seed_oss),
+    "stablelm": Family("stablelm", own=_stablelm),
+    "cohere": Family("command-r", tied=True, own=_cohere),
+    "glm4": Family("glm4"),
+    "ernie4_5": Family("ernie4_5", own=_ernie),
+    "nemotron": Family("nemotron", norm_offset=1.0, activations=("relu2",), own=_no_biases),
+    "starcoder2": Family("starcoder2", activations=_GELU, own=_starcoder2),
 }
 
 

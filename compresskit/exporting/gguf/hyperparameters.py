@@ -123,7 +123,8 @@ def _check_activation(config: Any, family: Family) -> None:
 def _epsilon(config: Any) -> Settings:
     if hasattr(config, "rms_norm_eps"):
         return {"layer_norm_rms_eps": config.rms_norm_eps}
-    return {"layer_norm_eps": getattr(config, "layer_norm_eps", None) or config.layer_norm_epsilon}
+    keys = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+    return {"layer_norm_eps": next(getattr(config, key) for key in keys if hasattr(config, key))}
 
 
 def _rope_of(config: Any) -> dict[str, Any]:
