@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from families import build
 from family_stages import write_tokenizer
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from safetensors.torch import save_file
 from tiny_models import TINY_CONFIGS, VOCABULARY, make_adapter, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -170,6 +172,20 @@ def forms(group: int, widths: dict[str, Any]) -> dict[str, Make]:
         stage("quantize", dense, out, "nf4", True, {"overwrite": True, **TEXT})
         return out
 
+    def unpacked(dense: Path | str, out: Path) -> Path:
+        """The weights of 4 bits as our reader unpacks them, dense: llama.cpp then rounds no activations."""
+        low = rounded(4, True)(dense, out.with_name(out.name + "-low"))
+        model = open_any(str(low))
+        assert model.format is not None
+        packed = {part for name in model.linears for part in model.format.stored_tensors(name)}
+        tensors = {name: model.checkpoint.read(name).float() for name in model.checkpoint.tensors if name not in packed}
+        tensors |= {f"{name}.weight": model.format.read(name).float() for name in model.linears}
+        shutil.copytree(low, out, ignore=shutil.ignore_patterns("*.safetensors*", "compresskit.json"))
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        config = {key: value for key, value in model.checkpoint.config.items() if key != "quantization_config"}
+        (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+        return out
+
     ragged = pruned("ragged", allocation="global")
     return {
         "dense": lambda dense, out: dense,
@@ -180,6 +196,7 @@ def forms(group: int, widths: dict[str, Any]) -> dict[str, Make]:
         "8 bits asymmetric": rounded(8, False),
         "4 bits": rounded(4, True),
         "4 bits asymmetric": rounded(4, False),
+        "4 bits, unpacked": unpacked,
         "3 bits": rounded(3, True),
         "3 bits asymmetric": rounded(3, False),
         "2 bits asymmetric": rounded(2, False),
