@@ -1,4 +1,4 @@
-"""Stages and recipes from Python: `from compresskit import prune, quantize, compensate, recover, evaluate, run`.
+"""Stages and recipes from Python: `from compresskit import prune, quantize, compensate, recover, evaluate, export, run`.
 
 Settings are the command line's flags, as keyword arguments. Results are the dictionaries that `--json` prints; errors are
 the classes of `compresskit.errors`. A progress bar is drawn on a terminal unless quiet=True. The import does not load
@@ -65,6 +65,18 @@ def recover(source: str | Path, out: str | Path, method: str = "paser", quiet: b
         CompresskitError: see errors.py for the kinds; OUT is then unchanged.
     """
     return stage("recover", source, out, method, quiet, settings)
+
+
+def export(source: str | Path, out: str | Path, method: str = "gguf", quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Write SOURCE, a checkpoint or an adapter, as the one file OUT; for settings see `compresskit export METHOD --help`.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
+    """
+    return stage("export", source, out, method, quiet, settings)
 
 
 def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:

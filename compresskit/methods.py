@@ -37,7 +37,7 @@ class Stage:
     takes: str = "any"
     """dense: no low-bit model; any."""
     gives: str = "any"
-    """dense, low-bit, any; report: no model, and run is function(source, options, quiet)."""
+    """dense, low-bit, any; report: no model, and run is function(source, options, quiet); file: one file, no folder."""
     several: bool = False
     """Whether it takes several sources."""
     request: str = ""
@@ -90,6 +90,12 @@ STAGES: dict[str, Stage] = {
         "Measure a model: perplexity, size, speed and tasks, alone or against the one it was made from.",
         gives="report",
         request="evaluation.request:EvaluateRequest",
+    ),
+    "export": Stage(
+        "exporting.run:export",
+        "exporting.request:ExportOptions",
+        "Write a model, or an adapter, as one file for other runtimes.",
+        gives="file",
     ),
     "expand": Stage(
         "task_vectors.expand:expand",
@@ -149,6 +155,9 @@ METHODS: dict[str, dict[str, Entry]] = {
         "dsir": Entry("recovery.selection.dsir:DSIR", "arXiv 2302.03169", "Importance resampling of hashed n-grams."),
         "zip-fit": Entry("recovery.selection.zip_fit:ZipFit", "arXiv 2410.18194", "Alignment under gzip."),
         "kmeans": Entry("recovery.selection.kmeans:KMeans", "arXiv 2409.11378", "Diversity: alike from every cluster."),
+    },
+    "export": {
+        "gguf": Entry("exporting.gguf.method:Gguf", "", "One file for llama.cpp, Ollama and LM Studio."),
     },
 }
 

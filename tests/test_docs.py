@@ -83,7 +83,7 @@ def test_the_reference_has_every_command_with_its_flags(reference: str) -> None:
 
 
 def test_the_reference_has_every_function_and_every_error_with_its_exit_code(reference: str) -> None:
-    for name in ("prune", "quantize", "compensate", "recover", "evaluate", "run"):
+    for name in ("prune", "quantize", "compensate", "recover", "evaluate", "export", "run"):
         assert f" compresskit.api.{name}(" in reference
     for found in vars(errors).values():
         if isinstance(found, type) and issubclass(found, errors.CompresskitError):

@@ -15,7 +15,7 @@ from compresskit.methods import METHODS
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "compresskit"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
-STAGE_FOLDERS = ("pruning", "quantization", "compensation", "recovery")
+STAGE_FOLDERS = ("pruning", "quantization", "compensation", "recovery", "exporting")
 WHOLE_REPOSITORY = (
     "test_habits",
     "test_docs",

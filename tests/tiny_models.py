@@ -61,9 +61,8 @@ def write_tokenizer(folder: Path, symbols: Sequence[str] = ()) -> None:
 
 def make_model(folder: Path, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
     """Write a tiny random checkpoint with norms and biases that are not trivial."""
-    config = AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, **{**TINY_CONFIGS[family], **changes}
-    )
+    usual = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(family, **{**usual, **TINY_CONFIGS[family], **changes})
     torch.manual_seed(seed)
     network = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -55,6 +55,22 @@ def _replacing(path: Path, temporary: Path) -> Iterator[None]:
         sync(path.parent)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the temporary path to which a file is written; if two processes write it, the later one wins.
+
+    Yields:
+        The path, beside the final one.
+
+    Raises:
+        StorageError: the disk fails. After any error an older file is as it was.
+    """
+    _remove_forgotten(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{NEW}")
+    with _replacing(path, temporary):
+        yield temporary
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file; raises StorageError if the disk fails, and leaves an older file as it is."""
     temporary = path.with_name(path.name + NEW)

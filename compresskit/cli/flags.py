@@ -81,11 +81,11 @@ def build(model: type[BaseModel], values: dict[str, Any]) -> Any:
         raise RequestError(f"{name} {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}") from error
 
 
-def places(several: bool = False) -> list[inspect.Parameter]:
-    """Build the arguments SOURCE (or SOURCES) and OUT."""
+def places(several: bool = False, out: str = "folder") -> list[inspect.Parameter]:
+    """Build the arguments SOURCE (or SOURCES) and OUT, a folder or a file."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source_help = typer.Argument(help=SOURCE_HELP)
-    out_help = typer.Argument(help="Output folder; must not exist unless --overwrite is given.")
+    out_help = typer.Argument(help=f"Output {out}; must not exist unless --overwrite is given.")
     name, kind = ("sources", list[str]) if several else ("source", str)
     return [
         inspect.Parameter(name, positional, annotation=Annotated[kind, source_help]),

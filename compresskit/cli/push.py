@@ -27,8 +27,8 @@ PUSH_PARAMETERS = (
 
 def asked_upload(values: dict[str, Any]) -> Upload | None:
     """The upload that the flags ask for, checked; None if there is none. Raises RequestError where it cannot be done."""
-    if values["push_to_hub"] is None:
-        if values["private"]:
+    if values.get("push_to_hub") is None:
+        if values.get("private"):
             raise RequestError("--private: is about a repository of the Hub; name it with --push-to-hub OWNER/NAME")
         return None
     found = Upload(values["push_to_hub"], values["private"])

@@ -65,6 +65,8 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         with interruptible("the same command with --resume goes on" if "resume" in options_type.model_fields else ""):
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
         log(result.get("note") or summary(result), quiet)
+        for note in result.get("notes", ()):
+            log(f"compresskit: note: {note}", quiet)
         if values["verbose"] and "time_shares" in result:
             log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
         result = uploaded(upload, out, result, quiet)
@@ -72,7 +74,9 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         if result.get("warning"):
             raise GateError(result["warning"])
 
-    parameters = [*places(several), *options_of(method_type), *options_of(options_type), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS]
+    out_kind = "file" if stage_of(stage, name).gives == "file" else "folder"
+    pushed = PUSH_PARAMETERS if out_kind == "folder" else ()
+    parameters = [*places(several, out_kind), *options_of(method_type), *options_of(options_type), *pushed, *OUTPUT_PARAMETERS]
     return with_parameters(command, parameters)
 
 

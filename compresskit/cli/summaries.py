@@ -45,6 +45,8 @@ def _losses(result: dict[str, Any]) -> list[str]:
         found.append(f"{result['sparsity_achieved']:.1%} of the feed-forward channels removed")
     if "bits_per_weight" in result:
         found.append(f"{result['bits_per_weight']:.2f} bits a weight")
+    if "tensor_types" in result:
+        found += [", ".join(f"{count} {kind}" for kind, count in result["tensor_types"].items()), _rounding(result)]
     if "density_achieved" in result:
         found.append(f"{result['density_achieved']:.1%} of the entries kept")
     if "rank_total" in result:
@@ -58,6 +60,14 @@ def _losses(result: dict[str, Any]) -> list[str]:
         before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
         found.append(f"training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}")
     return found
+
+
+def _rounding(result: dict[str, Any]) -> str:
+    """Say in a few words what an exported file lost."""
+    if result["exact"]:
+        return "nothing was rounded"
+    worst = f"{result['largest_rounding_error_of']} by {result['largest_rounding_error']:.2%}"
+    return f"{len(result['rounding_errors'])} tensors were rounded, most {worst}"
 
 
 def _time(seconds: float) -> str:

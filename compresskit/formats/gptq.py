@@ -109,6 +109,12 @@ class GPTQFile:
 
     def read(self, name: str) -> Tensor:
         """Read the weight, (out, in) float32."""
+        steps, scales, group_of = self.read_steps(name)
+        weight: Tensor = steps.float() * scales.float()[group_of]
+        return weight.T.contiguous()
+
+    def read_steps(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (code - zero point (in, out) int64, scales (groups, out) as stored, the group of every input (in,) int64)."""
         import torch
 
         words, zeros, scales = (self.checkpoint.read(f"{name}.{leaf}") for leaf in LEAVES[:3])
@@ -124,8 +130,7 @@ class GPTQFile:
                 raise CheckpointError(f"{file}: {name}.g_idx names a group beyond the {len(scales)} stored; download it again")
         else:
             group_of = torch.arange(inputs) // (self.group_size if self.group_size > 0 else inputs)
-        weight: Tensor = (codes - zero_point[group_of]).float() * scales.float()[group_of]
-        return weight.T.contiguous()
+        return codes - zero_point[group_of], scales, group_of
 
 
 def _awq_columns(words: Tensor) -> Tensor:

@@ -163,10 +163,14 @@ def _run_step(step: Step, state: State, goes_on: bool, quiet: bool) -> dict[str,
     release_freed_memory()
     restart_peak()
     if not step.writes_model:
-        report = work(sources, options, quiet=quiet)
         folder = state.folder(step.name)
+        if not step.file:
+            report = work(sources, options, quiet=quiet)
         with storing(folder):
             folder.mkdir(exist_ok=True)
+        if step.file:
+            options = options.model_copy(update={"overwrite": True})
+            report = work(method, sources, folder / step.file, options, quiet=quiet)
         write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
         return report
     decided = {"resume": goes_on, "overwrite": state.folder(step.name).is_dir()}

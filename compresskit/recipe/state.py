@@ -37,6 +37,8 @@ NOT_IN_KEY = (*RUN_DECIDES, "gate", "verify")
 REPORT = "report.json"
 REPORT_FILES = (REPORT, REPORT + NEW)
 """What a step that writes no model has in its folder: its report, and what a kill left of one."""
+EXPORTED = (".gguf",)
+"""Endings of the files that export steps write beside their report."""
 RUNNING, DONE, OUTDATED = "running", "done", "outdated"
 """Status of a step; outdated: asked to be done again, by a run that starts over."""
 
@@ -94,7 +96,7 @@ class State:
         if found["status"] == RUNNING and output_digest(self.folder(step.name)) in (None, found.get("replaces")):
             return False
         if not step.writes_model:
-            return (folder / REPORT).is_file()
+            return (folder / REPORT).is_file() and (not step.file or (folder / step.file).is_file())
         recorded = read_manifest(folder) or {}
         return not manifest.changed_files(folder, recorded)
 
@@ -154,10 +156,16 @@ class State:
 
 
 def _is_report(folder: Path) -> bool:
-    """Whether a folder holds a report, or what a kill left of one, and nothing else."""
+    """Whether a folder holds a report and an exported file, or what a kill left of them, and nothing else."""
     if folder.is_symlink() or not folder.is_dir():
         return False
-    return all(path.name in REPORT_FILES and path.is_file() and not path.is_symlink() for path in folder.iterdir())
+    return all(_is_of_report(folder, path) and path.is_file() and not path.is_symlink() for path in folder.iterdir())
+
+
+def _is_of_report(folder: Path, path: Path) -> bool:
+    """Whether a file is a report, or an exported file under its step's name, whole or not."""
+    exported = any(path.name.startswith(folder.name + ending) for ending in EXPORTED)
+    return path.name in REPORT_FILES or (exported and path.suffix in (*EXPORTED, NEW))
 
 
 def output_digest(folder: Path) -> str | None:

@@ -50,7 +50,13 @@ class Step:
     @property
     def writes_model(self) -> bool:
         """Whether a later step can use its output."""
-        return stage_of(self.stage, self.method_name or "").gives != "report"
+        return stage_of(self.stage, self.method_name or "").gives not in ("report", "file")
+
+    @property
+    def file(self) -> str:
+        """Name of the one file that it writes into its folder; "" for steps that write none."""
+        exports = stage_of(self.stage, self.method_name or "").gives == "file"
+        return f"{self.name}{getattr(self.method, 'ending', '')}" if exports else ""
 
     @property
     def references(self) -> list[str]:
@@ -227,7 +233,7 @@ def _reference(name: str, field: str, place: Place, context: Context) -> str:
         )
     step = context.earlier[name]
     if not step.writes_model and field in MODEL_FIELDS:
-        raise place.error(f"{field}: step {name!r} ({step.title}) writes a report, no model; name the step that it looks at")
+        raise place.error(f"{field}: step {name!r} ({step.title}) writes no model that a step reads; name the one before it")
     return "${" + step.name + "}"
 
 

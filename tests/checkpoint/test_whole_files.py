@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from small_files import small_files
 
-from compresskit.checkpoint.whole_files import FORGOTTEN_SECONDS, write_whole, write_whole_json, write_whole_tensors
+from compresskit.checkpoint.whole_files import FORGOTTEN_SECONDS, whole_file, write_whole, write_whole_json, write_whole_tensors
 from compresskit.errors import StorageError
 
 
@@ -43,3 +43,17 @@ def test_what_a_killed_process_left_is_removed_after_a_day_and_not_before(tmp_pa
     os.utime(old, (0, time.time() - FORGOTTEN_SECONDS - 1))
     write_whole_tensors(file, {"states": torch.zeros(2)})
     assert {path.name for path in tmp_path.iterdir()} == {file.name, young.name}
+
+
+def test_a_file_that_others_write_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    with whole_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [each.name for each in tmp_path.iterdir()] == ["m.gguf"]

@@ -74,6 +74,25 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(make: Make, tmp_pa
     assert said[0] == "prune: would run prune cfsp (not run yet)"
 
 
+def test_an_export_writes_one_file_that_counts_as_done_while_it_is_there(make: Make, tmp_path: Path) -> None:
+    content = (
+        "source: {source}\nsteps:\n  - prune: magnitude\n    calibration: {text}\n    round_to: 8\n    sequence_length: 64\n"
+    )
+    content += "    samples: 8\n  - export: gguf\n    weights: f16\n"
+    content += "  - evaluate:\n    data: {text}\n    windows: 2\n    sequence_length: 64\n"
+    recipe, file = load(make(content=content)), tmp_path / "out" / "export" / "export.gguf"
+    result = run(recipe, tmp_path / "out")
+    assert result["ran"] == ["prune", "export", "evaluate"]
+    assert result["steps"]["export"]["output"] == str(file)
+    assert result["steps"]["evaluate"]["source"] == str(tmp_path / "out" / "prune")
+    before = file.read_bytes()
+    assert run(recipe, tmp_path / "out")["ran"] == []
+    file.unlink()
+    assert run(recipe, tmp_path / "out")["ran"] == ["export"]
+    assert file.read_bytes() == before
+    assert run(recipe, tmp_path / "out", Wanted(first="export"))["ran"] == ["export", "evaluate"]
+
+
 def test_overwriting_starts_anew_and_gives_the_same_bytes(done: Path, tmp_path: Path) -> None:
     before = weights(tmp_path / "out")
     assert run(load(done), tmp_path / "out", Wanted(overwrite=True))["ran"] == STEPS
