@@ -12,7 +12,7 @@ from compresskit.errors import CheckpointError, RequestError
 
 DEMO = "demo:smollm2-135m"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"]
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md", "*.py"]
 
 
 def resolve(source: str) -> Path:

@@ -31,6 +31,16 @@ def _is_score(value: object) -> bool:
     return all(map(is_number, numbers))
 
 
+def _is_answer(value: object) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("prompt", "after")):
+        return False
+    return isinstance(value.get("before"), str | None)
+
+
+ANSWERS = Kind(
+    "a list of objects with the texts 'prompt', 'before' and 'after'",
+    lambda value: isinstance(value, list) and all(map(_is_answer, value)),
+)
 TASKS = Kind(
     "a score, or scores by name, for every task",
     lambda value: isinstance(value, dict) and all(map(_is_score, value.values())),
@@ -50,7 +60,7 @@ EVALUATION: dict[str, Kind] = {
     **dict.fromkeys(("bytes", "parameters", "perplexity"), NUMBER.always),
     **dict.fromkeys(("reference_bytes", "reference_parameters", "reference_perplexity"), NUMBER),
     **dict.fromkeys(("size_ratio_16bit", "bits_per_weight", "kl", "top1_agreement"), NUMBER),
-    "speed": NUMBERS, "tasks": TASKS,
+    "speed": NUMBERS, "generations": ANSWERS, "tasks": TASKS, "warning": TEXT, "against": TEXT,
 }  # fmt: skip
 """Of a step that measures, which reads one model."""
 GATE: dict[str, Kind] = {
