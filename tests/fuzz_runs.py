@@ -44,7 +44,8 @@ EVALUATED = {
     "perplexity": 20.5, "reference_perplexity": 10.25, "perplexity_ratio": 2.0, "kl": 0.5, "top1_agreement": 0.75,
     "parameters": 1000, "bytes": 2000, "reference_parameters": 1200, "reference_bytes": 4000, "bits_per_weight": 4.5,
     "size_ratio": 0.5, "size_ratio_16bit": 0.5, "speed": SPEED, "tasks": {"t": 0.5, "u": {"accuracy": 0.5}},
-    "gates": [], "warning": None, "seconds": 1.0, "peak_memory_bytes": 1000,
+    "gates": [], "warning": "a", "seconds": 1.0, "peak_memory_bytes": 1000,
+    "generations": [{"prompt": "a?", "before": "b c", "after": "b d"}, {"prompt": "e?", "before": None, "after": ""}],
 }  # fmt: skip
 GATE = {
     "step": "evaluate", "metric": "perplexity_ratio", "operator": "<=", "limit": 1.5, "value": 2.0, "passed": False,
@@ -131,7 +132,12 @@ def _resumed(folder: Path) -> object:
     state = open_state(folder, overwrite=False)
     steps = {name: step["result"] for name, step in state.steps.items()}
     result = result_of(folder, steps)
-    found = [verdict.markdown(result), verdict.junit(result), [state.output(name).is_dir() for name in steps]]
+    found = [
+        verdict.markdown(result),
+        verdict.junit(result),
+        verdict.ending(result),
+        [state.output(name).is_dir() for name in steps],
+    ]
     write_reports(folder, result)
     (folder / "r.yaml").write_text(RECIPE.format(source="m"))
     return found

@@ -25,9 +25,9 @@ def table(report: dict[str, Any]) -> str:
     ]
     rows: list[Row] = [("", "before", "after", "change") if report.get("against") else ("", "", "value", "")]
     for name, key, values, unit, digits, suffix, factor in quantities:
-        if key not in values:
+        before, after = values.get(f"reference_{key}"), values.get(key)
+        if after is None:
             continue
-        before, after = values.get(f"reference_{key}"), values[key]
         change = factor or (after / before if before else None)
         shown_before, shown_after = (f"{value / unit:.{digits}f}{suffix}" if value else "" for value in (before, after))
         rows.append((name, shown_before, shown_after, f"x {change:.3f}" if change else ""))
@@ -37,6 +37,14 @@ def table(report: dict[str, Any]) -> str:
         rows.append(("same most likely token", "", f"{report['top1_agreement']:.1%}", ""))
     rows += [(f"task {name}", "", shown_score(score), "") for name, score in (report.get("tasks") or {}).items()]
     return aligned(rows) + f"\nmeasured on: {report['text']}"
+
+
+def shown_bytes(count: float) -> str:
+    """Bytes in the unit that fits."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if abs(count) >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:,.0f} bytes"
 
 
 def shown_score(score: float | dict[str, float]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from compresskit.evaluation.gates import GateResult
-from compresskit.evaluation.table import aligned, answers, table
+from compresskit.evaluation.table import aligned, answers, shown_bytes, table
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """Environment variable in which GitHub Actions names the file of a job's summary."""
@@ -70,7 +70,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 def _gained_and_lost(report: dict[str, Any]) -> Iterator[str]:
     ratio = report.get("size_ratio_16bit") or 0
-    size = f"{report['bytes'] / 1e6:,.1f} MB"
+    size = shown_bytes(report["bytes"])
     if ratio > 0:
         change = f"{1 / ratio:.1f} times smaller than" if ratio < 1 else f"{ratio:.1f} times as large as"
         yield f"{change} the original in 16 bits ({size})"

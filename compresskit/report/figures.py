@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from compresskit.evaluation.table import shown_score
+from compresskit.evaluation.table import shown_bytes, shown_score
 from compresskit.report import charts, collecting
 from compresskit.report.markup import section, shown, table
 from compresskit.report.reference_points import References
@@ -35,7 +35,7 @@ def tiles(result: Mapping[str, Any]) -> str:
 
 def _tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
     before = report.get("reference_bytes")
-    yield Tile("Size", size(report["bytes"]), f"was {size(before)}" if before is not None else "of the weights")
+    yield Tile("Size", shown_bytes(report["bytes"]), f"was {shown_bytes(before)}" if before is not None else "of the weights")
     before = report.get("reference_perplexity")
     yield Tile("Perplexity", f"{report['perplexity']:.2f}", f"was {before:.2f}" if before is not None else "lower is better")
     if report.get("top1_agreement") is not None:
@@ -49,14 +49,6 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         yield Tile("Stored bits", f"{report['bits_per_weight']:.2f}", "a weight, embedding included")
 
 
-def size(count: float) -> str:
-    """Bytes in the unit that fits."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if abs(count) >= unit:
-            return f"{count / unit:,.1f} {name}"
-    return f"{count:,.0f} bytes"
-
-
 def before_after(result: Mapping[str, Any]) -> str:
     """Every figure of the last evaluation; "" where nothing was measured."""
     found = collecting.measured(result)
@@ -66,11 +58,11 @@ def before_after(result: Mapping[str, Any]) -> str:
     speed = report.get("speed") or {}
     rows = []
     quantities = (
-        ("Size", "bytes", size, report), ("Parameters", "parameters", _parameters, report),
+        ("Size", "bytes", shown_bytes, report), ("Parameters", "parameters", _parameters, report),
         ("Perplexity (lower is better)", "perplexity", "{:.2f}".format, report),
         ("Prefill, tokens a second", "prefill_tokens_per_second", "{:.1f}".format, speed),
         ("Decoding, tokens a second", "decode_tokens_per_second", "{:.1f}".format, speed),
-        ("Memory when running", "peak_memory_bytes", size, speed),
+        ("Memory when running", "peak_memory_bytes", shown_bytes, speed),
     )  # fmt: skip
     for name, key, form, values in quantities:
         after, before = values.get(key), values.get(f"reference_{key}")
@@ -115,8 +107,12 @@ def tradeoff(result: Mapping[str, Any], references: References) -> str:
             points.append(charts.Point(title, each["bytes"] / 1e6, each[key], len(groups), is_joined=True))
         groups.append(name)
     drawn = charts.scatter("Left and low is better", points, ("size, MB", RELATIVE[key]), groups)
-    rows = [(point.name, size(point.x * 1e6), f"{point.y:.4g}") for point in points]
-    listed = table(("model", "size", RELATIVE[key]), rows, "Size and quality") if len(rows) > len(("original", "result")) else ""
+    rows = [(point.name, shown_bytes(point.x * 1e6), f"{point.y:.4g}") for point in points]
+    listed = (
+        table(("model", "size", key.replace("_", " ")), rows, "Size and quality")
+        if len(rows) > len(("original", "result"))
+        else ""
+    )
     return section("Size and quality", drawn, listed)
 
 

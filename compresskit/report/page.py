@@ -9,12 +9,13 @@ from typing import Any
 from compresskit import __version__
 from compresskit.checkpoint.whole_files import write_whole
 from compresskit.errors import RequestError
+from compresskit.evaluation.table import shown_bytes
 from compresskit.recipe import verdict
 from compresskit.recipe.steps import STEP_NAME
 from compresskit.report import charts, collecting
 from compresskit.report.answers import answers
 from compresskit.report.card import card
-from compresskit.report.figures import before_after, size, tiles, tradeoff
+from compresskit.report.figures import before_after, tiles, tradeoff
 from compresskit.report.markup import preformatted, section, shown, table
 from compresskit.report.reference_points import References
 from compresskit.report.serving import commands, shell
@@ -94,7 +95,7 @@ def _steps(result: Mapping[str, Any]) -> str:
         weight = step.get("bytes_after", step.get("bytes"))
         seconds, memory = step.get("seconds"), step.get("peak_memory_bytes")
         rows.append((
-            name, f"{step['stage']} {step.get('method') or ''}".strip(), "" if weight is None else size(weight),
+            name, f"{step['stage']} {step.get('method') or ''}".strip(), "" if weight is None else shown_bytes(weight),
             "" if seconds is None else f"{seconds:.0f} s", "" if not memory else f"{memory / 1e9:.2f} GB",
         ))  # fmt: skip
     return section("Steps", table(("step", "what", "size", "time", "peak memory"), rows, "Steps", {"what"}))

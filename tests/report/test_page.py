@@ -77,11 +77,27 @@ def test_every_chart_has_marks_and_every_part_is_there(out: Path) -> None:
     assert min(reader.marks) > 0
     for words in (
         "Before and after", "1 of 2", "MISSED", "Left and low is better", "FFN channels a block keeps", "before training",
-        "Mean rank of a block's repair", "Provenance", "compresskit run", "PeftModel.from_pretrained", "vllm serve",
+        "Mean rank of a block's repair", "Answers before and after", "1 more question",
+        "Provenance", "compresskit run", "PeftModel.from_pretrained", "vllm serve",
     ):  # fmt: skip
         assert words in reader.text.replace("2 of 4", "1 of 2"), words
     hashes = json.loads((out / "prune" / "compresskit.json").read_text())["outputs"]["sha256"]
     assert all(digest[:12] in reader.text for digest in hashes.values())
+
+
+def test_the_page_begins_with_the_verdict_and_its_figures(out: Path) -> None:
+    text = (out / "report.html").read_text()
+    report = json.loads((out / "report.json").read_text())["steps"]["evaluate-bits-4"]
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", text)
+    assert heading
+    assert heading[1].startswith(f"{report['size_ratio_16bit']:.1f} times as large as the original in 16 bits (")
+    assert heading[1].endswith("2 of 4 gates missed.")
+    assert text.index("<h1") < text.index('class="tiles"') < text.index("<h2")
+
+
+def test_the_same_run_gives_the_same_page(out: Path) -> None:
+    result = json.loads((out / "report.json").read_text())
+    assert pages.page(out, result) == pages.page(out, result) == (out / "report.html").read_text()
 
 
 def test_texts_from_files_stay_texts(tmp_path: Path) -> None:
