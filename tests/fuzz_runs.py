@@ -20,6 +20,7 @@ from compresskit.recipe.state import open_state
 from compresskit.report.collecting import read_result
 from compresskit.report.inspect import inspect, listing
 from compresskit.report.page import write_reports
+from compresskit.report.reference_points import read_points
 
 RECIPE = """\
 source: {source}
@@ -123,6 +124,19 @@ def _final(file: str, step: str) -> Callable[[Path], str]:
     return make
 
 
+def _points(folder: Path) -> str:
+    """A run, and others' points for its chart."""
+    run_folder(folder)
+    points = [{"bytes": 1000, "perplexity_ratio": 1.5, "name": "3 bits"}, {"bytes": 900, "perplexity_ratio": 2.5}]
+    write_json(folder / "points.json", {"a": points, "b": points[:1]})
+    return "points.json"
+
+
+def _compared(folder: Path) -> object:
+    result = read_result(folder)
+    return write_reports(folder, result, read_points(folder / "points.json", result)).read_text()
+
+
 def _shown(folder: Path) -> object:
     return write_reports(folder, read_result(folder)).read_text()
 
@@ -162,6 +176,7 @@ def _inspected(step: str) -> Callable[[Path], object]:
 Parts = tuple[Callable[[Path], str], Mutate, Callable[[Path], object], bool, float]
 RUNS: dict[str, Parts] = {
     "report.json": (_made("report.json"), as_json, _shown, False, 3),
+    "reference points": (_points, as_json, _compared, False, 1),
     "report of a step": (_made("evaluate/report.json"), as_json, _measured_before, False, 1),
     "state of a run": (_made("run.json"), as_json, _resumed, False, 2),
     "manifest of a step": (_made("repair/compresskit.json"), as_json, _shown, False, 2),

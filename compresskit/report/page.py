@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
 from compresskit.checkpoint.whole_files import write_whole
+from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import RequestError
 from compresskit.evaluation.table import shown_bytes
 from compresskit.recipe import verdict
@@ -23,6 +24,8 @@ from compresskit.report.serving import commands, shell
 PAGE = "report.html"
 CARD = "README.md"
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+LARGEST_CHARTS = 2_000_000
+"""Characters of all charts of blocks: a run of many steps still gives a page that opens at once."""
 BLOCK_CHARTS = {
     "widths": ("FFN channels a block keeps", "channels"),
     "importance": ("Importance of a block", "angular distance"),
@@ -64,8 +67,7 @@ def page(out: Path, result: Mapping[str, Any], references: References = {}) -> s
         f'<div class="pair">{before_after(result)}{tradeoff(result, references)}</div>',
         answers(report),
         _serve(out, result),
-        *(_blocks(name, manifest) for name, manifest in made.items()),
-        *(_recovery(name, manifest.get("facts") or {}) for name, manifest in made.items()),
+        _fitting([_blocks(name, each) + _recovery(name, each.get("facts") or {}) for name, each in made.items()]),
         _steps(result),
         _provenance(result, made),
     ]
@@ -110,6 +112,18 @@ def _blocks(name: str, manifest: Mapping[str, Any]) -> str:
         drawn.append(charts.bars(title, [str(i) for i in range(count)], named, ("block", axis)))
     title = f"{name}: {manifest['stage']} {manifest['method']}, block by block"
     return section(title, f'<div class="charts">{"".join(drawn)}</div>') if drawn else ""
+
+
+def _fitting(steps: Sequence[str]) -> str:
+    """The charts of as many steps as a page can hold, and how many were left out."""
+    found, used = [], 0
+    for each in steps:
+        if used + len(each) <= LARGEST_CHARTS:
+            found.append(each)
+            used += len(each)
+    left_out = len(steps) - len(found)
+    note = f"The charts of {left_out} further steps are left out; their folders' {MANIFEST} hold the figures."
+    return "".join(found) + (section("Further steps", f"<p>{note}</p>") if left_out else "")
 
 
 def _recovery(name: str, facts: Mapping[str, Any]) -> str:

@@ -140,6 +140,25 @@ def test_facts_of_another_kind_are_left_out(value: object, tmp_path: Path) -> No
     assert min(read(write_reports(tmp_path / "out", result)).marks) > 0
 
 
+def test_a_run_of_many_steps_gives_a_page_that_is_small(tmp_path: Path) -> None:
+    result = hostile_run(tmp_path, "text")
+    manifest = {
+        "stage": "prune",
+        "method": "cfsp",
+        "facts": dict.fromkeys(("widths", "bits", "importances"), list(range(1, 101))),
+    }
+    for number in range(80):
+        name = f"step-{number}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "compresskit.json").write_text(json.dumps(manifest))
+        result["steps"][name] = {"stage": "prune", "method": "cfsp"}
+    page = write_reports(tmp_path, result)
+    drawn = len(read(page).marks)
+    assert page.stat().st_size < LARGEST_PAGE
+    assert 100 < drawn < 200
+    assert "further steps are left out" in page.read_text()
+
+
 def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
