@@ -145,7 +145,7 @@ def test_a_run_of_many_steps_gives_a_page_that_is_small(tmp_path: Path) -> None:
     manifest = {
         "stage": "prune",
         "method": "cfsp",
-        "facts": dict.fromkeys(("widths", "bits", "importances"), list(range(1, 101))),
+        "facts": {key: list(range(1, 101)) for key in ("widths", "bits", "importances")},
     }
     for number in range(80):
         name = f"step-{number}"
