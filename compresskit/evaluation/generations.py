@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from inspect import signature
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
 
-from compresskit.checkpoint.stock import next_logits
+from compresskit.checkpoint.stock import quiet
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluation.memory import available_bytes
 from compresskit.evaluation.prompts import ANSWER_TOKENS, PLAIN, PROMPTS
@@ -98,7 +98,7 @@ def generations(
         For every question its "prompt", the original's answer "before" (None without an original), the model's "after".
 
     Raises:
-        NumericalError: a model computes NaN or infinity.
+        NumericalError: a model computes NaN.
         RequestError: the model has an adapter, but peft is not installed.
     """
     total = len(models) * len(asked.questions)
@@ -117,7 +117,7 @@ def generations(
     ]
 
 
-def _answers(network: nn.Module, asked: Asked) -> Iterator[tuple[int, str]]:
+def _answers(network: Any, asked: Asked) -> Iterator[tuple[int, str]]:
     """The network's answers, each with the number of its question."""
     ends = end_tokens(network, asked.tokenizer)
     device = next(network.parameters()).device
@@ -139,33 +139,30 @@ def end_tokens(network: Any, tokenizer: Any) -> set[int]:
     return {each for each in (*listed, tokenizer.eos_token_id) if type(each) is int}
 
 
-@torch.inference_mode()
-def greedy(network: nn.Module, prompts: Tensor, most: int, ends: set[int]) -> list[list[int]]:
-    """Continue prompts (rows, length) int64 by the most likely token, up to `most` times.
+def greedy(network: Any, prompts: Tensor, most: int, ends: set[int]) -> list[list[int]]:
+    """Continue prompts (rows, length) int64 by the most likely token, up to `most` times, by transformers' own `generate`.
+
+    The folder's generation settings do not hold: a penalty or a temperature would hide what compression changed.
 
     Returns:
         The new tokens of every row, without the end token and what follows it.
 
     Raises:
-        NumericalError: a logit is NaN or infinite.
+        NumericalError: a logit is NaN.
     """
-    rows: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(rows)))
-    given, cache = prompts, None
-    # Logits of a whole prompt may be larger than the model.
-    options = {"logits_to_keep": 1} if "logits_to_keep" in signature(network.forward).parameters else {}
-    for _ in range(most):
-        logits, cache = next_logits(network, given, cache, **options)
-        last = logits[:, -1]
-        if not bool(last.isfinite().all()):
-            raise NumericalError("generating: the model's logits hold NaN or infinity; use --dtype float32")
-        picked = last.argmax(dim=-1)
-        for row, token in enumerate(picked.tolist()):
-            if token in ends:
-                running.discard(row)
-            elif row in running:
-                rows[row].append(token)
-        if not running:
-            break
-        given = picked[:, None]
-    return rows
+    end = sorted(ends)
+    network.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=most, eos_token_id=end or None, pad_token_id=end[0] if end else 0
+    )
+    checked = LogitsProcessorList([_finite])
+    with quiet():
+        made = network.generate(prompts, attention_mask=torch.ones_like(prompts), logits_processor=checked)
+    rows = made[:, prompts.shape[1] :].tolist()
+    return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+
+
+def _finite(tokens: Tensor, logits: Tensor) -> Tensor:
+    """The logits (rows, vocabulary) as they are; raises NumericalError unless they are numbers."""
+    if bool(logits.isnan().any()):
+        raise NumericalError("generating: the model's logits hold NaN; use --dtype float32")
+    return logits

@@ -1,6 +1,6 @@
 """evaluation/generations.py, evaluation/request.py and evaluation/run.py: answers before and after.
 
-Oracles: transformers' own `generate`, and passes over the whole text without a cache.
+Oracle: passes over the whole text, without a cache, one row at a time.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_runs import slow_but
 from tiny_models import FAMILIES, make_model
 
-from compresskit.errors import CheckpointError, RequestError
+from compresskit.errors import CheckpointError, NumericalError, RequestError
 from compresskit.evaluation import generations as module
 from compresskit.evaluation.generations import ask, end_tokens, generations, greedy
 from compresskit.evaluation.prompts import ANSWER_TOKENS, PROMPTS
@@ -31,35 +32,52 @@ TEMPLATE = (
 )
 
 
+@torch.inference_mode()
+def most_likely(network: Any, tokens: list[int], count: int) -> list[int]:
+    tokens = list(tokens)
+    for _ in range(count):
+        tokens.append(int(network(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[-count:]
+
+
 @pytest.mark.parametrize("family", slow_but("llama", "gpt2", of=FAMILIES))
 def test_every_row_is_continued_by_its_most_likely_tokens(family: str, tiny: dict[str, Path]) -> None:
     network = load_stock(open_model(tiny[family]), CPU)
     prompts = torch.randint(3, 259, (3, 20), generator=torch.Generator().manual_seed(0))
-    expected = []
-    for row in prompts:
-        tokens = row[None]
-        for _ in range(8):
-            tokens = torch.cat([tokens, network(tokens).logits[:, -1:].argmax(dim=-1)], dim=1)
-        expected.append(tokens[0, 20:].tolist())
+    expected = [most_likely(network, row, 8) for row in prompts.tolist()]
     assert greedy(network, prompts, 8, set()) == expected
     ends = {expected[0][3]}
     cut = [row[: next((i for i, token in enumerate(row) if token in ends), None)] for row in expected]
     assert greedy(network, prompts, 8, ends) == cut
 
 
-def test_the_answers_are_those_of_transformers_own_generate(tiny: dict[str, Path], tmp_path: Path) -> None:
-    models = [open_model(tiny["llama"]), open_model(make_model(tmp_path / "other", "llama", seed=1))]
-    asked = ask(models, 6, CPU)
+def test_the_answers_are_the_most_likely_tokens_whatever_the_folder_says_of_sampling(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other", "llama", seed=1)
+    sampling = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "max_length": 3, "eos_token_id": 2}
+    (other / "generation_config.json").write_text(json.dumps(sampling))
+    models = [open_model(tiny["llama"]), open_model(other)]
+    asked = ask(models, 3, CPU)
     found = generations(models, asked, CPU)
-    assert [each["prompt"] for each in found] == list(PROMPTS[:6])
+    assert [each["prompt"] for each in found] == list(PROMPTS[:3])
     for model, key in zip(models, ("after", "before"), strict=True):
         network, tokenizer = load_stock(model, CPU), open_tokenizer(model.checkpoint.folder)
         for each in found:
-            given = torch.tensor([tokenizer(f"Question: {each['prompt']}\nAnswer:").input_ids])
-            made = network.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=ANSWER_TOKENS)
-            assert tokenizer.decode(made[0, given.shape[1] :], skip_special_tokens=True).strip() == each[key]
+            tokens = tokenizer(f"Question: {each['prompt']}\nAnswer:").input_ids
+            made = most_likely(network, tokens, ANSWER_TOKENS)
+            made = made[: made.index(2)] if 2 in made else made
+            assert tokenizer.decode(made, skip_special_tokens=True).strip() == each[key]
     assert any(each["before"] != each["after"] for each in found)
     assert generations(models, asked, CPU) == found
+
+
+def test_a_model_that_computes_no_numbers_is_refused(tiny: dict[str, Path]) -> None:
+    network = load_stock(open_model(tiny["llama"]), CPU)
+    with torch.no_grad():
+        network.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="logits hold NaN"):
+        greedy(network, torch.tensor([[5, 6]]), 3, {2})
 
 
 def test_a_chat_template_is_put_around_the_questions(model: Path) -> None:
