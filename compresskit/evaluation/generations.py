@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from compresskit.checkpoint.stock import quiet
-from compresskit.errors import NumericalError, RequestError
+from compresskit.errors import CheckpointError, NumericalError, RequestError
 from compresskit.evaluation.memory import available_bytes
 from compresskit.evaluation.prompts import ANSWER_TOKENS, PLAIN, PROMPTS
 from compresskit.evaluation.scores import context_length
@@ -52,7 +52,7 @@ def ask(models: list[Model], count: int, where: Where) -> Asked:
 
     Raises:
         RequestError: a model does not fit into memory, or no answer fits into a context.
-        CheckpointError: the model has no usable tokenizer.
+        CheckpointError: the model has no usable tokenizer, or its chat template leaves questions out.
     """
     _check_memory(models, where)
     folder = models[0].checkpoint.folder
@@ -60,6 +60,8 @@ def ask(models: list[Model], count: int, where: Where) -> Asked:
     questions = list(PROMPTS[:count])
     with tokenizing(folder):
         tokens = [_encoded(tokenizer, question) for question in questions]
+    if not all(tokens):
+        raise CheckpointError(f"{folder}: its chat template makes nothing of a question; replace it by the model's own")
     check_vocabulary(models[0], max(map(max, tokens)))
     contexts = [length for length in map(context_length, models) if length is not None]
     room = min([ANSWER_TOKENS, *(length - max(map(len, tokens)) for length in contexts)])
@@ -150,9 +152,9 @@ def greedy(network: Any, prompts: Tensor, most: int, ends: set[int]) -> list[lis
     Raises:
         NumericalError: a logit is NaN.
     """
-    end = sorted(ends)
+    fill = int(prompts[0, 0])  # what a row that has ended is fed: a token that the model surely has
     network.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=most, eos_token_id=end or None, pad_token_id=end[0] if end else 0
+        do_sample=False, max_new_tokens=most, eos_token_id=sorted(ends) or None, pad_token_id=fill
     )
     checked = LogitsProcessorList([_finite])
     with quiet():
