@@ -57,9 +57,9 @@ def answers(report: dict[str, Any], most: int | None = None) -> str:
     lines: list[str] = []
     for each in (report.get("generations") or [])[:most]:
         lines += ["", *_wrapped("", each["prompt"])]
-        for key in ("before", "after"):
-            if each.get(key) is not None:
-                lines += _wrapped(f"  {key}", each[key])
+        before = each.get("before")
+        lines += _wrapped("  before", before) if before is not None else []
+        lines += _wrapped("  after" if before is not None else "  answer", each["after"])
     return "\n".join(lines[1:])
 
 

@@ -32,7 +32,7 @@ def answers(report: Mapping[str, Any]) -> str:
 def _answer(each: Mapping[str, Any]) -> str:
     before, after = each.get("before"), each["after"]
     sides = [] if before is None else [("Before", shown(before) or _NOTHING)]
-    sides.append(("After", _marked(before, after)))
+    sides.append(("Answer" if before is None else "After", _marked(before, after)))
     boxes = "".join(f'<div><dt>{name}</dt><dd dir="auto">{text}</dd></div>' for name, text in sides)
     return f'<article><h3 dir="auto">{shown(each["prompt"])}</h3><dl>{boxes}</dl></article>'
 

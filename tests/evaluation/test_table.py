@@ -49,7 +49,7 @@ def test_answers_stand_below_their_questions_in_lines_of_a_terminal() -> None:
     assert lines[2].startswith("  after   word word")
     assert all(line.startswith("          word") for line in lines[3:5])
     assert max(map(len, lines)) <= 100
-    assert lines[-3:] == ["", "b?", "  after   (nothing)"]
+    assert lines[-3:] == ["", "b?", "  answer  (nothing)"]
     assert answers({"generations": None}) == ""
 
 
