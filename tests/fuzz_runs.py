@@ -55,7 +55,8 @@ GATE = {
 STEPS = {
     "prune": {"stage": "prune", "method": "magnitude", "source": "m", "bytes_after": 10, "seconds": 1.0, "peak_memory_bytes": 9,
               "widths": [[8], [4]], "blocks": [{"rank": {"a": 2}}]},
-    "repair": {"stage": "compensate", "method": "svd", "source": "prune", "bytes_after": 5, "seconds": None, "warning": "a"},
+    "repair": {"stage": "compensate", "method": "svd", "source": "prune", "bytes_after": 5, "seconds": None, "warning": "a",
+               "kl_before": 0.5, "kl_after": 0.25, "kl_held_back": 0.5},
     "merged": {"stage": "merge", "method": "average", "source": ["repair", "repair"], "bytes_after": 5, "output": "m"},
     "evaluate": EVALUATED,
     "x": None,

@@ -53,6 +53,7 @@ RUN: dict[str, Kind] = {
 STEP: dict[str, Kind] = {
     "stage": TEXT.always, "method": TEXT, "source": TEXTS, "adapter": TEXT, "output": TEXT, "bytes": NUMBER,
     "bytes_after": NUMBER, "seconds": NUMBER, "peak_memory_bytes": NUMBER, "perplexity": NUMBER, "perplexity_ratio": NUMBER,
+    **dict.fromkeys(("kl_held_back", "kl_before", "kl_after"), NUMBER),
 }  # fmt: skip
 """Of every step."""
 EVALUATION: dict[str, Kind] = {

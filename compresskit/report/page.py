@@ -98,9 +98,20 @@ def _steps(result: Mapping[str, Any]) -> str:
         seconds, memory = step.get("seconds"), step.get("peak_memory_bytes")
         rows.append((
             name, f"{step['stage']} {step.get('method') or ''}".strip(), "" if weight is None else shown_bytes(weight),
+            _quality(step),
             "" if seconds is None else f"{seconds:.0f} s", "" if not memory else f"{memory / 1e9:.2f} GB",
         ))  # fmt: skip
-    return section("Steps", table(("step", "what", "size", "time", "peak memory"), rows, "Steps", {"what"}))
+    return section("Steps", table(("step", "what", "size", "quality", "time", "peak memory"), rows, "Steps", {"what"}))
+
+
+def _quality(step: Mapping[str, Any]) -> str:
+    """What a step says of its result: perplexity where it evaluates, else the KL divergence on held-back text."""
+    if step.get("perplexity") is not None:
+        ratio = step.get("perplexity_ratio")
+        return f"perplexity {step['perplexity']:.2f}" + (f" (x {ratio:.3f})" if ratio else "")
+    if step.get("kl_before") is not None and step.get("kl_after") is not None:
+        return f"KL {step['kl_before']:.4f} to {step['kl_after']:.4f}"
+    return "" if step.get("kl_held_back") is None else f"KL {step['kl_held_back']:.4f}"
 
 
 def _blocks(name: str, manifest: Mapping[str, Any]) -> str:

@@ -81,6 +81,10 @@ def test_every_chart_has_marks_and_every_part_is_there(out: Path) -> None:
         "Provenance", "compresskit run", "PeftModel.from_pretrained", "vllm serve",
     ):  # fmt: skip
         assert words in reader.text.replace("2 of 4", "1 of 2"), words
+    steps = json.loads((out / "report.json").read_text())["steps"]
+    repair, measured = steps["compensate-bits-4"], steps["evaluate-bits-4"]
+    assert f"KL {repair['kl_before']:.4f} to {repair['kl_after']:.4f}" in reader.text
+    assert f"perplexity {measured['perplexity']:.2f} (x {measured['perplexity_ratio']:.3f})" in reader.text
     hashes = json.loads((out / "prune" / "compresskit.json").read_text())["outputs"]["sha256"]
     assert all(digest[:12] in reader.text for digest in hashes.values())
 
