@@ -20,6 +20,7 @@ from compresskit.recipe.state import open_state
 from compresskit.report.collecting import read_result
 from compresskit.report.inspect import inspect, listing
 from compresskit.report.page import write_reports
+from compresskit.report.reference_points import read_points
 
 RECIPE = """\
 source: {source}
@@ -44,7 +45,8 @@ EVALUATED = {
     "perplexity": 20.5, "reference_perplexity": 10.25, "perplexity_ratio": 2.0, "kl": 0.5, "top1_agreement": 0.75,
     "parameters": 1000, "bytes": 2000, "reference_parameters": 1200, "reference_bytes": 4000, "bits_per_weight": 4.5,
     "size_ratio": 0.5, "size_ratio_16bit": 0.5, "speed": SPEED, "tasks": {"t": 0.5, "u": {"accuracy": 0.5}},
-    "gates": [], "warning": None, "seconds": 1.0, "peak_memory_bytes": 1000,
+    "gates": [], "warning": "a", "seconds": 1.0, "peak_memory_bytes": 1000,
+    "generations": [{"prompt": "a?", "before": "b c", "after": "b d"}, {"prompt": "e?", "before": None, "after": ""}],
 }  # fmt: skip
 GATE = {
     "step": "evaluate", "metric": "perplexity_ratio", "operator": "<=", "limit": 1.5, "value": 2.0, "passed": False,
@@ -53,7 +55,8 @@ GATE = {
 STEPS = {
     "prune": {"stage": "prune", "method": "magnitude", "source": "m", "bytes_after": 10, "seconds": 1.0, "peak_memory_bytes": 9,
               "widths": [[8], [4]], "blocks": [{"rank": {"a": 2}}]},
-    "repair": {"stage": "compensate", "method": "svd", "source": "prune", "bytes_after": 5, "seconds": None, "warning": "a"},
+    "repair": {"stage": "compensate", "method": "svd", "source": "prune", "bytes_after": 5, "seconds": None, "warning": "a",
+               "kl_before": 0.5, "kl_after": 0.25, "kl_held_back": 0.5},
     "merged": {"stage": "merge", "method": "average", "source": ["repair", "repair"], "bytes_after": 5, "output": "m"},
     "evaluate": EVALUATED,
     "x": None,
@@ -122,6 +125,19 @@ def _final(file: str, step: str) -> Callable[[Path], str]:
     return make
 
 
+def _points(folder: Path) -> str:
+    """A run, and others' points for its chart."""
+    run_folder(folder)
+    points = [{"bytes": 1000, "perplexity_ratio": 1.5, "name": "3 bits"}, {"bytes": 900, "perplexity_ratio": 2.5}]
+    write_json(folder / "points.json", {"a": points, "b": points[:1]})
+    return "points.json"
+
+
+def _compared(folder: Path) -> object:
+    result = read_result(folder)
+    return write_reports(folder, result, read_points(folder / "points.json", result)).read_text()
+
+
 def _shown(folder: Path) -> object:
     return write_reports(folder, read_result(folder)).read_text()
 
@@ -131,7 +147,12 @@ def _resumed(folder: Path) -> object:
     state = open_state(folder, overwrite=False)
     steps = {name: step["result"] for name, step in state.steps.items()}
     result = result_of(folder, steps)
-    found = [verdict.markdown(result), verdict.junit(result), [state.output(name).is_dir() for name in steps]]
+    found = [
+        verdict.markdown(result),
+        verdict.junit(result),
+        verdict.ending(result),
+        [state.output(name).is_dir() for name in steps],
+    ]
     write_reports(folder, result)
     (folder / "r.yaml").write_text(RECIPE.format(source="m"))
     return found
@@ -156,6 +177,7 @@ def _inspected(step: str) -> Callable[[Path], object]:
 Parts = tuple[Callable[[Path], str], Mutate, Callable[[Path], object], bool, float]
 RUNS: dict[str, Parts] = {
     "report.json": (_made("report.json"), as_json, _shown, False, 3),
+    "reference points": (_points, as_json, _compared, False, 1),
     "report of a step": (_made("evaluate/report.json"), as_json, _measured_before, False, 1),
     "state of a run": (_made("run.json"), as_json, _resumed, False, 2),
     "manifest of a step": (_made("repair/compresskit.json"), as_json, _shown, False, 2),

@@ -30,7 +30,8 @@ def hostile_run(out: Path, text: str = HOSTILE, adapter: bool = False) -> dict[s
     report = {
         "stage": "evaluate", "source": str(folder), "text": text, "tokens": 10, "bytes": 10, "parameters": 10,
         "perplexity": 2.0, "reference_bytes": 20, "reference_perplexity": 1.5, "perplexity_ratio": 1.3,
-        "size_ratio_16bit": 0.5, "tasks": {text: {text: 0.5}},
+        "size_ratio_16bit": 0.5, "tasks": {text: {text: 0.5}}, "warning": text,
+        "generations": [{"prompt": text, "before": f"same {text}", "after": f"same other {text}"}],
     }  # fmt: skip
     gate = {
         "step": "evaluate", "metric": text, "operator": "<=", "limit": 1.0, "value": 2.0, "passed": False, "missed_by": 1.0,

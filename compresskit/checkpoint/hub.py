@@ -17,7 +17,7 @@ PART = r"[A-Za-z0-9][\w.-]*"
 WRITTEN = re.compile(rf"({PART}/{PART})(?:@([A-Za-z0-9][\w./-]*))?")
 SNAPSHOT = re.compile(r"models--(.+?)--(.+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"]
+FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md", "*.py"]
 """What is downloaded: no pickles."""
 LOG_IN = "hf auth login (or set HF_TOKEN)"
 

@@ -80,6 +80,8 @@ def run(  # noqa: PLR0913, PLR0917 - each parameter is a flag
             write_reports(out, result)
             ci_files.write(files, result)
     if files:
+        if shown := verdict.ending(result):
+            say(f"{shown}\n")
         say(verdict.sentence(result))
         if result["gates"]:
             say(verdict.gate_table(result))
@@ -119,14 +121,19 @@ def plan(
 
 def report(
     out: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    reference_points: Annotated[
+        Path | None, typer.Option(help="JSON file of others' sizes and qualities, for the chart.")
+    ] = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Rewrite report.html and the model card of a run."""
     from compresskit.report.collecting import read_result
     from compresskit.report.page import write_reports
+    from compresskit.report.reference_points import read_points
 
-    page = write_reports(out, read_result(out))
+    result = read_result(out)
+    page = write_reports(out, result, read_points(reference_points, result) if reference_points else {})
     show(json.dumps({"stage": "report", "output": str(page)}) if json_output else str(page))
 
 

@@ -84,12 +84,12 @@ def evaluate_command() -> Callable[..., None]:
     """Build `evaluate SOURCE` with flags for its options."""
     from compresskit.evaluation.request import EvaluateOptions
     from compresskit.evaluation.run import evaluate
-    from compresskit.evaluation.table import table
+    from compresskit.evaluation.table import answers, table
 
     def command(source: str, **values: Any) -> None:
         quiet: bool = values["quiet"]
         report = evaluate(source, build(EvaluateOptions, values), quiet=quiet)
-        show(json.dumps(report) if values["json_output"] else table(report))
+        show(json.dumps(report) if values["json_output"] else f"{table(report)}\n\n{answers(report)}".strip())
         if report["warning"]:
             log(f"compresskit: warning: {report['warning']}")
         missed = [gate for gate in report["gates"] if not gate["passed"]]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compresskit import calibration
 from compresskit.errors import RequestError
+from compresskit.evaluation.prompts import ANSWER_TOKENS, PROMPTS
 from compresskit.evaluation.scores import check_comparable, check_context
 from compresskit.models.model import Model
 from compresskit.walk.cost import embedding_bytes, head_share, hidden_bytes, walk_bytes
@@ -18,6 +19,10 @@ CHUNK_BYTES = 1 << 25
 vocabulary."""
 SCORING_CHUNKS = 6
 """Logits of two models and what is made of them, each as large as scoring bounds it."""
+ANSWERED_COST = 5
+"""Tokens that a pass reads in the time of one token of an answer, its share of the question included: 4.6 for SmolLM2-135M."""
+LOADED_BYTES = 4
+"""Of a weight of a model that is loaded whole on the CPU."""
 
 
 class EvaluateOptions(BaseModel):
@@ -37,6 +42,8 @@ class EvaluateOptions(BaseModel):
     """Tokens per window."""
     speed: bool = False
     """Measure prefill and decode tokens per second and peak memory; loads the models whole."""
+    generations: Annotated[int, Field(ge=0, le=len(PROMPTS))] = 0
+    """Number of questions that the models answer, to be read side by side; loads each model whole. 0 asks none."""
     tasks: str | None = None
     """Tasks to score, such as arc_easy,lambada: files of --tasks-folder, else tasks of lm-eval."""
     tasks_folder: str | None = None
@@ -86,12 +93,14 @@ class EvaluateRequest:
     def passes(self) -> float:
         """Forward passes of one window through all blocks."""
         models = 2.0 if self.options.against else 1.0
-        return self.options.windows * models * (1 + head_share(self.model))
+        answered = self.options.generations * ANSWER_TOKENS * ANSWERED_COST / self.options.sequence_length
+        return (self.options.windows + answered) * models * (1 + head_share(self.model))
 
     def peak_bytes(self) -> int:
         """Peak bytes, on top of the process as it is."""
         tokens = self.options.windows, self.options.sequence_length
-        return max(walk_bytes(self.model, tokens, 0), scoring_bytes(self.model, tokens[0] * tokens[1]))
+        whole = self.model.parameters * LOADED_BYTES if self.options.generations else 0
+        return max(walk_bytes(self.model, tokens, 0), scoring_bytes(self.model, tokens[0] * tokens[1]), whole)
 
 
 def scoring_bytes(model: Model, tokens: int) -> int:

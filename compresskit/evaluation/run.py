@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compresskit import calibration
 from compresskit.checkpoint import source
@@ -20,6 +20,9 @@ from compresskit.machine.memory import peak_memory_bytes
 from compresskit.machine.progress import ProgressBars
 from compresskit.models.load import open_any, open_model
 from compresskit.models.model import Model
+
+if TYPE_CHECKING:
+    from compresskit.evaluation.generations import Asked
 
 BYTES_16BIT = 2
 
@@ -45,10 +48,12 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
     tasks = _local_tasks(options)
     with ProgressBars(quiet) as bars:
         where = choose_device(options.device, options.dtype, model.checkpoint.dtypes, options.trust_remote_code)
+        asked = _asked(request, where)
         scores, text = _scores(request, where, bars)
         speed = _speed(request, where)
+        answers = _answers(request, asked, where, bars)
         details = _task_scores(request, tasks, where, bars)
-    report = _report(model, request.reference, scores, text) | {"speed": speed, **_task_report(details)}
+    report = _report(model, request.reference, scores, text) | {"speed": speed, "generations": answers, **_task_report(details)}
     results = check_gates(gates, report)
     report["gates"] = [result.model_dump() for result in results]
     return report | {
@@ -60,11 +65,10 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
 
 def _verify(request: EvaluateRequest) -> None:
     """Raise CheckpointError for a weight file that is not what its manifest says; files without a manifest are not read."""
-    for model in (request.model, request.reference):
-        if model is not None:
-            check_unchanged(model.checkpoint)
-            if model.adapter is not None:
-                check_unchanged(model.adapter.store)
+    for model in _models(request):
+        check_unchanged(model.checkpoint)
+        if model.adapter is not None:
+            check_unchanged(model.adapter.store)
 
 
 def _scores(request: EvaluateRequest, where: Where, bars: ProgressBars) -> tuple[Scores, str]:
@@ -129,6 +133,27 @@ def _speed(request: EvaluateRequest, where: Where) -> dict[str, Any] | None:
     from compresskit.evaluation.speed import speed
 
     return speed(request.model, where, request.reference).model_dump()
+
+
+def _models(request: EvaluateRequest) -> list[Model]:
+    return [request.model, *([request.reference] if request.reference else [])]
+
+
+def _asked(request: EvaluateRequest, where: Where) -> Asked | None:
+    """Make the questions ready, so that what cannot be asked is refused before the work."""
+    if not request.options.generations:
+        return None
+    from compresskit.evaluation.generations import ask
+
+    return ask(_models(request), request.options.generations, where)
+
+
+def _answers(request: EvaluateRequest, asked: Asked | None, where: Where, bars: ProgressBars) -> list[dict[str, Any]] | None:
+    if asked is None:
+        return None
+    from compresskit.evaluation.generations import generations
+
+    return generations(_models(request), asked, where, bars.of("answering"))
 
 
 def _report(model: Model, reference: Model | None, scores: Scores, text: str) -> dict[str, Any]:

@@ -1,17 +1,20 @@
-"""Print the evaluate report as a small table."""
+"""Print the evaluate report as a small table, and answers below each other."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 Row = tuple[str, str, str, str]
 """Metric, before, after, change."""
+TERMINAL_COLUMNS = 100
+INDENT = " " * 10
 
 
 def table(report: dict[str, Any]) -> str:
     """Size, parameters, perplexity and speed; with a reference also the values before."""
-    speed = report["speed"] or {}
+    speed = report.get("speed") or {}
     quantities = [
         ("size on disk", "bytes", report, 1e6, 1, " MB", None),
         ("parameters", "parameters", report, 1e6, 1, " M", None),
@@ -20,19 +23,44 @@ def table(report: dict[str, Any]) -> str:
         ("decode tokens/s", "decode_tokens_per_second", speed, 1, 1, "", speed.get("decode_speedup")),
         ("memory when running", "peak_memory_bytes", speed, 1e6, 0, " MB", None),
     ]
-    rows: list[Row] = [("", "before", "after", "change") if report["against"] else ("", "", "value", "")]
+    rows: list[Row] = [("", "before", "after", "change") if report.get("against") else ("", "", "value", "")]
     for name, key, values, unit, digits, suffix, factor in quantities:
-        if key not in values:
+        before, after = values.get(f"reference_{key}"), values.get(key)
+        if after is None:
             continue
-        before, after = values.get(f"reference_{key}"), values[key]
         change = factor or (after / before if before else None)
         shown_before, shown_after = (f"{value / unit:.{digits}f}{suffix}" if value else "" for value in (before, after))
         rows.append((name, shown_before, shown_after, f"x {change:.3f}" if change else ""))
-    if report["kl"] is not None:
+    if report.get("kl") is not None:
         rows.append(("KL to the original, nats a token", "", f"{report['kl']:.4f}", ""))
+    if report.get("top1_agreement") is not None:
         rows.append(("same most likely token", "", f"{report['top1_agreement']:.1%}", ""))
-    rows += [(f"task {name}", "", f"{score:.1%}", "") for name, score in (report.get("tasks") or {}).items()]
+    rows += [(f"task {name}", "", shown_score(score), "") for name, score in (report.get("tasks") or {}).items()]
     return aligned(rows) + f"\nmeasured on: {report['text']}"
+
+
+def shown_score(score: float | dict[str, float]) -> str:
+    """A task's score, or its scores by name."""
+    return f"{score:.1%}" if isinstance(score, (int, float)) else ", ".join(f"{k} {v:.4g}" for k, v in score.items())
+
+
+def answers(report: dict[str, Any], most: int | None = None) -> str:
+    """The first questions (all, if `most` is None) with the answers before and after; "" where none were asked."""
+    lines: list[str] = []
+    for each in (report.get("generations") or [])[:most]:
+        lines += ["", *_wrapped("", each["prompt"])]
+        before = each.get("before")
+        lines += _wrapped("  before", before) if before is not None else []
+        lines += _wrapped("  after" if before is not None else "  answer", each["after"])
+    return "\n".join(lines[1:])
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    """Lines of a terminal with a label before the first; the text's own line ends become spaces."""
+    start = label.ljust(len(INDENT)) if label else ""
+    rest = INDENT if label else ""
+    found = textwrap.wrap(" ".join(text.split()), TERMINAL_COLUMNS, initial_indent=start, subsequent_indent=rest)
+    return found or [f"{start}(nothing)"]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

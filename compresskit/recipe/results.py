@@ -31,6 +31,16 @@ def _is_score(value: object) -> bool:
     return all(map(is_number, numbers))
 
 
+def _is_answer(value: object) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("prompt", "after")):
+        return False
+    return isinstance(value.get("before"), str | None)
+
+
+ANSWERS = Kind(
+    "a list of objects with the texts 'prompt', 'before' and 'after'",
+    lambda value: isinstance(value, list) and all(map(_is_answer, value)),
+)
 TASKS = Kind(
     "a score, or scores by name, for every task",
     lambda value: isinstance(value, dict) and all(map(_is_score, value.values())),
@@ -43,6 +53,7 @@ RUN: dict[str, Kind] = {
 STEP: dict[str, Kind] = {
     "stage": TEXT.always, "method": TEXT, "source": TEXTS, "adapter": TEXT, "output": TEXT, "bytes": NUMBER,
     "bytes_after": NUMBER, "seconds": NUMBER, "peak_memory_bytes": NUMBER, "perplexity": NUMBER, "perplexity_ratio": NUMBER,
+    **dict.fromkeys(("kl_held_back", "kl_before", "kl_after"), NUMBER),
 }  # fmt: skip
 """Of every step."""
 EVALUATION: dict[str, Kind] = {
@@ -50,7 +61,7 @@ EVALUATION: dict[str, Kind] = {
     **dict.fromkeys(("bytes", "parameters", "perplexity"), NUMBER.always),
     **dict.fromkeys(("reference_bytes", "reference_parameters", "reference_perplexity"), NUMBER),
     **dict.fromkeys(("size_ratio_16bit", "bits_per_weight", "kl", "top1_agreement"), NUMBER),
-    "speed": NUMBERS, "tasks": TASKS,
+    "speed": NUMBERS, "generations": ANSWERS, "tasks": TASKS, "warning": TEXT, "against": TEXT,
 }  # fmt: skip
 """Of a step that measures, which reads one model."""
 GATE: dict[str, Kind] = {

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
 from compresskit.evaluation.gates import GateResult
-from compresskit.evaluation.table import aligned
+from compresskit.evaluation.table import aligned, answers, table
 from compresskit.numerics.units import readable_bytes
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """Environment variable in which GitHub Actions names the file of a job's summary."""
+SHOWN_ANSWERS = 2
+"""At the end of a run; the page shows all."""
 Row = tuple[str, str, str, str]
 MARKDOWN = re.compile(r"[\\`*_\[\]<>|~#!&]")
 """Characters that mean something inside a line of GitHub's Markdown."""
@@ -54,23 +58,41 @@ def steps_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """State the verdict in one sentence."""
+    """State the verdict in one sentence: size, speed, loss, gates."""
     report = last_report(result)
-    parts = []
-    if report and report.get("size_ratio_16bit"):
-        parts.append(f"{report['size_ratio_16bit']:.1%} of the original's 16-bit bytes ({readable_bytes(report['bytes'])})")
-    elif report:
-        parts.append(readable_bytes(report["bytes"]))
-    if report and report.get("perplexity_ratio"):
-        parts.append(f"{report['perplexity_ratio']:.3f} times its perplexity")
-    elif report:
-        parts.append(f"perplexity {report['perplexity']:.2f}")
+    parts = [*_gained_and_lost(report)] if report else []
     missed = [gate for gate in result["gates"] if not gate["passed"]]
     if result["gates"]:
         parts.append(
             f"{len(missed)} of {len(result['gates'])} gates missed" if missed else f"all {len(result['gates'])} gates met"
         )
     return (", ".join(parts) or f"{len(result['steps'])} steps, nothing evaluated") + "."
+
+
+def _gained_and_lost(report: dict[str, Any]) -> Iterator[str]:
+    ratio = report.get("size_ratio_16bit") or 0
+    size = readable_bytes(report["bytes"])
+    if ratio > 0:
+        change = f"{1 / ratio:.1f} times smaller than" if ratio < 1 else f"{ratio:.1f} times as large as"
+        yield f"{change} the original in 16 bits ({size})"
+    else:
+        yield size
+    speedup = (report.get("speed") or {}).get("decode_speedup")
+    if speedup is not None:
+        yield f"decodes {speedup:.2f} times as fast"
+    ratio, before = report.get("perplexity_ratio") or 0, report.get("reference_perplexity")
+    if ratio > 0:
+        loss = math.log(ratio)
+        was = "" if before is None else f"from {before:.2f} to "
+        yield f"{'loses' if loss >= 0 else 'gains'} {abs(loss):.2g} nats a token (perplexity {was}{report['perplexity']:.2f})"
+    else:
+        yield f"perplexity {report['perplexity']:.2f}"
+
+
+def ending(result: dict[str, Any]) -> str:
+    """What was measured last, before and after, and two of the answers; "" where nothing was measured."""
+    report = last_report(result)
+    return f"{table(report)}\n\n{answers(report, SHOWN_ANSWERS)}".strip() if report else ""
 
 
 def last_report(result: dict[str, Any]) -> dict[str, Any] | None:

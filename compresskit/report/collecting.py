@@ -77,6 +77,14 @@ def measured(result: Mapping[str, Any]) -> list[Measured]:
     return found
 
 
+def quality_key(result: Mapping[str, Any]) -> str | None:
+    """The figure in which all evaluations of a run can be compared; None where there is none."""
+    reports = [each.report for each in measured(result)]
+    if not reports:
+        return None
+    return "perplexity_ratio" if all(report.get("perplexity_ratio") for report in reports) else "perplexity"
+
+
 def per_block(facts: Mapping[str, Any]) -> dict[str, dict[str, list[float | None]]]:
     """Numbers by block: {"widths": {"": [...]}, "bits": ..., "rank": ..., "error": {"before": [...], "after": [...]}}."""
     found: dict[str, dict[str, list[float | None]]] = {}

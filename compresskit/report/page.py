@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
 from compresskit.checkpoint.whole_files import write_whole
+from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import RequestError
 from compresskit.numerics.units import readable_bytes
 from compresskit.recipe import verdict
 from compresskit.recipe.steps import STEP_NAME
 from compresskit.report import charts, collecting
+from compresskit.report.answers import answers
 from compresskit.report.card import card
+from compresskit.report.figures import before_after, tiles, tradeoff
+from compresskit.report.markup import preformatted, section, shown, table
+from compresskit.report.reference_points import References
 from compresskit.report.serving import commands, shell
 
 PAGE = "report.html"
 CARD = "README.md"
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+LARGEST_CHARTS = 2_000_000
+"""Characters of all charts of blocks: a run of many steps still gives a page that opens at once."""
 BLOCK_CHARTS = {
     "widths": ("FFN channels a block keeps", "channels"),
     "importance": ("Importance of a block", "angular distance"),
@@ -29,8 +35,8 @@ BLOCK_CHARTS = {
 }
 
 
-def write_reports(out: Path, result: Mapping[str, Any]) -> Path:
-    """Rewrite the page, and the card of the final model.
+def write_reports(out: Path, result: Mapping[str, Any], references: References = {}) -> Path:  # noqa: B006
+    """Rewrite the page, and the card of the final model. `references`: others' points for the chart of size and quality.
 
     Returns:
         The page's path.
@@ -44,106 +50,43 @@ def write_reports(out: Path, result: Mapping[str, Any]) -> Path:
     final = collecting.final_model(out, result)
     if final is not None and (out / final).is_symlink():
         raise RequestError(f"{out / final}: is a link, and its model card would be written elsewhere; move the folder here")
-    write_whole(out / PAGE, page(out, result))
+    write_whole(out / PAGE, page(out, result, references))
     if final is not None:
         write_whole(out / final / CARD, card(out, result, final))
     return out / PAGE
 
 
-def page(out: Path, result: Mapping[str, Any]) -> str:
+def page(out: Path, result: Mapping[str, Any], references: References = {}) -> str:  # noqa: B006
     """Build the HTML page of a run's folder."""
     sentence = verdict.sentence(dict(result))
     made = collecting.manifests(out, result)
     title = Path(result["recipe"]).stem
+    report = verdict.last_report(dict(result)) or {}
     sections = [
-        _before_after(result),
         _gates(result),
-        _tradeoff(result),
+        f'<div class="pair">{before_after(result)}{tradeoff(result, references)}</div>',
+        answers(report),
+        _serve(out, result),
+        _fitting([_blocks(name, each) + _recovery(name, each.get("facts") or {}) for name, each in made.items()]),
         _steps(result),
-        *(_blocks(name, manifest) for name, manifest in made.items()),
-        *(_recovery(name, manifest.get("facts") or {}) for name, manifest in made.items()),
         _provenance(result, made),
-        _commands(out, result),
     ]
     passed = "" if not result["gates"] else ' class="good"' if result["passed"] else ' class="bad"'
+    warned = f'<p id="warning">{shown(report["warning"])}</p>' if report.get("warning") else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{escape(title)}: compresskit report</title><style>{STYLE}</style></head><body><main>"
-        f"<header><p>compresskit {escape(__version__)}</p><h1>{escape(title)}</h1>"
-        f'<p{passed} id="verdict">{escape(sentence)}</p></header>'
+        f"<title>{shown(title)}: compresskit report</title><style>{STYLE}</style></head><body><main>"
+        f"<header><p>compresskit {shown(__version__)}: {shown(title)}</p>"
+        f'<h1{passed} id="verdict">{shown(sentence[:1].upper() + sentence[1:])}</h1>{warned}{tiles(result)}</header>'
         f"{''.join(sections)}</main></body></html>\n"
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    label = f'role="region" tabindex="0" aria-label="{escape(caption)}"'
-    return f'<div class="table" {label}><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _section(title: str, *content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
-
-
-def _before_after(result: Mapping[str, Any]) -> str:
-    found = collecting.measured(result)
-    if not found:
-        return ""
-    report = found[-1].report
-    speed = report.get("speed") or {}
-    rows = []
-    quantities = (
-        ("Size", "bytes", 1e6, " MB", report), ("Parameters", "parameters", 1e6, " M", report),
-        ("Perplexity (lower is better)", "perplexity", 1, "", report),
-        ("Prefill, tokens a second", "prefill_tokens_per_second", 1, "", speed),
-        ("Decoding, tokens a second", "decode_tokens_per_second", 1, "", speed),
-        ("Memory when running", "peak_memory_bytes", 1e6, " MB", speed),
-    )  # fmt: skip
-    for name, key, unit, suffix, values in quantities:
-        after, before = values.get(key), values.get(f"reference_{key}")
-        if after is not None:
-            change = f"x {after / before:.3f}" if before else ""
-            rows.append((name, f"{before / unit:.2f}{suffix}" if before else "", f"{after / unit:.2f}{suffix}", change))
-    for name, key, form in (
-        ("Share of the original's 16-bit bytes", "size_ratio_16bit", "{:.1%}"),
-        ("Stored bits a weight", "bits_per_weight", "{:.2f}"),
-        ("KL to the original, nats a token", "kl", "{:.4f}"), ("Same most likely token", "top1_agreement", "{:.1%}"),
-    ):  # fmt: skip
-        if report.get(key) is not None:
-            rows.append((name, "", form.format(report[key]), ""))
-    rows += [(f"Task {name}", "", _task(score), "") for name, score in (report.get("tasks") or {}).items()]
-    note = f"<p>Step {escape(found[-1].name)}, measured on: {escape(report['text'])} ({report['tokens']:,} tokens).</p>"
-    return _section("Before and after", _table(("quantity", "before", "after", "change"), rows, "Before and after"), note)
-
-
-def _task(score: Any) -> str:
-    return f"{score:.1%}" if isinstance(score, (int, float)) else ", ".join(f"{k} {v:.4g}" for k, v in score.items())
 
 
 def _gates(result: Mapping[str, Any]) -> str:
     if not result["gates"]:
         return ""
-    return _section("Gates", _table(("gate", "found", "verdict", "missed by"), verdict.gate_rows(dict(result)), "Gates"))
-
-
-def _tradeoff(result: Mapping[str, Any]) -> str:
-    found = collecting.measured(result)
-    if not found:
-        return ""
-    relative = all(each.report.get("perplexity_ratio") for each in found)
-    key = "perplexity_ratio" if relative else "perplexity"
-    points = [charts.Point(each.name, each.report["bytes"] / 1e6, each.report[key]) for each in found]
-    groups = ["evaluated models"]
-    if relative and found[0].report.get("reference_bytes") is not None:
-        points.append(charts.Point("original", found[0].report["reference_bytes"] / 1e6, 1.0, 1))
-        groups.append("original")
-    axis = "perplexity over the original's" if relative else "perplexity"
-    return _section("Size and quality", charts.scatter("Left and low is better", points, ("size, MB", axis), groups))
+    return section("Gates", table(("gate", "found", "verdict", "missed by"), verdict.gate_rows(dict(result)), "Gates"))
 
 
 def _steps(result: Mapping[str, Any]) -> str:
@@ -151,13 +94,24 @@ def _steps(result: Mapping[str, Any]) -> str:
     for name, step in result["steps"].items():
         if step is None:
             continue
-        size = step.get("bytes_after", step.get("bytes"))
+        weight = step.get("bytes_after", step.get("bytes"))
         seconds, memory = step.get("seconds"), step.get("peak_memory_bytes")
         rows.append((
-            name, f"{step['stage']} {step.get('method') or ''}".strip(), "" if size is None else readable_bytes(size),
+            name, f"{step['stage']} {step.get('method') or ''}".strip(), "" if weight is None else readable_bytes(weight),
+            _quality(step),
             "" if seconds is None else f"{seconds:.0f} s", "" if not memory else readable_bytes(memory),
         ))  # fmt: skip
-    return _section("Steps", _table(("step", "what", "size", "time", "peak memory"), rows, "Steps"))
+    return section("Steps", table(("step", "what", "size", "quality", "time", "peak memory"), rows, "Steps", {"what"}))
+
+
+def _quality(step: Mapping[str, Any]) -> str:
+    """What a step says of its result: perplexity where it evaluates, else the KL divergence on held-back text."""
+    if step.get("perplexity") is not None:
+        ratio = step.get("perplexity_ratio")
+        return f"perplexity {step['perplexity']:.2f}" + (f" (x {ratio:.3f})" if ratio else "")
+    if step.get("kl_before") is not None and step.get("kl_after") is not None:
+        return f"KL {step['kl_before']:.4f} to {step['kl_after']:.4f}"
+    return "" if step.get("kl_held_back") is None else f"KL {step['kl_held_back']:.4f}"
 
 
 def _blocks(name: str, manifest: Mapping[str, Any]) -> str:
@@ -165,10 +119,22 @@ def _blocks(name: str, manifest: Mapping[str, Any]) -> str:
     for key, series in collecting.per_block(manifest.get("facts") or {}).items():
         title, axis = BLOCK_CHARTS[key]
         count = len(next(iter(series.values())))
-        shown = [charts.Series(label or axis, values) for label, values in series.items()]
-        drawn.append(charts.bars(title, [str(i) for i in range(count)], shown, ("block", axis)))
+        named = [charts.Series(label or axis, values) for label, values in series.items()]
+        drawn.append(charts.bars(title, [str(i) for i in range(count)], named, ("block", axis)))
     title = f"{name}: {manifest['stage']} {manifest['method']}, block by block"
-    return _section(title, f'<div class="charts">{"".join(drawn)}</div>') if drawn else ""
+    return section(title, f'<div class="charts">{"".join(drawn)}</div>') if drawn else ""
+
+
+def _fitting(steps: Sequence[str]) -> str:
+    """The charts of as many steps as a page can hold, and how many were left out."""
+    found, used = [], 0
+    for each in steps:
+        if used + len(each) <= LARGEST_CHARTS:
+            found.append(each)
+            used += len(each)
+    left_out = len(steps) - len(found)
+    note = f"The charts of {left_out} further steps are left out; their folders' {MANIFEST} hold the figures."
+    return "".join(found) + (section("Further steps", f"<p>{note}</p>") if left_out else "")
 
 
 def _recovery(name: str, facts: Mapping[str, Any]) -> str:
@@ -186,7 +152,7 @@ def _recovery(name: str, facts: Mapping[str, Any]) -> str:
     points = [(float(i), loss) for i, loss in enumerate(losses, start=1) if loss is not None]
     if len(points) > 1:
         drawn.append(charts.line("Training loss", points, ("step", "loss")))
-    return _section(f"{name}: recovery", f'<div class="charts">{"".join(drawn)}</div>') if drawn else ""
+    return section(f"{name}: recovery", f'<div class="charts">{"".join(drawn)}</div>') if drawn else ""
 
 
 def _provenance(result: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -> str:
@@ -196,15 +162,15 @@ def _provenance(result: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]
         hashes = (manifest.get("outputs") or {}).get("sha256", {})
         outputs = ", ".join(f"{file} {digest[:12]}" for file, digest in hashes.items())
         rows.append((name, f"{manifest['stage']} {manifest['method']}", inputs, outputs))
-    source = f"<p>Source: <code>{escape(str(result['source']))}</code>. First 12 digits of each weight file's SHA-256.</p>"
-    return _section("Provenance", source, _table(("step", "made by", "from", "gave"), rows, "Provenance")) if rows else ""
-
-
-def _commands(out: Path, result: Mapping[str, Any]) -> str:
+    source = f"<p>Source: <code>{shown(result['source'])}</code>. First 12 digits of each weight file's SHA-256.</p>"
     places = [shell(result[key]) for key in ("recipe", "output", "source")]
-    again = "compresskit run {} {} --source {}".format(*places)
+    again = preformatted("Run it again", "compresskit run {} {} --source {}".format(*places))
+    listed = table(("step", "made by", "from", "gave"), rows, "Provenance", {"made by", "from", "gave"}) if rows else ""
+    return section("Provenance", source, listed, again)
+
+
+def _serve(out: Path, result: Mapping[str, Any]) -> str:
     final = collecting.final_model(out, result)
-    parts = [f'<h3>Reproduce</h3><pre tabindex="0">{escape(again)}</pre>']
-    for title, text in (commands(out / final) if final else {}).items():
-        parts.append(f'<h3>{escape(title)}</h3><pre tabindex="0">{escape(text)}</pre>')
-    return _section("Reproduce and serve", *parts)
+    if not final:
+        return ""
+    return section("Use it", *(preformatted(title, text) for title, text in commands(out / final).items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compresskit.evaluation.table import aligned, table
+from compresskit.evaluation.table import aligned, answers, shown_score, table
 
 REPORT = {
     "against": "dense", "text": "prose", "bytes": 2_000_000, "reference_bytes": 4_000_000, "parameters": 5e6,
@@ -36,3 +36,23 @@ def test_without_a_reference_there_is_one_column() -> None:
 
 def test_columns_are_aligned() -> None:
     assert aligned([("a", "1", "22", ""), ("bbb", "333", "4", "x")]) == "a      1  22\nbbb  333   4  x"
+
+
+def test_answers_stand_below_their_questions_in_lines_of_a_terminal() -> None:
+    asked = [
+        {"prompt": "a?", "before": "one\n\n two", "after": "word " * 60},
+        {"prompt": "b?", "before": None, "after": ""},
+        {"prompt": "c?", "before": "x", "after": "y"},
+    ]
+    lines = answers({"generations": asked}, 2).splitlines()
+    assert lines[:2] == ["a?", "  before  one two"]
+    assert lines[2].startswith("  after   word word")
+    assert all(line.startswith("          word") for line in lines[3:5])
+    assert max(map(len, lines)) <= 100
+    assert lines[-3:] == ["", "b?", "  answer  (nothing)"]
+    assert answers({"generations": None}) == ""
+
+
+def test_scores_are_in_percent() -> None:
+    assert shown_score(0.125) == "12.5%"
+    assert shown_score({"a": 0.5, "b": 2}) == "a 0.5, b 2"

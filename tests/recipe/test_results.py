@@ -51,7 +51,8 @@ def test_whatever_stands_in_a_report_is_shown_or_refused(tmp_path: Path) -> None
             assert str(error).endswith("; run the recipe again"), (key, value)
             refused += 1
         else:
-            assert page(tmp_path, result) + verdict.markdown(result) + verdict.gate_table(result), (key, value)
+            said = verdict.markdown(result) + verdict.gate_table(result) + verdict.ending(result)
+            assert page(tmp_path, result) + said, (key, value)
     assert refused > 500
 
 

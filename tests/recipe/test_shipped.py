@@ -27,6 +27,7 @@ WANTED = {
 TINY: dict[str, Any] = {
     "samples": 8, "sequence_length": 64, "windows": 2, "group_size": 8, "round_to": 8, "rank": 2, "epochs": 1, "steps": 2,
     "batch_size": 2, "self_samples": 4, "saliency": "none", "speed": False,
+    "generations": 2,
 }  # fmt: skip
 LONGEST = 256
 """Tokens that the tiny model reads, a byte each: enough for an instruction with its answer."""

@@ -22,6 +22,7 @@ for (const scheme of ["light", "dark"]) {
     await tab.setViewport({ width, height: 900 });
     await tab.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
     await tab.goto(pathToFileURL(page).href);
+    await tab.evaluate(() => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
     const layout = await tab.evaluate(() => ({
       overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
       charts: [...document.querySelectorAll("figure svg")].map((svg) => {

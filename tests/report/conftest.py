@@ -18,7 +18,7 @@ steps:
   - {{prune: cfsp, sparsity: 0.25, round_to: 8}}
   - {{quantize: apiq, bits: "${{bits}}", group_size: 8, epochs: 1}}
   - {{compensate: eora, original: prune, rank: 2}}
-  - {{evaluate: , against: source, data: {text}, windows: 2}}
+  - {{evaluate: , against: source, data: {text}, windows: 2, generations: 5}}
 gates: [size_ratio<=1, perplexity_ratio<=1e-9]
 """
 

@@ -77,11 +77,31 @@ def test_every_chart_has_marks_and_every_part_is_there(out: Path) -> None:
     assert min(reader.marks) > 0
     for words in (
         "Before and after", "1 of 2", "MISSED", "Left and low is better", "FFN channels a block keeps", "before training",
-        "Mean rank of a block's repair", "Provenance", "compresskit run", "PeftModel.from_pretrained", "vllm serve",
+        "Mean rank of a block's repair", "Answers before and after", "1 more question",
+        "Provenance", "compresskit run", "PeftModel.from_pretrained", "vllm serve",
     ):  # fmt: skip
         assert words in reader.text.replace("2 of 4", "1 of 2"), words
+    steps = json.loads((out / "report.json").read_text())["steps"]
+    repair, measured = steps["compensate-bits-4"], steps["evaluate-bits-4"]
+    assert f"KL {repair['kl_before']:.4f} to {repair['kl_after']:.4f}" in reader.text
+    assert f"perplexity {measured['perplexity']:.2f} (x {measured['perplexity_ratio']:.3f})" in reader.text
     hashes = json.loads((out / "prune" / "compresskit.json").read_text())["outputs"]["sha256"]
     assert all(digest[:12] in reader.text for digest in hashes.values())
+
+
+def test_the_page_begins_with_the_verdict_and_its_figures(out: Path) -> None:
+    text = (out / "report.html").read_text()
+    report = json.loads((out / "report.json").read_text())["steps"]["evaluate-bits-4"]
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", text)
+    assert heading
+    assert heading[1].startswith(f"{report['size_ratio_16bit']:.1f} times as large as the original in 16 bits (")
+    assert heading[1].endswith("2 of 4 gates missed.")
+    assert text.index("<h1") < text.index('class="tiles"') < text.index("<h2")
+
+
+def test_the_same_run_gives_the_same_page(out: Path) -> None:
+    result = json.loads((out / "report.json").read_text())
+    assert pages.page(out, result) == pages.page(out, result) == (out / "report.html").read_text()
 
 
 def test_texts_from_files_stay_texts(tmp_path: Path) -> None:
@@ -122,6 +142,25 @@ def test_facts_of_another_kind_are_left_out(value: object, tmp_path: Path) -> No
     facts = dict.fromkeys(("losses", "clusters", "blocks", "widths"), value)
     manifest.write_text(json.dumps({"stage": "prune", "method": "cfsp", "facts": facts}))
     assert min(read(write_reports(tmp_path / "out", result)).marks) > 0
+
+
+def test_a_run_of_many_steps_gives_a_page_that_is_small(tmp_path: Path) -> None:
+    result = hostile_run(tmp_path, "text")
+    manifest = {
+        "stage": "prune",
+        "method": "cfsp",
+        "facts": {key: list(range(1, 101)) for key in ("widths", "bits", "importances")},
+    }
+    for number in range(80):
+        name = f"step-{number}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "compresskit.json").write_text(json.dumps(manifest))
+        result["steps"][name] = {"stage": "prune", "method": "cfsp"}
+    page = write_reports(tmp_path, result)
+    drawn = len(read(page).marks)
+    assert page.stat().st_size < LARGEST_PAGE
+    assert 100 < drawn < 200
+    assert "further steps are left out" in page.read_text()
 
 
 def luminance(colour: str) -> float:
