@@ -26,6 +26,7 @@ WHOLE_REPOSITORY = (
     "test_families",
     "test_supply_chain",
     "test_faults",
+    "test_client_bench",
 )
 """Test files whose subject is no file of the package."""
 BIN = Path(sys.executable).parent

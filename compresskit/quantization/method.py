@@ -15,7 +15,7 @@ from compresskit.models.loadable import check_loadable, quantised_linears
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedBlock, QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
-from compresskit.stages import Method
+from compresskit.quantization.for_client import ForClient
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ SMALLEST_USEFUL_GROUP = 8
 """Smaller groups cost at least 2 bits per weight for their 16-bit scales."""
 
 
-class QuantizeMethod(Method):
+class QuantizeMethod(ForClient):
     """Store the linears of the blocks in low bits.
 
     The shared walk (sequential.py) collects the second moments of each linear's inputs on the quantised prefix, passes the
