@@ -58,6 +58,8 @@ def main() -> int:
         if arguments.work is None:
             parser.error("WORK or --page")
         run(arguments)
+    for row in client_page.rows():  # the bounds may have changed
+        client_page.replace(client_runs.judged(row))
     client_page.write()
     return int(any(row["verdict"] == client_runs.WRONG for row in client_page.rows()))
 

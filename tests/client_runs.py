@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from client_artifacts import Artifact
+from client_artifacts import BY_NAME, Artifact
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -32,8 +32,11 @@ PROMPTS = (
     "Question: what is the capital of France, and which river runs through it? Answer: the capital of France is the city of",
 )
 PROMPT_TOKENS, NEW_TOKENS = 20, 16
-BOUNDS = {"float32": 0.002, "bfloat16": 0.1, "int8": 0.25}
-"""Largest mean |difference| of log-probabilities, in nats, by a client's precision; "int8" where it rounds activations."""
+BOUNDS = {"float32": 0.002, "bfloat16": 0.15, "int8": 0.3}
+"""Largest mean |difference| of log-probabilities, in nats, by a client's precision.
+
+bfloat16: about three times that of the dense model. "int8": where the client rounds activations to 8 bits.
+"""
 SHARE_OF_EFFECT = 0.5
 """With an adapter, a client is nearer than this to our model with it, measured by what the adapter changes."""
 WORDS = 200
@@ -117,7 +120,7 @@ def judge(artifact: Artifact, folders: tuple[Path, Path | None], ids: list[list[
     client = answer["job"].partition(":")[0]
     row = {"artifact": artifact.name, "client": client, "version": answer["version"], "command": artifact.command}
     if "refused" in answer:
-        return row | {"verdict": REFUSED, "words": one_line(answer["refused"], folders)}
+        return judged(row | {"words": one_line(answer["refused"], folders)})
     sequences = torch.cat([torch.tensor(ids), torch.tensor(answer["tokens"])], dim=1)
     model, adapter = folders
     ours = scores(adapter if adapter and adapter.parent != model else model, sequences)
@@ -131,13 +134,21 @@ def judge(artifact: Artifact, folders: tuple[Path, Path | None], ids: list[list[
         "generated_difference": _mean(answer["generated"], chosen[:, at:]),
         "prompt_difference": _mean(answer["prompt"], chosen[:, :at]) if answer["prompt"] else None,
     }
-    bound = BOUNDS[computed_in(artifact, client)]
     if adapter:
         without = scores(model, sequences) if adapter.parent != model else _without_adapter(model, sequences)
         effect = float((without.gather(-1, sequences[:, 1:, None])[..., 0] - chosen).abs().mean())
         row["effect_of_adapter"] = round(effect, 5)
-        bound = min(bound, max(BOUNDS["float32"], SHARE_OF_EFFECT * effect))
-    row["bound"] = round(bound, 5)
+    return judged(row)
+
+
+def judged(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its bound and its verdict."""
+    if "words" in row:
+        return row | {"verdict": REFUSED}
+    bound = BOUNDS[computed_in(BY_NAME[row["artifact"]], row["client"])]
+    if "effect_of_adapter" in row:
+        bound = min(bound, max(BOUNDS["float32"], SHARE_OF_EFFECT * row["effect_of_adapter"]))
+    row = row | {"bound": round(bound, 5)}
     return row | {"verdict": verdict(row)}
 
 

@@ -7,12 +7,12 @@ client's hardware was at hand. What no row holds is refused, with the rows of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Client = Literal["transformers", "vllm-cpu", "vllm-cuda", "llama.cpp"]
-GRID, NF4 = "grid", "nf4"
+GRID, NF4, UNKNOWN = "grid", "nf4", "unknown"
 READ = "read: "
 BOTH = (True, False)
 ROW = 0
@@ -108,6 +108,35 @@ def refusal(client: Client, form: Form) -> str:
     asked = f"{form.bits} bits, {symmetry}, in groups of {group}" if form.kind == GRID else form.kind
     takes = "; or ".join(map(str, of(client)))
     return f"{client} has no kernel for {asked}; it runs {takes}" + (f"; {ADVICE[client]}" if client in ADVICE else "")
+
+
+def was_run(client: Client, form: Form) -> bool:
+    """Whether the client bench ran the form, so that a command for it can be shown."""
+    return any(kernel.runs(form) for kernel in of(client) if not kernel.source.startswith(READ))
+
+
+def stored_forms(config: Mapping[str, Any]) -> list[Form]:
+    """The forms of linears that a config.json states, none for a dense checkpoint; what no row can match where it is damaged."""
+    stated = config.get("quantization_config")
+    if stated is None:
+        return []
+    if not isinstance(stated, dict):
+        return [Form(UNKNOWN)]
+    if stated.get("quant_method") == "bitsandbytes" and stated.get("bnb_4bit_quant_type") == "nf4":
+        return [Form(NF4)]
+    groups = stated.get("config_groups")
+    if stated.get("format") != "pack-quantized" or not isinstance(groups, dict) or not groups:
+        return [Form(UNKNOWN)]
+    return [_packed(each.get("weights") if isinstance(each, dict) else None) for each in groups.values()]
+
+
+def _packed(weights: Any) -> Form:
+    if not isinstance(weights, dict):
+        return Form(UNKNOWN)
+    bits, size, symmetric = weights.get("num_bits"), weights.get("group_size") or ROW, weights.get("symmetric")
+    if type(bits) is not int or type(size) is not int or type(symmetric) is not bool:
+        return Form(UNKNOWN)
+    return Form(GRID, bits, symmetric, max(size, ROW))
 
 
 def _either(values: Iterable[int]) -> str:
