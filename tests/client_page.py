@@ -22,6 +22,33 @@ CLIENTS = {
     "llama.cpp-export": "llama.cpp, `export gguf`",
 }
 """Title of each client's column."""
+TITLES = {
+    "dense": "dense, float32",
+    "dense-bf16": "dense, bfloat16",
+    "uniform": "pruned, one width",
+    "padded": "pruned, padded",
+    "ragged": "pruned, ragged: llama",
+    "ragged-mistral": "pruned, ragged: mistral",
+    "ragged-qwen2": "pruned, ragged: qwen2",
+    "ragged-qwen3": "pruned, ragged: qwen3",
+    "ragged-gemma3_text": "pruned, ragged: gemma3_text",
+    "merged": "repaired and merged",
+    **{f"{bits}-bit-{zero}{more}": f"{bits} bits, {zero}, {more[1:] or 'bfloat16'}"
+       for more in ("", "-float32") for bits in (2, 3, 4, 8) for zero in ("symmetric", "asymmetric")},
+    "gptq-4-bit": "GPTQ, 4 bits, symmetric",
+    "gptq-3-bit": "GPTQ, 3 bits, asymmetric",
+    "nf4": "nf4",
+    "apiq-4-bit": "ApiQ, 4 bits, symmetric",
+    "apiq-with-adapter": "ApiQ, 4 bits, with its adapter",
+    "eora-over-4-bit": "EoRA adapter over 4 bits",
+    "eora-float8": "the same, `--adapter-bits 8`",
+    "eora-rank-budget": "the same, ranks that differ",
+    "lora-over-dense": "LoRA over the dense model",
+    "expanded": "ternary adapter, expanded",
+    "ragged-4-bit": "ragged, 4 bits",
+    "ragged-4-bit-lora": "EoRA adapter over ragged, 4 bits",
+}  # fmt: skip
+"""What an artifact is called on the page."""
 Row = dict[str, Any]
 HEAD = """\
 # Clients: what runs where
@@ -42,10 +69,14 @@ FOOT = """
 ## Conditions
 
 - transformers takes `trust_remote_code=True` for ragged folders, vLLM `--trust-remote-code`; beside our package, no flag.
-- vLLM runs on a CPU, eager, with `VLLM_CPU_INT4_W4A8=0`: by default it rounds activations to 8 bits under symmetric 4-bit
-  weights, which costs a mean of about 0.25 nats. With a LoRA, its log-probabilities of prompts crash for any adapter, so that
-  there the chosen tokens alone are compared. On CUDA nothing was run.
+- vLLM runs on a CPU, eager, with `VLLM_CPU_INT4_W4A8=0`; otherwise, on processors with AMX, it rounds activations to 8 bits
+  under 4-bit weights. Checkpoints in float32 with low-bit linears are computed in bfloat16, its own choice. With a LoRA, its
+  log-probabilities of prompts crash for any adapter, so that there the chosen tokens alone are compared. On CUDA nothing was run.
 - llama.cpp runs files of its own converter in F32, so that the format is judged and not its kernels' rounding.
+  Its own int8 rounding of activations comes on top where `export gguf` keeps low bits (a mean of {int8} nats at most).
+
+## How the files are made
+
 """
 
 
@@ -73,14 +104,22 @@ def text(found: list[Row]) -> str:
 
     clients = [client for client in CLIENTS if any(row["client"] == client for row in found)]
     letters = _letters(found)
-    lines = [f"| made by | {' | '.join(_title(client, found) for client in clients)} |", "|---" * (len(clients) + 1) + "|"]
+    lines = [f"| form | {' | '.join(_title(client, found) for client in clients)} |", "|---" * (len(clients) + 1) + "|"]
     by_place = {(row["artifact"], row["client"]): row for row in found}
     for name in dict.fromkeys(row["artifact"] for row in found):
         cells = [_cell(by_place.get((name, client)), letters) for client in clients]
-        lines.append(f"| {_made_by(name)} | {' | '.join(cells)} |")
+        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    made = [f"- {TITLES[name]}: {_command(name)}" for name in dict.fromkeys(row["artifact"] for row in found)]
     reasons = [f"- **{letter}** `{words.replace('`', chr(39))}`" for words, letter in letters.items()]
     head = HEAD.format(tokens=len(PROMPTS) * NEW_TOKENS, **BOUNDS)
-    return head + "\n".join([*lines, "", "## Refused, in the client's words", "", *(reasons or ["Nothing."])]) + "\n" + FOOT
+    return (
+        head
+        + "\n".join([*lines, "", "## Refused, in the client's words", "", *(reasons or ["Nothing."])])
+        + "\n"
+        + FOOT.format(**BOUNDS)
+        + "\n".join(made)
+        + "\n"
+    )
 
 
 def _title(client: str, found: list[Row]) -> str:
@@ -95,18 +134,16 @@ def _letters(found: list[Row]) -> dict[str, str]:
 
 def _cell(row: Row | None, letters: dict[str, str]) -> str:
     if row is None:
-        return ""
+        return "-"
     if row["verdict"] == "refused":
         return f"refused {letters[row['words']]}"
     worst = max(row["generated_difference"], row["prompt_difference"] or 0.0)
     return f"{row['verdict']}, {worst:.4f}"
 
 
-def _made_by(name: str) -> str:
+def _command(name: str) -> str:
+    """How it is made, in words of the command line; sources are named as on the bench."""
     artifact = BY_NAME[name]
     if not artifact.command:
-        return {"dense": "the dense model", "dense-bf16": "the dense model in bfloat16"}.get(
-            name, "stock peft: a LoRA of the dense model"
-        )
-    shown = [word for word in artifact.command.split() if word != "{out}"]
-    return "`" + " ".join(word.strip("{}") for word in shown) + "`" + (", bfloat16" if artifact.precision == "bfloat16" else "")
+        return {"lora-over-dense": "stock peft"}.get(name, "the first blocks of SmolLM2-135M-Instruct")
+    return "`" + " ".join(word.strip("{}") for word in artifact.command.split() if word != "{out}") + "`"

@@ -32,10 +32,11 @@ PROMPTS = (
     "Question: what is the capital of France, and which river runs through it? Answer: the capital of France is the city of",
 )
 PROMPT_TOKENS, NEW_TOKENS = 20, 16
-BOUNDS = {"float32": 0.002, "bfloat16": 0.15, "int8": 0.3}
+BOUNDS = {"float32": 0.002, "float16": 0.005, "bfloat16": 0.15, "int8": 0.3}
 """Largest mean |difference| of log-probabilities, in nats, by a client's precision.
 
-bfloat16: about three times that of the dense model. "int8": where the client rounds activations to 8 bits.
+bfloat16: about three times that of the dense model. float16: of llama.cpp, which keeps keys and values in it. int8: of a client
+that rounds activations to 8 bits.
 """
 SHARE_OF_EFFECT = 0.5
 """With an adapter, a client is nearer than this to our model with it, measured by what the adapter changes."""
@@ -46,13 +47,13 @@ RUNS, REFUSED, WRONG = "runs", "refused", "WRONG"
 def computed_in(artifact: Artifact, client: str) -> str:
     """The client's precision: that of the files, but for low bits.
 
-    vLLM has kernels for bfloat16 alone and picks that; llama.cpp rounds activations to 8 bits before block types of low bits,
-    and computes in float32 what its own converter unpacks.
+    vLLM has kernels for bfloat16 alone and picks that; llama.cpp rounds activations to 8 bits before block types of low bits.
+    It multiplies bfloat16 codes and scales in float32, which transformers and our reader round.
     """
     if client == "llama.cpp-export" and artifact.packed:
         return "int8"
     if client.startswith("llama"):
-        return "float32"
+        return "float16" if artifact.precision == "float32" else artifact.precision
     return "bfloat16" if client.startswith("vllm") and artifact.packed else artifact.precision
 
 
@@ -120,6 +121,8 @@ def judge(artifact: Artifact, folders: tuple[Path, Path | None], ids: list[list[
     client = answer["job"].partition(":")[0]
     row = {"artifact": artifact.name, "client": client, "version": answer["version"], "command": artifact.command}
     if "refused" in answer:
+        if "ModuleNotFoundError" in answer["refused"]:
+            raise RuntimeError(f"{client}: its environment lacks something: {answer['refused']}")
         return judged(row | {"words": one_line(answer["refused"], folders)})
     sequences = torch.cat([torch.tensor(ids), torch.tensor(answer["tokens"])], dim=1)
     model, adapter = folders
@@ -188,13 +191,15 @@ def transformers(python: str, jobs: Sequence[dict[str, Any]], scratch: Path) -> 
 
 def vllm(python: str, one: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """vLLM, a process for each; our plugin is loaded where the client's name says so."""
-    allowed = {} if one["client"].endswith("plugin") else {"VLLM_PLUGINS": "none"}
-    (found,) = ask(python, "client_vllm.py", [one], scratch, allowed, 600)
-    return found
+    allowed = {} if one["client"] == "vllm-plugin" else {"VLLM_PLUGINS": "none"}
+    return ask(python, "client_vllm.py", [one], scratch, allowed, 600)[0]
 
 
-def llama_cpp(python: str, converter: Path, one: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Run llama.cpp after its own converter or after `export gguf`; `converter` is the folder of the sources of either."""
+def llama_cpp(pythons: tuple[str, str], converter: Path, one: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Run llama.cpp after its own converter or after `export gguf`; `converter` is the folder of the sources of either.
+
+    `pythons`: with llama-cpp-python, and with what llama.cpp's converter imports.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     made: list[str | None] = []
     for kind, folder in (("model", one["model"]), ("adapter", one["adapter"])):
@@ -204,22 +209,22 @@ def llama_cpp(python: str, converter: Path, one: dict[str, Any], scratch: Path) 
             made.append(None)
             continue
         own = one["client"] == "llama.cpp"
-        command = _own_converter(converter, one, kind, out) if own else _our_export(one, kind, out)
-        found = os.environ | ({} if own else {"PYTHONPATH": str(converter)})
-        ended = subprocess.run(command, env=found, capture_output=True, text=True, check=False)
+        command = _own_converter(pythons[1], converter, one, kind, out) if own else _our_export(one, kind, out)
+        found = os.environ | {"PYTHONPATH": "" if own else str(converter)}
+        ended = subprocess.run(command, env=found, cwd=converter, capture_output=True, text=True, check=False)
         if ended.returncode or not out.exists():
             lines = [line for line in ended.stderr.splitlines() if line.strip()] or ["no file and no word"]
             return {"job": one["name"], "version": "", "refused": f"converter: {lines[-1].strip()}"}
         made.append(str(out))
-    return ask(python, "client_llama_cpp.py", [one | {"model": made[0], "adapter": made[1]}], scratch, {}, 600)[0]
+    return ask(pythons[0], "client_llama_cpp.py", [one | {"model": made[0], "adapter": made[1]}], scratch, {}, 600)[0]
 
 
-def _own_converter(source: Path, one: dict[str, Any], kind: str, out: Path) -> list[str]:
+def _own_converter(python: str, source: Path, one: dict[str, Any], kind: str, out: Path) -> list[str]:
     if kind == "model":
         script, folder = ["convert_hf_to_gguf.py"], [one["model"]]
     else:
         script, folder = ["convert_lora_to_gguf.py", "--base", one["model"]], [one["adapter"]]
-    return [sys.executable, str(source / script[0]), *script[1:], *folder, "--outfile", str(out), "--outtype", "f32"]
+    return [python, str(source / script[0]), *script[1:], *folder, "--outfile", str(out), "--outtype", "f32"]
 
 
 def _our_export(one: dict[str, Any], kind: str, out: Path) -> list[str]:

@@ -51,7 +51,8 @@ def _chosen(places: Any, tokens: Any) -> list[float]:
 
 def main(jobs: str, results: str) -> None:
     """One JSON line a job: answers, or the words of a refusal."""
-    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_INT4_W4A8": "0"}
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    os.environ["VLLM_CPU_INT4_W4A8"] = "0"  # which rounds activations to 8 bits on processors with AMX
     from importlib.metadata import distributions
 
     version = next(each.version for each in distributions() if each.metadata["Name"] in ("vllm", "vllm-cpu"))

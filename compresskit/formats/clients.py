@@ -66,20 +66,23 @@ class Kernel:
 
 
 MARLIN = READ + "vllm/model_executor/layers/quantization/utils/marlin_utils.py"
-GGUF = READ + "ggml/src/ggml-quants.c"
 KERNELS = (
     Kernel("transformers", GRID, "4-bit-symmetric", bits=(2, 3, 4, 5, 6, 7, 8)),
     Kernel("transformers", NF4, "nf4"),
     Kernel("vllm-cpu", GRID, "4-bit-asymmetric", bits=(4,), multiple=2),
     Kernel("vllm-cuda", GRID, MARLIN, bits=(4,), groups=(ROW, 32, 64, 128)),
     Kernel("vllm-cuda", GRID, MARLIN, bits=(8,), symmetric=(True,), groups=(ROW, 32, 64, 128)),
-    Kernel("llama.cpp", GRID, GGUF, bits=(2, 3, 4), multiple=32),
-    Kernel("llama.cpp", GRID, GGUF, bits=(8,), symmetric=(True,), multiple=32),
+    Kernel("llama.cpp", GRID, "4-bit-asymmetric", bits=(4,), multiple=32),
+    Kernel("llama.cpp", GRID, "3-bit-symmetric", bits=(2, 3), multiple=32),
+    Kernel("llama.cpp", GRID, "8-bit-symmetric", bits=(8,), symmetric=(True,), multiple=32),
 )
-"""A format of its own (fp8, int8, nvfp4, mxfp4) is a row more for each client that runs it."""
+"""A format of its own (fp8, int8, nvfp4, mxfp4) is a row more for each client that runs it.
+
+llama.cpp's are the forms that a block type of GGUF holds exactly.
+"""
 ADVICE = {
     "vllm-cuda": "vLLM runs other widths where the package humming is installed beside it",
-    "llama.cpp": "export gguf can re-round other forms",
+    "llama.cpp": "other forms lose more when they are converted to GGUF",
 }
 
 
