@@ -18,8 +18,8 @@ CLIENTS = {
     "peft": "peft",
     "vllm": "vLLM, CPU",
     "vllm-plugin": "vLLM, CPU, beside our package",
-    "llama.cpp": "llama.cpp, its own converter",
-    "llama.cpp-export": "llama.cpp, `export gguf`",
+    "llama.cpp": "llama.cpp after its own converter, llama-cpp-python",
+    "llama.cpp-export": "llama.cpp after `export gguf`, llama-cpp-python",
 }
 """Title of each client's column."""
 TITLES = {
@@ -59,7 +59,8 @@ and writes this page from `benchmarks/results/clients.jsonl`; a test compares th
 "runs" means: the client loads the files; it chooses the tokens that our own float32 model of them chooses, over {tokens} tokens
 after five prompts; and its log-probabilities differ by no more than its precision explains (a mean of {float32} nats in float32,
 of {bfloat16} in bfloat16; with an adapter, of half of what the adapter changes at most). The number is the larger of the two mean
-differences, over the prompts and over the chosen tokens. A letter stands for the client's own words, below.
+differences, over the prompts and over the chosen tokens. "-": not run, or nothing to run. A letter stands for the client's own
+words, below.
 
 The models are the first blocks of SmolLM2-135M-Instruct and random models of the other families. Files of `gptq` and `rtn` have
 the same form, so that not every width is made by both.
@@ -72,8 +73,10 @@ FOOT = """
 - vLLM runs on a CPU, eager, with `VLLM_CPU_INT4_W4A8=0`; otherwise, on processors with AMX, it rounds activations to 8 bits
   under 4-bit weights. Checkpoints in float32 with low-bit linears are computed in bfloat16, its own choice. With a LoRA, its
   log-probabilities of prompts crash for any adapter, so that there the chosen tokens alone are compared. On CUDA nothing was run.
-- llama.cpp runs files of its own converter in F32, so that the format is judged and not its kernels' rounding.
+- llama.cpp runs files of its own converter (build 11434) in F32, so that the format is judged and not its kernels' rounding.
   Its own int8 rounding of activations comes on top where `export gguf` keeps low bits (a mean of {int8} nats at most).
+- llama.cpp's own converter of adapters reads `lora_alpha` alone and not `alpha_pattern`: factors in 8 bits and ranks that differ
+  come out WRONG. Use `export gguf`, or `--merge`.
 
 ## How the files are made
 
