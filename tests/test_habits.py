@@ -27,6 +27,7 @@ WHOLE_REPOSITORY = (
     "test_supply_chain",
     "test_packaging",
     "test_faults",
+    "test_client_bench",
 )
 """Test files whose subject is no file of the package."""
 BIN = Path(sys.executable).parent

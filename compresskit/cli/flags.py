@@ -49,9 +49,10 @@ def option(name: str, info: FieldInfo, annotation: Any) -> inspect.Parameter:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=[], annotation=several)
     annotation = bool if annotation == bool | None else annotation
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    short = [str(extra["short"])] if "short" in extra else []
     off = extra.get("off", f"--no-{flag(name)[2:]}")
     spelling = f"{flag(name)}/{off}" if annotation is bool else flag(name)
-    typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, help=info.description)]
+    typed: Any = Annotated[_plain_type(annotation), typer.Option(spelling, *short, help=info.description)]
     default = inspect.Parameter.empty if info.is_required() else info.default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typed)
 

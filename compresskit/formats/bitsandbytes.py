@@ -1,4 +1,4 @@
-"""bitsandbytes NF4: 4-bit linears on the quantiles of a normal distribution, readable by transformers and vLLM.
+"""bitsandbytes NF4: 4-bit linears on the quantiles of a normal distribution, readable by transformers.
 
     NAME.weight                                 U8 (ceil(out * in / 2), 1)   two codes a byte, over the flattened (out, in)
     NAME.weight.absmax                          F32, or U8 where nested      largest magnitude of every block

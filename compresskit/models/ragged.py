@@ -3,7 +3,7 @@
     import compresskit
     compresskit.register()
 
-vLLM calls `register` through the entry point `vllm.general_plugins`. The classes come from the same text that `prune`
+vLLM calls `register` by way of vllm_plugin.py. The classes come from the same text that `prune`
 writes into the output folder (layouts.py), so they have a single definition.
 """
 

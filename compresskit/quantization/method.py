@@ -14,7 +14,7 @@ from compresskit.models.loadable import check_loadable, checked_scheme, largest_
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedBlock, QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
-from compresskit.stages import Method
+from compresskit.quantization.for_client import ForClient
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_BITS, MOST_BITS = 4, 8
 
 
-class QuantizeMethod(Method):
+class QuantizeMethod(ForClient):
     """Store the linears of the blocks in low bits.
 
     The shared walk (sequential.py) collects the second moments of each linear's inputs on the quantised prefix, passes the

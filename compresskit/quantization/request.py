@@ -59,7 +59,7 @@ class QuantizeRequest(Request):
         """Refuse what cannot be quantized.
 
         Raises:
-            RequestError: the source is in low bits, nothing is left to quantize, or the grid does not fit a linear.
+            RequestError: the source is in low bits, nothing is left to quantize, or the grid fits no linear or no client.
             UnsupportedArchitecture: stock tools could not load the result.
         """
         model, folder = self.model, self.model.checkpoint.folder
@@ -70,6 +70,7 @@ class QuantizeRequest(Request):
         self.method.check(model)
         if not self.schemes:
             raise RequestError(f"--ignore {' '.join(self.method.ignore)}: leaves nothing to quantize; ignore less")
+        self.method.check_client(self.schemes.values())
 
     @cached_property
     def schemes(self) -> dict[str, Scheme | None]:

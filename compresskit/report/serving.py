@@ -1,13 +1,18 @@
-"""Commands that load a run's result with stock tools."""
+"""Commands that load a run's result with stock tools: those alone that the client bench ran on results of this form.
+
+docs/clients.md has what was run; formats/clients.py says which low-bit forms those are.
+"""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import CompresskitError
+from compresskit.formats.clients import stored_forms, was_run
 from compresskit.models import layouts
 from compresskit.models.architectures import RAGGED_PREFIX
 from compresskit.models.load import architecture_of
@@ -41,12 +46,31 @@ def commands(folder: Path) -> dict[str, str]:
     trusted = ragged and holds_our_code_only(Path(base))
     code = REGISTER if ragged and not trusted else ""
     code += TRANSFORMERS.format(base=base, more=", trust_remote_code=True" if trusted else "")
-    serve = f"vllm serve {shell(base)}" + (" --trust-remote-code" if trusted else "")
     texts = {"transformers" + (" and peft" if adapter else ""): code + (PEFT.format(adapter=adapter) if adapter else "")}
-    if adapter:
-        rank = max_rank(Path(adapter))
-        serve += f" --enable-lora --max-lora-rank {rank} --lora-modules {shell(f'repair={adapter}')}"
-    return {**texts, "vLLM": serve}
+    return {**texts, "vLLM": _serve(base, adapter, trusted)} if runs_in_vllm(Path(base)) else texts
+
+
+def _serve(base: str, adapter: str | None, trusted: bool) -> str:
+    """The command of vLLM's server."""
+    serve = f"vllm serve {shell(base)}" + (" --trust-remote-code" if trusted else "")
+    if adapter is None:
+        return serve
+    rank = max_rank(Path(adapter))
+    return f"{serve} --enable-lora --max-lora-rank {rank} --lora-modules {shell(f'repair={adapter}')}"
+
+
+def runs_in_vllm(folder: Path) -> bool:
+    """Whether vLLM ran the forms of this folder's linears; a folder that is elsewhere counts as dense."""
+    return all(was_run("vllm-cpu", form) or was_run("vllm-cuda", form) for form in stored_forms(stated_config(folder)))
+
+
+def stated_config(folder: Path) -> dict[str, Any]:
+    """config.json; {} where there is none, because an adapter names its base as it likes, at any length."""
+    config_file = folder / "config.json"
+    try:
+        return read_json(config_file) if config_file.is_file() else {}
+    except OSError:
+        return {}
 
 
 def shell(word: object) -> str:
@@ -60,12 +84,7 @@ def shell(word: object) -> str:
 
 def is_ragged(folder: Path) -> bool:
     """Whether the folder's model is in the ragged layout, for which stock tools need code."""
-    config_file = folder / "config.json"
-    try:
-        is_there = config_file.is_file()
-    except OSError:  # an adapter names its base as it likes, at any length
-        is_there = False
-    return is_there and str(read_json(config_file).get("model_type")).startswith(RAGGED_PREFIX)
+    return str(stated_config(folder).get("model_type")).startswith(RAGGED_PREFIX)
 
 
 def holds_our_code_only(folder: Path) -> bool:

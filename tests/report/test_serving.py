@@ -86,3 +86,29 @@ def test_an_adapter_may_name_its_base_as_it_likes(base: object, tmp_path: Path) 
     hostile_run(tmp_path, "text", adapter=True)
     (tmp_path / "prune" / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": base}))
     assert set(commands(tmp_path / "prune")) == {"transformers and peft", "vLLM"}
+
+
+GRID = {"num_bits": 4, "group_size": 64, "symmetric": True}
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "served"),
+    [
+        (None, True),
+        (PACKED | {"config_groups": {"group_0": {"weights": GRID}}}, True),
+        (PACKED | {"config_groups": {"group_0": {"weights": GRID | {"num_bits": 3}}}}, False),
+        (PACKED | {"config_groups": {"a": {"weights": GRID}, "b": {"weights": GRID | {"num_bits": 8}}}}, False),
+        (PACKED | {"config_groups": {"a": {"weights": GRID | {"num_bits": "4"}}}}, False),
+        (PACKED | {"config_groups": ["a"]}, False),
+        ({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}, False),
+        ("nf4", False),
+    ],
+)
+def test_vllm_is_named_for_forms_that_it_ran(stated: object, served: bool, tmp_path: Path) -> None:
+    config = {"model_type": "llama"} | ({"quantization_config": stated} if stated else {})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ("vLLM" in commands(tmp_path)) == served
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert ("vLLM" in commands(tmp_path)) == served
