@@ -2,7 +2,8 @@
 
 A row holds a form that a client runs. Its `source` is an artifact of the client bench, whose row in
 benchmarks/results/clients.jsonl says "runs" (a test compares), "tried: " and the page that has the trial, or "read: " and a file
-of the client, where no machine with the client's hardware was at hand. What no row holds is refused, with the rows of its client as the remedy.
+of the client, where no machine with the client's hardware was at hand. What no row holds is refused, with the rows of its
+client as the remedy.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ def tiles(result: Mapping[str, Any]) -> str:
 
 def _tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
     before = report.get("reference_bytes")
-    yield Tile("Size", readable_bytes(report["bytes"]), f"was {readable_bytes(before)}" if before is not None else "of the weights")
+    yield Tile(
+        "Size", readable_bytes(report["bytes"]), f"was {readable_bytes(before)}" if before is not None else "of the weights"
+    )
     before = report.get("reference_perplexity")
     yield Tile("Perplexity", f"{report['perplexity']:.2f}", f"was {before:.2f}" if before is not None else "lower is better")
     if report.get("top1_agreement") is not None:

@@ -7,7 +7,24 @@ from typing import get_args
 import client_page
 import pytest
 
-from compresskit.formats.clients import GRID, KERNELS, NF4, READ, TRIED, Client, Form, Kernel, needs_symmetry, of, refusal, runs
+from compresskit.formats import fixed
+from compresskit.formats.clients import (
+    GRID,
+    KERNELS,
+    NF4,
+    READ,
+    STATIC,
+    TRIED,
+    UNKNOWN,
+    Client,
+    Form,
+    Kernel,
+    needs_symmetry,
+    of,
+    refusal,
+    runs,
+    stored_forms,
+)
 
 COLUMNS = {"transformers": "transformers", "vllm-cpu": "vllm", "llama.cpp": "llama.cpp-export"}
 """The bench's name of each client that it runs."""
@@ -59,3 +76,20 @@ def test_zero_points_are_given_up_where_a_client_has_none() -> None:
 
 def test_a_row_of_any_group_size_takes_whole_rows() -> None:
     assert Kernel("llama.cpp", GRID, "", bits=(4,), multiple=32).runs(Form(GRID, 4, True, 0))
+
+
+@pytest.mark.parametrize("name", list(fixed.SCHEMES))
+def test_a_format_of_its_own_is_known_by_its_configuration(name: str) -> None:
+    for activations in fixed.ACTIVATIONS[name]:
+        config = fixed.configuration(fixed.fixed_scheme(name, activations), [])
+        kind = name + (STATIC if activations == "static" else "")
+        assert stored_forms({"quantization_config": config}) == [Form(kind)]
+        assert runs("transformers", Form(kind))
+        assert runs("vllm-cuda", Form(kind))
+
+
+def test_static_activations_have_no_kernel_on_a_cpu_and_the_refusal_says_so() -> None:
+    assert runs("vllm-cpu", Form("fp8"))
+    assert refusal("vllm-cpu", Form(f"fp8{STATIC}")).startswith("vllm-cpu has no kernel for fp8 with static activations; it runs")
+    assert stored_forms({"quantization_config": {"format": "float-quantized", "config_groups": {"a": 3}}}) == [Form(UNKNOWN)]
+    assert stored_forms({"quantization_config": {"format": 3, "config_groups": {"a": {}}}}) == [Form(UNKNOWN)]
