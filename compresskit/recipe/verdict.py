@@ -79,7 +79,7 @@ def _gained_and_lost(report: dict[str, Any]) -> Iterator[str]:
         yield size
     speedup = (report.get("speed") or {}).get("decode_speedup")
     if speedup is not None:
-        yield f"decodes {speedup:.2f} times as fast"
+        yield f"decodes {speedup:.2f} times as fast" if speedup >= 1 else f"decodes at {speedup:.0%} of its speed"
     ratio, before = report.get("perplexity_ratio") or 0, report.get("reference_perplexity")
     if ratio > 0:
         loss = math.log(ratio)

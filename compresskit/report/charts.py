@@ -6,6 +6,7 @@ Every mark has a <title>, which browsers show as a tooltip and screen readers re
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -20,6 +21,8 @@ CHARACTER, LINE = 6.6, 14
 """Room that a name beside a mark takes."""
 WIDE_RATIO = 10
 """Between the largest and the smallest value, from which on a scale is logarithmic."""
+HIDDEN = 50
+"""A bar of a fiftieth of a chart's height can hardly be seen."""
 LARGEST, SMALLEST = 1e300, 1e-300
 """Beyond these a difference of two numbers may be infinite, or a fifth of one 0."""
 
@@ -120,10 +123,12 @@ def _legend(names: Sequence[str]) -> str:
 def bars(title: str, categories: Sequence[str], series: Sequence[Series], labels: tuple[str, str]) -> str:
     """Draw one bar per category and series, side by side; below the title stands how far the last series spreads."""
     found = [value for each in series for value in each.values if value is not None]
-    scale = Scale(ticks(min(0.0, *found), max(0.0, *found)))
+    # Where most bars would be too low to see beside the highest, powers of ten show them.
+    hidden = min(found) > SMALLEST and statistics.median(found) * HIDDEN < max(found)
+    scale = scale_of(found) if hidden else Scale(ticks(min(0.0, *found), max(0.0, *found)))
     room = (WIDTH - RIGHT - LEFT) / len(categories)
     thick = room * 0.8 / len(series)
-    zero = scale.place(0)
+    zero = scale.place(scale.marks[0] if hidden else 0)
     marks = []
     for number_, each in enumerate(series):
         for index, value in enumerate(each.values):

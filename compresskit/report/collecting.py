@@ -21,6 +21,7 @@ PER_BLOCK = {"widths": "widths", "bits": "bits", "importances": "importance"}
 """Facts that list a number for each block, or several to add up, and what they are called here."""
 ERRORS = {
     "relative_output_error": "output error",
+    "relative_output_errors": "output error",
     "start_error": "before training",
     "kept_error": "after training",
     "error": "output error",

@@ -31,7 +31,7 @@ BLOCK_CHARTS = {
     "importance": ("Importance of a block", "angular distance"),
     "bits": ("Bits of a block", "bits"),
     "rank": ("Mean rank of a block's repair", "rank"),
-    "error": ("Relative error of a block", "error"),
+    "error": ("Error of a block's output", "error"),
 }
 
 

@@ -49,9 +49,11 @@ def test_the_verdict_says_size_speed_loss_and_gates_in_one_sentence() -> None:
         "2.5 times smaller than the original in 16 bits (40.0 MB), decodes 1.26 times as fast, loses 0.08 nats a token "
         "(perplexity from 20.00 to 21.67), all 2 gates met."
     )
-    better = report | {"perplexity_ratio": math.exp(-0.5), "size_ratio_16bit": 2.0, "speed": None, "perplexity": 12.13}
+    better = report | {"perplexity_ratio": math.exp(-0.5), "size_ratio_16bit": 2.0, "perplexity": 12.13}
+    better["speed"] = {"decode_speedup": 0.826}
     assert verdict.sentence({"steps": {"e": better}, "gates": []}) == (
-        "2.0 times as large as the original in 16 bits (40.0 MB), gains 0.5 nats a token (perplexity from 20.00 to 12.13)."
+        "2.0 times as large as the original in 16 bits (40.0 MB), decodes at 83% of its speed, gains 0.5 nats a token "
+        "(perplexity from 20.00 to 12.13)."
     )
     alone = {"stage": "evaluate", "bytes": 40e6, "perplexity": 20.0}
     assert verdict.sentence({"steps": {"e": alone}, "gates": gates[:1]}) == "40.0 MB, perplexity 20.00, all 1 gates met."

@@ -69,3 +69,13 @@ def test_names_in_a_scatter_plot_cover_neither_each_other_nor_a_mark(places: lis
 def test_the_spread_names_the_lowest_and_the_highest() -> None:
     assert charts.spread(["0", "1", "2"], [3.0, None, 1.5], "block") == "1.5 in block 2 to 3 in block 0"
     assert charts.spread(["0", "1"], [4.0, 4.0], "block") == "4 in every block"
+
+
+def test_low_bars_beside_a_high_one_are_seen() -> None:
+    values = [1.0, 2.0, 3.0, 1000.0]
+    drawn = charts.bars("t", list("abcd"), [charts.Series("s", values)], ("block", "error"))
+    heights = [float(each) for each in re.findall(r'<rect [^>]*height="([\d.]+)"', drawn)]
+    assert heights == sorted(heights)
+    room = charts.HEIGHT - charts.TOP - charts.BOTTOM
+    assert heights[-1] == pytest.approx(room, abs=0.01)
+    assert heights[1] == pytest.approx(room * math.log10(2) / 3, abs=0.01)

@@ -65,3 +65,8 @@ def test_facts_that_are_no_numbers_are_not_drawn(value: Any) -> None:
         {"widths": {"": [0.0, 0.0]}, "bits": {"": [0.0, 0.0]}},
     )
     assert per_block({"blocks": [{"rank": value, "error": value}]}) == {}
+
+
+def test_the_errors_of_a_quantised_block_are_its_mean() -> None:
+    blocks = [{"relative_output_errors": {"a": 0.25, "b": 0.75}}, {"relative_output_errors": {"a": 0.5, "b": None}}]
+    assert per_block({"blocks": blocks}) == {"error": {"output error": [0.5, 0.5]}}
