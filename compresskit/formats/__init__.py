@@ -75,10 +75,11 @@ def _compressed_tensors(checkpoint: Checkpoint) -> PackQuantized | IntQuantized 
     from compresskit.formats.four_bit_floats import FORMATS, PackedFloats
     from compresskit.formats.packed_checks import stated_groups
 
-    form, *others = dict.fromkeys(group.format for group in stated_groups(checkpoint))
-    if form == INT_FORMAT and not others:
+    form, *others = (group.format for group in stated_groups(checkpoint))
+    alike = all(other == form for other in others)
+    if form == INT_FORMAT and alike:
         return IntQuantized.of(checkpoint)
-    if isinstance(form, str) and form in FORMATS and not others:
+    if isinstance(form, str) and form in FORMATS and alike:
         return PackedFloats.of(checkpoint, form)
     return PackQuantized.of(checkpoint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,4 +64,15 @@ def test_a_scale_that_does_not_fit_is_refused(tiny: dict[str, Path], text_file: 
     name = "model.layers.1.mlp.up_proj.weight_scale"
     edit_tensors(tmp_path / "out", lambda tensors: tensors.update({name: tensors[name][:-1].clone()}))
     with pytest.raises(CheckpointError, match=r"up_proj\.weight_scale is F32 \[95, 1\], expected floats \[96, 1\] or \[1\]"):
+        open_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", [["int-quantized"], {}, None, "float-sparse"], ids=str)
+def test_a_format_that_is_no_known_name_is_refused(form: object, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    quantize(RTN(format="int8"), str(tiny["llama"]), tmp_path / "out", Options(calibration=str(text_file), sequence_length=32))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["format"] = form
+    config["quantization_config"]["format"] = form
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="quantization_config: format"):
         open_model(tmp_path / "out")
