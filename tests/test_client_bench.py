@@ -15,10 +15,7 @@ from client_artifacts import ARTIFACTS, BY_NAME, Kitchen
 from stock_tools import run_stock
 from tiny_models import make_model
 
-SAMPLE = (
-    ("ragged", "transformers"), ("4-bit-symmetric", "transformers"), ("eora-over-4-bit", "transformers"),
-    ("eora-over-4-bit", "peft"),
-)  # fmt: skip
+SAMPLE = (("ragged", "transformers"), ("4-bit-symmetric", "transformers"), ("eora-over-4-bit", "peft"))
 KNOWN_WRONG = {("eora-float8", "llama.cpp"), ("eora-rank-budget", "llama.cpp")}
 """llama.cpp's own converter of adapters reads `lora_alpha` alone; docs/clients.md says so, and that `export gguf` does not."""
 SIZES = {"hidden_size": 64, "intermediate_size": 256}
