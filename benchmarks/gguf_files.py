@@ -1,6 +1,6 @@
 """GGUF files in llama.cpp, beside the model in memory: tiny models of every family, SmolLM2 in every form, tokenizers.
 
-    PYTHONPATH=.:tests python benchmarks/gguf_files.py --client ENVIRONMENT/bin/python [--parts families,real,tokenizers]
+    PYTHONPATH=.:tests python benchmarks/gguf_files.py --client ENVIRONMENT/bin/python [--parts families,variants,real,tokenizers]
         [--only "a;b"] [--work FOLDER] [--out FILE.jsonl]
 
 ENVIRONMENT has llama-cpp-python. The file is compared with stock transformers in float32 (adapters by peft), token by token:
@@ -215,7 +215,7 @@ def every_family(client: str, work: Path, only: set[str]) -> Iterator[dict[str, 
         dense, vocabulary = tiny_model(work / family, family)
         generator = torch.Generator().manual_seed(0)
         windows = torch.randint(3, vocabulary, (5, 64), generator=generator).tolist()
-        for form in ("dense", "ragged", "4 bits", "4 bits asymmetric", "adapter", "ragged, adapter"):
+        for form in ("dense", "ragged", "4 bits", "4 bits asymmetric", "4 bits, unpacked", "adapter", "ragged, adapter"):
             row: dict[str, Any] = {"part": "families", "family": family, "form": form}
             with timed(row):
                 row |= family_row(client, dense, work / f"{family}-{form.replace(' ', '-')}", form, windows)
@@ -237,6 +237,39 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 32},
 }
 """What tiny models need besides tests/tiny_models.py: what llama.cpp has built in."""
+
+
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "biases in every linear": ("llama", {"mlp_bias": True, "attention_bias": True}),
+    "wide heads": ("llama", {"head_dim": 16}),
+    "linear": ("llama", {"rope_parameters": PLAIN | {"rope_type": "linear", "factor": 4.0}}),
+    "llama3": ("llama", {"rope_parameters": PLAIN | {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }}),
+    "yarn": ("qwen2", {"rope_parameters": PLAIN | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+    "half rotated": ("phi3", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.5}}),
+    "longrope": ("phi3", {"original_max_position_embeddings": 48, "rope_parameters": PLAIN | {
+        "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": 48,
+    }}),
+    "linear and windows": ("gemma3_text", {
+        "query_pre_attn_scalar": 8, "sliding_window": 32, "num_hidden_layers": 6, "layer_types": None,
+        "rope_parameters": {"full_attention": PLAIN | {"rope_type": "linear", "factor": 8.0}, "sliding_attention": PLAIN},
+    }),
+}  # fmt: skip
+"""Rotations and shapes that a family may have; dense."""
+
+
+def variants(client: str, work: Path, only: set[str]) -> Iterator[dict[str, Any]]:
+    windows = torch.randint(3, VOCABULARY, (5, 64), generator=torch.Generator().manual_seed(0)).tolist()
+    for name, (family, changes) in VARIANTS.items():
+        if only and name not in only:
+            continue
+        folder = make_model(work / name.replace(" ", "-"), family, **changes)
+        row: dict[str, Any] = {"part": "variants", "family": family, "form": name}
+        yield row | family_row(client, folder, work / f"{name.replace(' ', '-')}-out", "dense", windows)
 
 
 def family_row(client: str, dense: Path, out: Path, form: str, windows: list[list[int]]) -> dict[str, Any]:
@@ -377,7 +410,7 @@ def like_sentencepiece(space_first: bool, text: list[str]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(found))
 
 
-PARTS = {"families": every_family, "real": real, "tokenizers": tokenizers}
+PARTS = {"families": every_family, "variants": variants, "real": real, "tokenizers": tokenizers}
 
 
 def main() -> None:
