@@ -196,9 +196,11 @@ def random_model(family: str, out: Path, tokenizer_of: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = json.loads((tokenizer_of / "config.json").read_text())
+    heads = {"query_pre_attn_scalar": TINY["head_dim"]} if family.startswith("gemma") else {}  # as in all published models
     config = AutoConfig.for_model(
-        family, vocab_size=source["vocab_size"], tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2, **TINY
-    )
+        family, vocab_size=source["vocab_size"], tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2, **TINY,
+        **heads,
+    )  # fmt: skip
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
