@@ -103,16 +103,16 @@ def tensors(layout: Layout) -> list[PlannedTensor]:
 
 def _parts(model: Model) -> Iterable[tuple[str, str]]:
     """(module, leaf) of every tensor of the model by stored name, a low-bit weight counting as one."""
-    given = model.format
-    seen = set()
-    for stored in model.checkpoint.tensors:
-        module, _, leaf = stored.rpartition(".")
-        owner = module.removesuffix(WEIGHT)
-        if given is not None and given.holds(owner) and stored in given.stored_tensors(owner):
-            module, leaf = owner, "weight"
-        if (module, leaf) not in seen:
-            seen.add((module, leaf))
+    given, stored = model.format, model.checkpoint.tensors
+    modules = dict.fromkeys(name.rpartition(".")[0].removesuffix(WEIGHT) for name in stored)
+    low_bit = [module for module in modules if given is not None and given.holds(module)]
+    owners = {part: module for module in low_bit if given is not None for part in given.stored_tensors(module)}
+    for name in stored:
+        module, _, leaf = name.rpartition(".")
+        if name not in owners:
             yield module, f".{leaf}"
+        elif name == next(iter(given.stored_tensors(owners[name]) if given else ())):
+            yield owners[name], WEIGHT
 
 
 def _check_head(layout: Layout, names: set[str]) -> None:

@@ -175,6 +175,15 @@ def test_files_in_float8_become_the_weights_that_they_stand_for(tiny: dict[str, 
     assert all(torch.equal(stored[name], meant[name]) for name in meant)
 
 
+def test_a_codebook_is_rounded_to_8_bits(tiny: dict[str, Path], tmp_path: Path, run: Run, text_file: Path) -> None:
+    assert run("quantize", "nf4", tiny["llama"], tmp_path / "low", "--calibration", text_file, *SMALL)[0] in (0, 3)
+    code, out, _ = run("export", "gguf", tmp_path / "low", tmp_path / "m.gguf", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert (result["exact"], result["tensor_types"]["Q8_0"]) == (False, 21)
+    assert 0 < result["largest_rounding_error"] < 0.01
+
+
 def test_types_of_dense_weights_are_chosen_and_their_loss_is_told(tiny: dict[str, Path], tmp_path: Path, run: Run) -> None:
     code, out, err = run(
         "export", "gguf", tiny["llama"], tmp_path / "m.gguf", "--json", "--weights", "q8_0", "--embedding", "f16"
