@@ -12,6 +12,7 @@ from typing import Any
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import CompresskitError
+from compresskit.exporting.gguf.families import FAMILIES
 from compresskit.formats.clients import stored_forms, was_run
 from compresskit.models import layouts
 from compresskit.models.architectures import RAGGED_PREFIX
@@ -47,7 +48,20 @@ def commands(folder: Path) -> dict[str, str]:
     code = REGISTER if ragged and not trusted else ""
     code += TRANSFORMERS.format(base=base, more=", trust_remote_code=True" if trusted else "")
     texts = {"transformers" + (" and peft" if adapter else ""): code + (PEFT.format(adapter=adapter) if adapter else "")}
-    return {**texts, "vLLM": _serve(base, adapter, trusted)} if runs_in_vllm(Path(base)) else texts
+    if runs_in_vllm(Path(base)):
+        texts["vLLM"] = _serve(base, adapter, trusted)
+    if str(stated_config(Path(base)).get("model_type")).removeprefix(RAGGED_PREFIX) in FAMILIES:
+        texts["llama.cpp"] = _export(base, adapter)
+    return texts
+
+
+def _export(base: str, adapter: str | None) -> str:
+    """The commands that make files for llama.cpp, and its server's."""
+    lines, serve = [f"compresskit export gguf {shell(base)} model.gguf"], "llama-server -m model.gguf"
+    if adapter is not None:
+        lines.append(f"compresskit export gguf {shell(adapter)} adapter.gguf")
+        serve += " --lora adapter.gguf"
+    return "\n".join([*lines, serve])
 
 
 def _serve(base: str, adapter: str | None, trusted: bool) -> str:

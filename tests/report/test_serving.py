@@ -112,3 +112,19 @@ def test_vllm_is_named_for_forms_that_it_ran(stated: object, served: bool, tmp_p
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert ("vLLM" in commands(tmp_path)) == served
+
+
+def test_files_for_llama_cpp_are_made_of_families_that_it_ran(ragged: Path, tmp_path: Path) -> None:
+    assert commands(ragged)["llama.cpp"].startswith(f"compresskit export gguf {ragged} model.gguf\n")
+    folder = tmp_path / "my model"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    for model_type in ("opt", 3):
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert "llama.cpp" not in commands(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert commands(folder)["llama.cpp"].splitlines() == [
+        f"compresskit export gguf '{folder}' model.gguf",
+        f"compresskit export gguf '{folder / 'adapter'}' adapter.gguf",
+        "llama-server -m model.gguf --lora adapter.gguf",
+    ]
