@@ -75,8 +75,8 @@ FOOT = """
   log-probabilities of prompts crash for any adapter, so that there the chosen tokens alone are compared. On CUDA nothing was run.
 - llama.cpp runs files of its own converter (build 11434) in F32, so that the format is judged and not its kernels' rounding.
   Its own int8 rounding of activations comes on top where `export gguf` keeps low bits (a mean of {int8} nats at most).
-- llama.cpp's own converter of adapters reads `lora_alpha` alone and not `alpha_pattern`: factors in 8 bits and ranks that differ
-  come out WRONG. Use `export gguf`, or `--merge`.
+- llama.cpp's own converter of adapters reads `lora_alpha` alone and not `alpha_pattern`. Our adapters state one `lora_alpha` for
+  all linears; those of earlier releases in 8 bits, or with ranks that differ, load as garbage there: use `export gguf`.
 
 ## How the files are made
 
