@@ -39,10 +39,20 @@ def _of_another_method(error: Exception) -> str:
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if type(error).__name__ != "NoSuchOption" or context is None or context.parent is None:
         return ""
-    methods: dict[str, Any] = getattr(context.parent.command, "commands", {})
+    methods = _methods(str(context.parent.info_name))
     takers = [name for name, method in methods.items() if any(option in each.opts for each in method.params)]
     have = f"{' and '.join(takers)} {'have' if len(takers) > 1 else 'has'} it"
     return f"No such option: {option} of {context.info_name}; {have}" if takers else ""
+
+
+def _methods(stage: str) -> dict[str, Any]:
+    """The commands of a stage's methods with all their flags, which this run made for its own method alone."""
+    import typer
+
+    from compresskit.cli.application import application
+
+    groups: dict[str, Any] = getattr(typer.main.get_command(application(())), "commands", {})
+    return getattr(groups.get(stage), "commands", {})
 
 
 def _after(text: str) -> str:

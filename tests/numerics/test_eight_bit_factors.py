@@ -56,8 +56,9 @@ def test_a_pair_in_eight_bits_is_near_however_its_size_is_shared_between_the_fac
     a, b = rounded_pair(first, second, SCALE)
     product = SCALE * small_second.float() @ small_first.float()
     assert torch.allclose(product, b @ a, rtol=1e-5, atol=1e-6 * float((b @ a).abs().max()))
-    for exact, rounded in ((first, a), (second.T, b.T)):  # rank by rank
-        finest = exact.abs().amax(dim=1, keepdim=True) / 2**11  # below, the format has fewer bits, then none
+    for exact, rounded, small in ((first, a, small_first), (second.T, b.T, small_second.T)):  # rank by rank
+        largest = exact.abs().amax(dim=1, keepdim=True)
+        finest = largest / small.float().abs().amax(dim=1, keepdim=True).clamp_min(2**-9) * 2**-9  # the format's smallest step
         assert bool(((rounded - exact).abs() <= exact.abs() / 16 + finest).all())
 
 

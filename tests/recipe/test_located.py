@@ -38,7 +38,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     ),
     "a step that takes itself": (HEAD + "  - name: a\n    prune: cfsp\n    source: ${a}\n", 5, "refers to itself"),
     "an unknown reference": (HEAD + "  - name: small\n    prune: cfsp\n  - quantize: rtn\n    source: ${smal}\n", 6, "'small'?"),
-    "a report as a source": (HEAD + "  - evaluate:\n  - prune: cfsp\n    source: evaluate\n", 5, "writes a report"),
+    "a report as a source": (HEAD + "  - evaluate:\n  - prune: cfsp\n    source: evaluate\n", 5, "writes no model"),
     "duplicate names": (HEAD + "  - name: a\n    prune: cfsp\n  - name: a\n    quantize: rtn\n", 5, "the step in line 3"),
     "a name that is no folder": (HEAD + "  - name: ../a\n    prune: cfsp\n", 3, "becomes a folder"),
     "pruning a low-bit model": (HEAD + "  - quantize: rtn\n  - prune: cfsp\n", 4, "put prune before quantize"),

@@ -23,12 +23,12 @@ def run_of(*reports: dict[str, Any]) -> dict[str, Any]:
 def test_the_tiles_hold_size_quality_agreement_and_speed() -> None:
     found = texts(tiles(run_of(EVALUATED)))
     assert found == (
-        "Size 2.0 KB was 4.0 KB Perplexity 20.50 was 10.25 Same next token 75.0% as the original's most likely "
+        "Size 2.00 KB was 4.00 KB Perplexity 20.50 was 10.25 Same next token 75.0% as the original's most likely "
         "Decoding 5.0 tokens a second"
     )
     alone = EVALUATED | {"reference_bytes": None, "reference_perplexity": None, "speed": None, "top1_agreement": None}
     assert texts(tiles(run_of(EVALUATED, alone))) == (
-        "Size 2.0 KB of the weights Perplexity 20.50 lower is better Stored bits 4.50 a weight, embedding included"
+        "Size 2.00 KB of the weights Perplexity 20.50 lower is better Stored bits 4.50 a weight, embedding included"
     )
     assert tiles(run_of()) == before_after(run_of()) == tradeoff(run_of(), {}) == ""
 
@@ -40,7 +40,7 @@ def test_a_speedup_is_the_one_that_was_measured_in_turn() -> None:
     }  # fmt: skip
     found = texts(before_after(run_of(EVALUATED | {"speed": speed})))
     assert "Decoding, tokens a second 4.5 9.0 x 1.875" in found
-    assert "Memory when running 400 bytes 100 bytes x 0.250" in found
+    assert "Memory when running 400 B 100 B x 0.250" in found
 
 
 def test_models_that_are_far_apart_are_drawn_on_a_scale_of_powers_of_ten() -> None:
@@ -49,4 +49,4 @@ def test_models_that_are_far_apart_are_drawn_on_a_scale_of_powers_of_ten() -> No
     heights = [float(each) for each in re.findall(r'<circle class="c0"[^>]* cy="([\d.]+)"', html)]
     gaps = heights[0] - heights[1], heights[1] - heights[2]
     assert 0.7 < gaps[0] / gaps[1] < 0.9  # log10 of 30 / 1.1 and of 2000 / 30
-    assert "e2 3.0 KB 2000" in texts(html)
+    assert "e2 3.00 KB 2000" in texts(html)
