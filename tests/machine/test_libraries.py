@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,11 @@ def test_nothing_is_said_about_kernels_that_bitsandbytes_lacks(tiny: dict[str, P
     for command in (("quantize", "nf4", tiny["llama"], tmp_path / "out", *NO_TEXT), ("inspect", tmp_path / "out")):
         finished = subprocess.run([*base, *map(str, command)], capture_output=True, text=True, check=True)
         assert finished.stderr == ""
+    rows = [{"instruction": f"Say {word}.", "output": f"{word} " * 20} for word in ["one", "two", "three", "four", "five", "six"]]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    places = (tiny["llama"], tmp_path / "trained", "--original", tiny["llama"], "--data", tmp_path / "data.jsonl")
+    recover = [*base, *map(str, ("recover", "full", *places, "--steps", 1, "--sequence-length", 256, "--quiet"))]
+    assert subprocess.run(recover, capture_output=True, text=True, check=True).stderr == ""
 
 
 def test_threads_wait_asleep_unless_the_environment_says_otherwise() -> None:

@@ -100,7 +100,10 @@ def _teacher(recovery: Recovery, samples: list[Sample], order: list[list[int]]) 
 
 def _network(recovery: Recovery) -> PreTrainedModel:
     """The model to train, without its adapter, whose pairs are trained further."""
-    from compresskit.recovery.training.trainer import whole_network
+    from compresskit.checkpoint.stock import quiet
+
+    with quiet():  # peft imports bitsandbytes, which says what it lacks on a CPU
+        from compresskit.recovery.training.trainer import whole_network
 
     options, where = recovery.request.options, recovery.where
     if options.update == "full":  # a narrower dtype would round small steps away; products may still use one
