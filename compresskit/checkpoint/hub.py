@@ -73,8 +73,7 @@ def download(model: HubModel, written: str) -> Path:
     """
     from huggingface_hub import constants, errors, snapshot_download
 
-    missing = written if written.startswith(SCHEME) else f"{written}: no such folder here, and"
-    missing = missing if missing.endswith("and") else f"{missing}:"
+    missing = f"{written}:" if written.startswith(SCHEME) else f"{written}: no such folder here, and"
     try:
         return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=FILES))
     except errors.GatedRepoError as error:

@@ -160,22 +160,27 @@ class PackQuantized:
         with unpacking(self.checkpoint, name):
             return self._unpacked(name)
 
-    def _unpacked(self, name: str) -> Tensor:
+    def read_codes(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Read (codes (out, in) int8, zero points (out, groups) int8, scales (out, groups) in their stored dtype) of a linear."""
         import torch
 
         from compresskit.numerics.bit_packing import unpacked
 
-        scheme, shape = self.scheme(name), self.shape(name)
+        bits, (rows, columns) = self.scheme(name).bits, self.shape(name)
         scale = self.checkpoint.read(f"{name}.weight_scale")
+        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed"), bits, columns)
+        if self.scheme(name).symmetric:
+            return codes, torch.zeros(scale.shape, dtype=torch.int8), scale
+        return codes, unpacked(self.checkpoint.read(f"{name}.weight_zero_point").T, bits, rows).T, scale
+
+    def _unpacked(self, name: str) -> Tensor:
+        import torch
+
         config = self.checkpoint.config
+        codes, zero_point, scale = self.read_codes(name)
         if not config["quantization_config"].get("dequantize"):
             scale = scale.to(getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32")))
-        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed"), scheme.bits, shape[1])
-        groups = (shape[0], scale.shape[1])
-        zero_point = torch.zeros(groups, dtype=scale.dtype)
-        if not scheme.symmetric:
-            words = self.checkpoint.read(f"{name}.weight_zero_point")
-            zero_point = unpacked(words.T, scheme.bits, shape[0]).T.to(scale.dtype)
+        groups, zero_point = scale.shape, zero_point.to(scale.dtype)
         if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # column groups reordered by activation order
             group_of = self.checkpoint.read(f"{name}.weight_g_idx").long()
             if int(group_of.min()) < 0 or int(group_of.max()) >= groups[1]:

@@ -30,6 +30,8 @@ FOLDER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+EIGHT_BITS = "F8_E4M3"
+"""Dtype of factors in 8 bits, as safetensors names it."""
 EIGHT_BIT_SCALE = 2.0**-12
 """lora_alpha of an adapter in 8 bits, as a share of its largest rank. A rank whose largest entries of A and B have a product
 up to 16 can be stored; repairs of a 3-bit model of 135M parameters reach 0.6, and their mean entries 2^-10."""
@@ -83,7 +85,7 @@ def configuration(base: str, ranks: Mapping[str, int], small: bool = False) -> d
 
 def factor_dtype(bits: int, wide: str) -> str:
     """Safetensors dtype of factors stored in 8 or 16 bits; `wide` is the model's 16-bit dtype."""
-    return "F8_E4M3" if bits == 8 else wide
+    return EIGHT_BITS if bits == 8 else wide
 
 
 def _covers_all(ranks: Mapping[str, int]) -> bool:

@@ -46,7 +46,9 @@ def read_steps(stored: Format, name: str) -> tuple[Tensor, Tensor]:
         return _of_gptq(stored, name)
     assert isinstance(stored, PackQuantized)
     with unpacking(stored.checkpoint, name):
-        return _unpacked(stored, name)
+        codes, zero_point, scale = stored.read_codes(name)
+        steps: Tensor = codes.short().reshape(*scale.shape, -1) - zero_point.short().unsqueeze(-1)
+        return steps.flatten(1), scale.float()
 
 
 def _of_gptq(stored: GPTQFile, name: str) -> tuple[Tensor, Tensor]:
@@ -55,18 +57,3 @@ def _of_gptq(stored: GPTQFile, name: str) -> tuple[Tensor, Tensor]:
         reason = "groups its inputs by activation order, which quantization_config does not say (desc_act)"
         raise CheckpointError(f"{stored.checkpoint.folder}: {name} {reason}; set it there")
     return steps.T.short().contiguous(), scales.T.float().contiguous()
-
-
-def _unpacked(stored: PackQuantized, name: str) -> tuple[Tensor, Tensor]:
-    import torch
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
-    scheme, shape = stored.scheme(name), torch.Size(stored.shape(name))
-    scale: Tensor = stored.checkpoint.read(f"{name}.weight_scale").float()
-    codes = unpack_from_int32(stored.checkpoint.read(f"{name}.weight_packed"), scheme.bits, shape)
-    steps: Tensor = codes.to(torch.int16).reshape(*scale.shape, -1)
-    if not scheme.symmetric:
-        packed = stored.checkpoint.read(f"{name}.weight_zero_point")
-        zero_point = unpack_from_int32(packed, scheme.bits, torch.Size(scale.shape), packed_dim=0)
-        steps = steps - zero_point.to(torch.int16).unsqueeze(-1)
-    return steps.flatten(1), scale

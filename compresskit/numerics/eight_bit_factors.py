@@ -72,15 +72,19 @@ def in_eight_bits(first: Tensor, second: Tensor, scale: float) -> tuple[Tensor, 
     Raises:
         NumericalError: the product of the largest entries is above 65,536 scales.
     """
-    powers = _eight_bit_powers(first, second, scale)
-    return (first / powers).to(EIGHT_BITS), (second * (powers.T / scale)).to(EIGHT_BITS)
+    return _rounded(first, second, scale)[:2]
 
 
 def rounded_pair(first: Tensor, second: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Round A (rank, in) and B (out, rank) by `in_eight_bits` and scale them back; their product is the stored one."""
-    powers = _eight_bit_powers(first, second, scale)
-    small_first, small_second = (first / powers).to(EIGHT_BITS), (second * (powers.T / scale)).to(EIGHT_BITS)
+    small_first, small_second, powers = _rounded(first, second, scale)
     return small_first.to(first) * powers, small_second.to(second) * (scale / powers.T)
+
+
+def _rounded(first: Tensor, second: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(A, B in 8 bits, the powers (rank, 1) of equation 1)."""
+    powers = _eight_bit_powers(first, second, scale)
+    return (first / powers).to(EIGHT_BITS), (second * (powers.T / scale)).to(EIGHT_BITS), powers
 
 
 def _eight_bit_powers(first: Tensor, second: Tensor, scale: float) -> Tensor:

@@ -81,7 +81,7 @@ def _written(request: QuantizeRequest, writer: Writer) -> Model:
     """What is in the partial folder; an adapter gets its configuration first."""
     if request.rank:
         ranks = dict.fromkeys(request.schemes, request.rank)
-        text = peft.config_text(str(request.out.resolve()), ranks, request.factor_dtype == "F8_E4M3")
+        text = peft.config_text(str(request.out.resolve()), ranks, request.factor_dtype == peft.EIGHT_BITS)
         writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
     return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)
 

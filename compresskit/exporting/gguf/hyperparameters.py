@@ -140,7 +140,7 @@ def _rope(config: Any, architecture: str) -> Settings:
     if not stated:
         return {}
     kind = stated.get("rope_type") or "default"
-    if kind not in ROPE_TYPES or (kind == "longrope") != (kind == "longrope" and architecture == "phi3"):
+    if kind not in ROPE_TYPES or (kind == "longrope" and architecture != "phi3"):
         raise ValueError(f"rope_type {kind!r}, llama.cpp has no such rotation in {architecture}")
     partial = float(stated.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0)
     found: Settings = {
