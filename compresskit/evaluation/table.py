@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from compresskit.numerics.units import readable_bytes, readable_count
+
 Row = tuple[str, str, str, str]
 """Metric, before, after, change."""
 TERMINAL_COLUMNS = 100
@@ -16,20 +18,20 @@ def table(report: dict[str, Any]) -> str:
     """Size, parameters, perplexity and speed; with a reference also the values before."""
     speed = report.get("speed") or {}
     quantities = [
-        ("size on disk", "bytes", report, 1e6, 1, " MB", None),
-        ("parameters", "parameters", report, 1e6, 1, " M", None),
-        ("perplexity (lower is better)", "perplexity", report, 1, 2, "", None),
-        ("prefill tokens/s", "prefill_tokens_per_second", speed, 1, 1, "", speed.get("prefill_speedup")),
-        ("decode tokens/s", "decode_tokens_per_second", speed, 1, 1, "", speed.get("decode_speedup")),
-        ("memory when running", "peak_memory_bytes", speed, 1e6, 0, " MB", None),
+        ("size on disk", "bytes", report, readable_bytes, None),
+        ("parameters", "parameters", report, readable_count, None),
+        ("perplexity (lower is better)", "perplexity", report, "{:.2f}".format, None),
+        ("prefill tokens/s", "prefill_tokens_per_second", speed, "{:.1f}".format, speed.get("prefill_speedup")),
+        ("decode tokens/s", "decode_tokens_per_second", speed, "{:.1f}".format, speed.get("decode_speedup")),
+        ("memory when running", "peak_memory_bytes", speed, readable_bytes, None),
     ]
     rows: list[Row] = [("", "before", "after", "change") if report.get("against") else ("", "", "value", "")]
-    for name, key, values, unit, digits, suffix, factor in quantities:
+    for name, key, values, form, factor in quantities:
         before, after = values.get(f"reference_{key}"), values.get(key)
         if after is None:
             continue
         change = factor or (after / before if before else None)
-        shown_before, shown_after = (f"{value / unit:.{digits}f}{suffix}" if value else "" for value in (before, after))
+        shown_before, shown_after = (form(value) if value else "" for value in (before, after))
         rows.append((name, shown_before, shown_after, f"x {change:.3f}" if change else ""))
     if report.get("kl") is not None:
         rows.append(("KL to the original, nats a token", "", f"{report['kl']:.4f}", ""))

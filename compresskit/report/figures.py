@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from compresskit.evaluation.table import shown_score
-from compresskit.numerics.units import readable_bytes
+from compresskit.numerics.units import readable_bytes, readable_count
 from compresskit.report import charts, collecting
 from compresskit.report.markup import section, shown, table
 from compresskit.report.reference_points import References
@@ -61,7 +61,7 @@ def before_after(result: Mapping[str, Any]) -> str:
     speed = report.get("speed") or {}
     rows = []
     quantities = (
-        ("Size", "bytes", readable_bytes, report), ("Parameters", "parameters", _parameters, report),
+        ("Size", "bytes", readable_bytes, report), ("Parameters", "parameters", readable_count, report),
         ("Perplexity (lower is better)", "perplexity", "{:.2f}".format, report),
         ("Prefill, tokens a second", "prefill_tokens_per_second", "{:.1f}".format, speed),
         ("Decoding, tokens a second", "decode_tokens_per_second", "{:.1f}".format, speed),
@@ -84,10 +84,6 @@ def before_after(result: Mapping[str, Any]) -> str:
     rows += [(f"Task {name}", "", shown_score(score), "") for name, score in (report.get("tasks") or {}).items()]
     note = f"<p>Step {shown(found[-1].name)}, measured on: {shown(report['text'])} ({report['tokens']:,} tokens).</p>"
     return section("Before and after", table(("quantity", "before", "after", "change"), rows, "Before and after"), note)
-
-
-def _parameters(count: float) -> str:
-    return f"{count / 1e6:,.2f} M"
 
 
 def tradeoff(result: Mapping[str, Any], references: References) -> str:

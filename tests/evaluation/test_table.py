@@ -18,12 +18,19 @@ SPEED = {
 def test_sizes_perplexity_and_speed_are_compared() -> None:
     lines = table({**REPORT, "speed": SPEED}).splitlines()
     found = {line[:34].strip(): line[34:].split() for line in lines[1:-1]}
-    assert found["size on disk"] == ["4.0", "MB", "2.0", "MB", "x", "0.500"]
+    assert found["size on disk"] == ["4.00", "MB", "2.00", "MB", "x", "0.500"]
     assert found["perplexity (lower is better)"] == ["10.00", "12.34", "x", "1.234"]
     assert found["prefill tokens/s"] == ["200.0", "300.0", "x", "1.450"]
     assert found["memory when running"] == ["600", "MB", "300", "MB", "x", "0.500"]
     assert found["same most likely token"] == ["75.5%"]
     assert lines[-1] == "measured on: prose"
+
+
+def test_a_tiny_model_is_not_rounded_to_nothing() -> None:
+    tiny = {"bytes": 4_100, "reference_bytes": 149_000, "parameters": 1_900, "reference_parameters": 36_900}
+    lines = table({**REPORT, **tiny}).splitlines()
+    assert lines[1].split()[3:7] == ["149", "KB", "4.10", "KB"]
+    assert lines[2].split()[1:3] == ["36.9K", "1.90K"]
 
 
 def test_without_a_reference_there_is_one_column() -> None:
