@@ -20,7 +20,7 @@ from compresskit.numerics.rows import join_rows, split_rows
 from compresskit.pruning.channels import Channels, ChannelStatistics, channels_of, collected, kept_rows
 from compresskit.pruning.flap import output_bias
 from compresskit.pruning.method import PruneMethod
-from compresskit.pruning.refit import refit, squared_output_error
+from compresskit.pruning.refit import refit
 from compresskit.pruning.request import PruneRequest
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, finish_block
@@ -104,9 +104,9 @@ def prune_channels(
         gram = activations.matrix()
         is_removed = torch.ones(group.width, dtype=torch.bool, device=kept.device)
         is_removed[kept] = False
-        new_down = refit(down, gram, kept, is_removed.nonzero().flatten())
-        lost, energy = squared_output_error(down, gram, kept, new_down)
-        error = lost / energy if energy else 0.0
+        refitted = refit(down, gram, kept, is_removed.nonzero().flatten())
+        new_down = refitted.weight
+        error = refitted.error / refitted.energy if refitted.energy > 0 else 0.0
     bias: Tensor | None = block.linear(ffn.out_projection).bias
     if with_bias and activations is not None and activations.tokens:
         mean = (activations.sum / activations.tokens).float()

@@ -1,19 +1,29 @@
 """Round column by column, passing each column's error on to the columns not yet rounded.
 
-The recursion of GPTQ (arXiv 2210.17323, equations 2 and 3, section 3.3): with H = X^T X + damping and H^-1 = U^T U,
-U upper triangular, for i = 1 .. in:
+GPTQ (arXiv 2210.17323, equations 2 and 3) passes errors on by the Cholesky factor of H^-1, H = X^T X + damping. The same
+rounding follows from a factor of H itself, in Babai's nearest-plane form, without any inverse. With H = L D L^T, L lower
+triangular with a unit diagonal, the error of the outputs is a sum over columns, each of which depends on the columns after
+it alone:
 
-    Q_i = round(W_i)                                   on the fixed grid of i's group
-    e_i = (W_i - W'(Q_i)) / U[i, i]                                                              (2)
-    W_j <- W_j - e_i U[i, j]                           for all j > i                             (3)
+    (W - W') H (W - W')^T = sum_i D_i r_i^2,    r = (W - W') L                                   (1)
 
-symbol  meaning                                 shape        name here
-W       weights, changed as the loop runs       (out, in)    weight
-H       second moments of the inputs            (in, in)     hessian
-U       Cholesky factor of H^-1                 (in, in)     factor
-e       scaled errors                           (out, in)    errors
+so for i = in .. 1, the last column first:
 
-Updates are lazy: immediate within a panel of columns, once per panel for the columns after it.
+    T_i = W_i + sum_j>i (W_j - W'_j) L[j, i]                                                     (2)
+    Q_i = round(T_i)                                   on the fixed grid of i's group
+    r_i = T_i - W'(Q_i)                                                                          (3)
+
+symbol  meaning                                          shape        name here
+W       weights                                          (out, in)    weight
+H       second moments of the inputs                     (in, in)     hessian
+L       unit Cholesky factor of H, columns in order      (in, in)     lower
+D       squares of its diagonal before it was made 1     (in,)        pivots
+T       each weight with the errors of others passed on  (out, in)    targets
+
+Equation 3 with equation 1 gives the loss without a product with H. Differs from the released code in the last bits of T
+alone: on the linears of three blocks of SmolLM2 the codes are equal but for ties (docs/evidence/quantize.md).
+
+Panels of columns: errors of the panels before reach a panel in one product, those inside it column by column.
 """
 
 from __future__ import annotations
@@ -25,11 +35,28 @@ from torch import Tensor
 
 from compresskit.errors import NumericalError
 from compresskit.numerics.factorised import in_one_thread
-from compresskit.numerics.grid import Grid, from_codes
+from compresskit.numerics.grid import Grid
 from compresskit.numerics.scheme import Scheme
 
 PANEL = 128
-"""Columns between two updates of the remaining columns (the paper's B)."""
+"""Columns that errors reach one by one (the paper's B)."""
+ENERGY_PANEL = 512
+"""Columns of one product of `output_energies`."""
+ROWS_AT_ONCE = 512
+"""Rows of the second moments that are reordered together; keeps the temporaries small."""
+
+
+class Feedback(NamedTuple):
+    """What the inputs' second moments say about passing errors on; one for all linears that share these inputs."""
+
+    order: Tensor
+    """(in,) int64: the stored column at each place; the last place is rounded first."""
+    lower: Tensor
+    """L, (in, in) float32."""
+    pivots: Tensor
+    """D, (in,) float64, by place."""
+    added: Tensor
+    """What was added to the diagonal of H, (in,) float64, by place."""
 
 
 class Rounded(NamedTuple):
@@ -39,88 +66,102 @@ class Rounded(NamedTuple):
     """(out, in) whole numbers or small floats, float32."""
     targets: Tensor
     """(out, in) float32: each weight just before it was rounded, with all earlier errors passed on."""
+    losses: Tensor
+    """(out,) float64: the squared error of every output, equation 1 without the damping, in the unit of the second moments."""
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """U of H^-1 = U^T U. hessian (in, in); `damping` is a share of its mean diagonal.
+def feedback(hessian: Tensor, damping: float, ordered: bool) -> Feedback:
+    """Factorise second moments (in, in) of any positive scale.
 
-    With J the order reversal, J H J = L L^T gives U = (J L J)^-1: one factorisation and one triangular inverse.
+    `damping` is a share of their mean diagonal. `ordered` rounds columns with the largest second moment first (act-order).
+    Inputs that are always 0 get a diagonal of 1, so that they pass no error on.
 
     Returns:
-        (in, in) float32, upper triangular.
+        The factor, with the order of its columns.
 
     Raises:
         NumericalError: the damped matrix is not positive definite.
     """
-    # Each matrix is freed once the next exists: for 8,192 inputs one takes half a gigabyte.
-    reversed_hessian = hessian.flip(0, 1).double()
-    del hessian
-    mean = reversed_hessian.diagonal().mean()
-    reversed_hessian.diagonal().add_(damping * mean.clamp_min(torch.finfo(torch.float32).tiny))
-    lower, failed = in_one_thread(torch.linalg.cholesky_ex, reversed_hessian)
+    diagonal = hessian.diagonal().double()
+    columns = torch.arange(len(hessian), device=hessian.device)
+    order = (diagonal.argsort(descending=True, stable=True) if ordered else columns).flip(0)
+    matrix = torch.empty_like(hessian, dtype=torch.float64)
+    for places in torch.split(columns, ROWS_AT_ONCE):
+        matrix[places] = hessian.index_select(0, order[places]).index_select(1, order).double()
+    added = (diagonal <= 0)[order].double() - diagonal.clamp_max(0)[order]
+    mean = (diagonal.clamp_min(0).sum() + (diagonal <= 0).sum()) / len(diagonal)
+    added += damping * mean.clamp_min(torch.finfo(torch.float32).tiny)
+    matrix.diagonal().add_(added)
+    matrix = matrix.mT  # symmetric: transposed it has LAPACK's memory order and is factored in place
+    failed = torch.empty((), dtype=torch.int32, device=hessian.device)
+    in_one_thread(torch.linalg.cholesky_ex, matrix, out=(matrix, failed))
     if int(failed):
         raise NumericalError(f"the inputs' second moments are not positive definite at pivot {int(failed)}; raise the damping")
-    del reversed_hessian
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    del lower, identity
-    return inverse.float().flip(0, 1)
+    diagonal = matrix.diagonal().clone()
+    matrix /= diagonal
+    return Feedback(order, matrix.float(), diagonal.square(), added)
 
 
-def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
-    """Reorder the second moments by column, (in, in), and set the diagonal of always-zero inputs to 1."""
-    found = hessian[order][:, order]
-    found.diagonal()[found.diagonal() <= 0] = 1
-    return found
+def round_with_feedback(weight: Tensor, found: Feedback, grid: Grid, scheme: Scheme) -> Rounded:
+    """Round a linear on a fixed grid. weight (out, in), `found`: of its inputs.
 
-
-def round_with_feedback(weight: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme, damping: float, ordered: bool) -> Rounded:
-    """Round a linear on a fixed grid. weight (out, in), hessian (in, in).
-
-    `ordered` takes columns with the largest second moment first (act-order). The grid belongs to the columns in stored order,
-    so groups stay intact. Inputs that are always 0 are rounded to nearest and pass no error on.
+    The grid belongs to the columns in stored order, so groups stay intact.
 
     Returns:
-        Codes and targets, (out, in) float32 each, in the stored order of the columns.
-
-    Raises:
-        NumericalError: the damped second moments are not positive definite.
+        Codes and targets, (out, in) float32 each, in the stored order of the columns, and the loss of every row.
     """
-    columns = weight.shape[1]
-    diagonal = hessian.diagonal()
-    order = diagonal.argsort(descending=True, stable=True) if ordered else torch.arange(columns, device=weight.device)
-    factor = inverse_factor(_reordered(hessian, order), damping)
-    group = order // scheme.group_size if scheme.group_size else torch.zeros_like(order)
-    rest = weight.float()[:, order]
-    codes, targets = torch.empty_like(rest), torch.empty_like(rest)
+    group = found.order // scheme.group_size if scheme.group_size else torch.zeros_like(found.order)
+    given = _columns(weight, found)
+    codes, targets, errors = (torch.empty_like(given) for _ in range(3))
+    losses = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     scale, zero_point = grid.scale.T.contiguous(), grid.zero_point.T.contiguous()
-    of_column = group.tolist()
-    for start in range(0, columns, PANEL):
-        stop = min(start + PANEL, columns)
-        panel = rest[:, start:stop].T.contiguous()  # (panel, out): a column is contiguous
-        local = factor[start:stop, start:stop]
-        errors, panel_codes = torch.empty_like(panel), torch.empty_like(panel)
-        for i in range(stop - start):
-            s, z = scale[of_column[start + i]], zero_point[of_column[start + i]]
-            code = scheme.nearest(panel[i] / s, z)
-            panel_codes[i] = code
-            errors[i] = (panel[i] - (code - z) * s) / local[i, i]
-            if i + 1 < stop - start:
-                panel[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
-        codes[:, start:stop], targets[:, start:stop] = panel_codes.T, panel.T
-        rest[:, stop:].addmm_(errors.T, factor[start:stop, stop:], alpha=-1)
-    back = order.argsort()
-    return Rounded(codes[:, back], targets[:, back])
+    pivots, added = found.pivots.float(), found.added.float()
+    for stop in range(len(given), 0, -PANEL):
+        panel = slice(max(0, stop - PANEL), stop)
+        torch.addmm(given[panel], found.lower[stop:, panel].T, errors[stop:], out=targets[panel])
+        steps = scale[group[panel]], zero_point[group[panel]]
+        round_panel(
+            given[panel], found.lower[panel, panel].contiguous(), steps, scheme, (codes[panel], targets[panel], errors[panel])
+        )
+        # Equation 3: the given weight is off by W - W', its target by what was passed on as well.
+        missed = targets[panel] - given[panel] + errors[panel]
+        losses += (pivots[panel] @ missed.square_()).double() - (added[panel] @ errors[panel].square()).double()
+    back = found.order.argsort()
+    return Rounded(codes[back].T.contiguous(), targets[back].T.contiguous(), losses.clamp_min_(0))
 
 
-def relative_output_error(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, scheme: Scheme) -> float:
-    """||(W - W') X^T||^2 over ||W X^T||^2: the relative squared output error on the calibration inputs.
+def _columns(weight: Tensor, found: Feedback) -> Tensor:
+    """The columns of a weight (out, in) as rows in the order of the factor, (in, out) float32."""
+    return weight.float().T[found.order]
 
-    weight and codes (out, in), hessian (in, in) or any positive multiple of it.
+
+def round_panel(
+    given: Tensor, lower: Tensor, steps: tuple[Tensor, Tensor], scheme: Scheme, results: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Equations 2 and 3 inside a panel, its last column first; a column of the weight is a row here.
+
+    given (panel, out): W. lower (panel, panel): L. `steps`: scale and zero point of every weight, (panel, out) each.
+    `results`: codes, targets and errors W - W', (panel, out) float32 each, to be filled; the targets come with all errors from
+    outside the panel.
+    """
+    (scale, zero_point), (codes, targets, errors) = steps, results
+    for i in range(len(given) - 1, -1, -1):
+        codes[i] = scheme.nearest(targets[i] / scale[i], zero_point[i])
+        torch.sub(given[i], (codes[i] - zero_point[i]).mul_(scale[i]), out=errors[i])
+        if i:
+            targets[:i].addr_(lower[i, :i], errors[i])
+
+
+def output_energies(weight: Tensor, found: Feedback) -> Tensor:
+    """||X w^T||^2 of every row w of a weight (out, in), in the unit of the second moments; half the work of a product with H.
 
     Returns:
-        A share of the output's energy; 0 if that is zero.
+        (out,) float64.
     """
-    difference = weight.float() - from_codes(codes, grid, scheme)
-    energy = float(((weight.float() @ hessian) * weight).sum(dim=1).sum())
-    return float(((difference @ hessian) * difference).sum(dim=1).sum()) / energy if energy > 0 else 0.0
+    given = _columns(weight, found)
+    energies = -(found.added.float() @ given.square()).double()
+    for start in range(0, len(given), ENERGY_PANEL):
+        panel = slice(start, start + ENERGY_PANEL)
+        outputs = found.lower[start:, panel].T @ given[start:]
+        energies += (found.pivots[panel].float() @ outputs.square_()).double()
+    return energies.clamp_min_(0)

@@ -1,8 +1,8 @@
 """GPTQ: round column by column, passing each error on to the columns not yet rounded.
 
-GPTQ, arXiv 2210.17323. See error_feedback.py for the recursion and its symbols. Linears that share an input (q, k and v;
-gate and up) share H and are rounded together as rows of one matrix. H uses the activations after all previously quantised
-linears, also inside the block (true-sequential).
+GPTQ, arXiv 2210.17323. See error_feedback.py for the recursion and its symbols; it needs no inverse of H. Linears that
+share an input (q, k and v; gate and up) share H and are rounded together as rows of one matrix. H uses the activations
+after all previously quantised linears, also inside the block (true-sequential).
 
 Differs from the paper: columns are taken by falling second moments (act-order, as the released code offers); the grids are
 those of the original weights, so groups need no index file.
@@ -45,21 +45,27 @@ class GPTQ(FormatMethod, frozen=True):
         import torch
 
         from compresskit.numerics.grid import Grid, to_codes
-        from compresskit.quantization.error_feedback import relative_output_error, round_with_feedback
+        from compresskit.quantization.error_feedback import feedback, output_energies, round_with_feedback
 
         assert scheme is not None and gram is not None
-        rows = torch.cat([weight.float() for weight in weights])
-        hessian = gram.matrix() / max(1, gram.tokens)
+        hessian = gram.matrix().div_(max(1, gram.tokens))  # in place: for 8,192 inputs a second matrix takes a quarter of a GB
         clipped = hessian.diagonal() if self.clipping == "error" and gram.tokens else None
         grids = self.grids(weights, scheme, scale_dtype, clipped)
-        if gram.tokens:
-            whole = Grid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
-            codes = round_with_feedback(rows, hessian, whole, scheme, self.damping, self.act_order).codes
-            parts = list(torch.split(codes, [len(weight) for weight in weights]))
-        else:
-            parts = [to_codes(weight, grid, scheme) for weight, grid in zip(weights, grids, strict=True)]
+        if not gram.tokens:
+            nearest = (to_codes(weight, grid, scheme) for weight, grid in zip(weights, grids, strict=True))
+            return [self.stored(codes, grid, scheme, scale_dtype, 0.0) for codes, grid in zip(nearest, grids, strict=True)]
+        rows = torch.cat([weight.float() for weight in weights])
+        passed = feedback(hessian, self.damping, self.act_order)
+        del hessian
+        whole = Grid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
+        rounded = round_with_feedback(rows, passed, whole, scheme)
+        parts = [
+            torch.split(each, [len(weight) for weight in weights])
+            for each in (rounded.codes, rounded.losses, output_energies(rows, passed))
+        ]
         found = []
-        for weight, part, grid in zip(weights, parts, grids, strict=True):
-            error = relative_output_error(weight, part, hessian, grid, scheme)
-            found.append(self.stored(part, grid, scheme, scale_dtype, error))
+        for codes, losses, energies, grid in zip(*parts, grids, strict=True):
+            energy = float(energies.sum())
+            error = float(losses.sum()) / energy if energy > 0 else 0.0
+            found.append(self.stored(codes, grid, scheme, scale_dtype, error))
         return found

@@ -24,7 +24,7 @@ from torch.nn import functional
 from compresskit.machine.precision import torch_dtype
 from compresskit.numerics.grid import from_codes, min_max_grid
 from compresskit.numerics.scheme import Scheme
-from compresskit.quantization.error_feedback import round_with_feedback
+from compresskit.quantization.error_feedback import Feedback, feedback, round_with_feedback
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, chosen_sequence, replace_weight
@@ -89,23 +89,27 @@ def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Sc
     grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
     block.collect(grams)
     originals = {name: block.linear(name).weight for group in groups for name in group}
+    passed = {}
+    for name in list(grams):
+        gram = grams.pop(name)
+        if gram.tokens:
+            passed[name] = feedback(gram.matrix().div_(gram.tokens), DAMPING, ordered=True)
     scale_dtype = torch_dtype(request.scale_dtype)
     found = {}
     for scheme in levels:
         for group in groups:
             for name in group:
-                gram = grams[group[0]]
-                hessian = gram.matrix() / gram.tokens if gram.tokens else None
-                replace_weight(block.linear(name), _rounded(originals[name].float(), hessian, scheme, scale_dtype))
+                rounded = _rounded(originals[name].float(), passed.get(group[0]), scheme, scale_dtype)
+                replace_weight(block.linear(name), rounded)
         found[scheme.bits] = block.run_all(block.hidden)
     for name, weight in originals.items():
         replace_weight(block.linear(name), weight)
     return found
 
 
-def _rounded(weight: Tensor, hessian: Tensor | None, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
+def _rounded(weight: Tensor, passed: Feedback | None, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
     """Round a weight with GPTQ; an expert that no token reached stays unchanged."""
-    if hessian is None:
+    if passed is None:
         return weight
     grid = min_max_grid(weight, scheme, scale_dtype)
-    return from_codes(round_with_feedback(weight, hessian, grid, scheme, DAMPING, ordered=True).codes, grid, scheme)
+    return from_codes(round_with_feedback(weight, passed, grid, scheme).codes, grid, scheme)

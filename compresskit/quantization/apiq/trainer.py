@@ -15,7 +15,7 @@ from compresskit.numerics.lowrank import Metric
 from compresskit.numerics.packed import QuantizedLinear, Storage
 from compresskit.quantization.apiq.linear import TrainedLinear
 from compresskit.quantization.apiq.settings import ApiQSettings
-from compresskit.quantization.error_feedback import round_with_feedback
+from compresskit.quantization.error_feedback import feedback, round_with_feedback
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import collected, replace_weight
 
@@ -81,7 +81,7 @@ class Trainer:
         if self.method.start == "gptq" and tokens:
             scheme = self.storage.scheme
             grid = min_max_grid(rows, scheme, self.storage.scale_dtype)
-            targets = round_with_feedback(rows, hessian, grid, scheme, self.method.damping, ordered=True).targets
+            targets = round_with_feedback(rows, feedback(hessian, self.method.damping, ordered=True), grid, scheme).targets
         metric = Metric(hessian, self.method.damping) if self.storage.rank and tokens else None
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
             linear = TrainedLinear.of(weight, target.clone(), self.storage)

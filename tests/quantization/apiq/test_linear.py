@@ -12,7 +12,7 @@ from compresskit.numerics.lowrank import Metric
 from compresskit.numerics.packed import QuantizedLinear
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.apiq.linear import TrainedLinear, clipped_grid
-from compresskit.quantization.error_feedback import round_with_feedback
+from compresskit.quantization.error_feedback import feedback, round_with_feedback
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -21,7 +21,7 @@ def test_training_begins_exactly_at_the_start(symmetric: bool) -> None:
     weight, x = torch.randn(6, 16, generator=generator), torch.randn(40, 16, generator=generator)
     scheme = Scheme(2, 8, symmetric)
     grid = min_max_grid(weight, scheme, torch.float16)
-    rounded = round_with_feedback(weight, x.T @ x, grid, scheme, 0.01, True)
+    rounded = round_with_feedback(weight, feedback(x.T @ x, 0.01, True), grid, scheme)
     for target, codes in ((weight, to_codes(weight, grid, scheme)), (rounded.targets, rounded.codes)):
         found, _ = TrainedLinear.of(weight, target, storage(scheme)).weights()
         assert torch.allclose(found, from_codes(codes, grid, scheme), atol=1e-6)
