@@ -66,6 +66,10 @@ class StorageWarning(UserWarning):
     """The result is whole, but the disk did not confirm it, or something could not be removed."""
 
 
+class RankError(CompresskitError):
+    """Another process of a distributed run has ended."""
+
+
 class GateError(CompresskitError):
     """A quality gate failed."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from compresskit import calibration
+from compresskit import calibration, distributed
 from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint.folder import held
 from compresskit.checkpoint.manifest import changed_files, check_unchanged, fingerprint, finished_result, manifest
@@ -115,8 +115,9 @@ class Request:
         if self.text is not None:
             calibration.check_request(self.text, self.text_model)
         options = self.options
-        check_out(self.out, self.model.checkpoint.folder, options.overwrite, options.resume)
-        check_space(self.out, needed_bytes)
+        if distributed.is_first():
+            check_out(self.out, self.model.checkpoint.folder, options.overwrite, options.resume)
+            check_space(self.out, needed_bytes)
         if self.outputs().config is not None:
             side_files(self.model.checkpoint.folder)
 
@@ -156,7 +157,8 @@ class Job:
         if self.progress:
             writer.resume(folder, self.progress)
         else:
-            check_space(self.work.out, sum(spec.bytes for spec in outputs.specs))
+            if distributed.is_first():
+                check_space(self.work.out, sum(spec.bytes for spec in outputs.specs))
             writer.start(folder)
             writer.facts |= facts
         return writer
@@ -165,7 +167,10 @@ class Job:
         """Write the manifest and give OUT its final name."""
         request = self.request
         found = writer.facts | facts | self.text
-        writer.commit(manifest(request.stage, self.settings, request.model.checkpoint, writer.hashes(), found))
+        made: dict[str, Any] = {}
+        if distributed.is_first():
+            made = manifest(request.stage, self.settings, request.model.checkpoint, writer.hashes(), found)
+        writer.commit(made)
 
     def result(self, before: tuple[int, int], after: tuple[int, int]) -> dict[str, Any]:
         """What `--json` prints of every such stage; `before`, `after`: parameters and bytes of what was read and written."""
@@ -179,11 +184,11 @@ def run_request(open_request: Callable[[], R], work: Callable[[R, Job], dict[str
         The result; with `resume`, also of a request that had finished already.
     """
     started = time.monotonic()
-    request = open_request()
+    request = distributed.after_first(open_request)
     options = request.options
     with held(request.out, options.overwrite, options.resume) as folder, ProgressBars(quiet) as bars:
         job = begin(request, folder, bars)
-        result = finished_request(request, job.key) or work(request, job)
+        result = distributed.from_first(lambda: finished_request(request, job.key)) or work(request, job)
     return result | time_and_memory(started)
 
 
@@ -199,16 +204,23 @@ def begin(request: Request, work: WorkFolder, bars: ProgressBars) -> Job:
         CalibrationError: the text is unusable or too short.
     """
     options = request.options
+    where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
+    settings = request.settings(where)
+    found = distributed.from_first(lambda: _found(request, settings, work, where, bars))
+    return Job(request, work, where, settings=settings, bars=bars, **found)
+
+
+def _found(request: Request, settings: dict[str, Any], work: WorkFolder, where: Where, bars: ProgressBars) -> dict[str, Any]:
+    """Verify the weight files; the text, the fingerprint and the progress. Of several ranks the first does it for all."""
+    options = request.options
     if options.verify:
         for each in request.stores:
             check_unchanged(each)
-    where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
     tokens, images, text = _text(request, where, bars)
-    settings = request.settings(where)
     hashes = [each.hashes for each in request.stores]
     key = fingerprint(request.stage, settings, options.shard_bytes, *hashes, text["calibration_digest"])
     progress = read_progress(work, key) if options.resume else None
-    return Job(request, work, where, tokens, images, text, settings, key, progress, bars)
+    return {"tokens": tokens, "images": images, "text": text, "key": key, "progress": progress}
 
 
 def _text(

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from compresskit import distributed
 from compresskit.checkpoint.exchange import exchange
 from compresskit.checkpoint.lock import acquire
 from compresskit.checkpoint.whole_files import storing, sync, write_whole_json
@@ -40,6 +41,8 @@ from compresskit.errors import NumericalError, RequestError, StorageError, Stora
 def held(out: Path, overwrite: bool, resume: bool = False) -> Iterator[WorkFolder]:
     """Lock OUT and yield its work folder; at the end, remove the work folder unless it holds finished work.
 
+    Of several ranks the first locks and removes.
+
     Yields:
         The work folder. Finished work stays after every exception but a NumericalError, which would come again.
 
@@ -48,12 +51,17 @@ def held(out: Path, overwrite: bool, resume: bool = False) -> Iterator[WorkFolde
         StorageError: the disk fails.
     """
     work = WorkFolder(out, overwrite)
+    if not distributed.is_first():
+        distributed.wait()
+        yield work
+        return
     descriptor = _claim(work)
     kept = False
     try:
         _settle(work)
         if os.path.lexists(out) and not (overwrite or resume):
             raise RequestError(f"{out}: exists already; choose another folder, or pass --overwrite")
+        distributed.wait()
         yield work
     except BaseException as error:
         kept = work.is_worth_keeping and not isinstance(error, NumericalError)

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit import distributed
 from compresskit.checkpoint import folder
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint, sha256
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class Writer:
     """Writer of a checkpoint folder; call `start` or `resume` first. Without `commit` nothing appears.
 
-    `fingerprint` identifies the request; unfinished output is only resumed by the same request.
+    `fingerprint` identifies the request; unfinished output is only resumed by the same request. Of several ranks the first
+    writes; the others keep account, and wait where they may read afterwards what was written.
     """
 
     def __init__(self, work: WorkFolder, outputs: Outputs, max_shard_bytes: int, fingerprint: str):
@@ -47,15 +49,17 @@ class Writer:
 
     def start(self, source: Path) -> None:
         """Create the result folder: empty shards, configuration, generated files, and the source's side files."""
-        folder.start_result(self.work)
-        for shard in self.shards:
-            path = self.partial / shard.name
-            with storing(path):
-                path.parent.mkdir(exist_ok=True)
-                with path.open("wb") as file:
-                    file.write(shard.header)
-                    file.truncate(shard.size)
-        self._write_small_files(source)
+        if distributed.is_first():
+            folder.start_result(self.work)
+            for shard in self.shards:
+                path = self.partial / shard.name
+                with storing(path):
+                    path.parent.mkdir(exist_ok=True)
+                    with path.open("wb") as file:
+                        file.write(shard.header)
+                        file.truncate(shard.size)
+            self._write_small_files(source)
+        distributed.wait()
 
     def resume(self, source: Path, progress: dict[str, Any]) -> None:
         """Continue an interrupted run of the same request (see `read_progress`), with new small files and no manifest.
@@ -70,9 +74,11 @@ class Writer:
         self.done = list(progress["blocks"])
         self.missing -= set(progress["written"])
         self.facts = progress["facts"]
-        with storing(self.partial):
-            (self.partial / MANIFEST).unlink(missing_ok=True)
-        self._write_small_files(source)
+        if distributed.is_first():
+            with storing(self.partial):
+                (self.partial / MANIFEST).unlink(missing_ok=True)
+            self._write_small_files(source)
+        distributed.wait()
 
     def _write_small_files(self, source: Path) -> None:
         """Write what is no weight. Without a configuration (adapter folders) the source's side files are not copied."""
@@ -100,6 +106,9 @@ class Writer:
         spec = self.specs[name]
         if tuple(tensor.shape) != spec.shape:
             raise CheckpointError(f"{name}: shape {list(tensor.shape)} was announced as {list(spec.shape)}")
+        self.missing.discard(name)
+        if not distributed.is_first():
+            return
         # A one-element tensor counts as contiguous with any stride, but then cannot be viewed as bytes.
         data = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
         if data.nbytes != spec.bytes:
@@ -109,13 +118,15 @@ class Writer:
         with storing(path), path.open("r+b") as file:
             file.seek(shard.offsets[name])
             file.write(data.data)
-        self.missing.discard(name)
 
     def copy(self, names: list[str], source: Checkpoint) -> None:
         """Copy tensors from the source bit for bit, or converted if another dtype was planned."""
         from compresskit.machine.precision import torch_dtype
 
         for name in names:
+            if not distributed.is_first():
+                self.missing.discard(name)
+                continue
             tensor = source.read(name)
             wanted = self.specs[name].dtype
             self.put(name, tensor if source.spec(name).dtype == wanted else tensor.to(torch_dtype(wanted)))
@@ -128,11 +139,12 @@ class Writer:
         """Record that this block is on disk, with the method's facts about it."""
         self.facts.setdefault("blocks", []).append(facts)
         self.done.append(index)
-        written = sorted(set(self.specs) - self.missing)
-        progress = {"fingerprint": self.fingerprint, "blocks": self.done, "written": written, "facts": self.facts}
-        for shard in self.shards:
-            sync(self.partial / shard.name)
-        write_whole_json(self.work.progress, progress)
+        if distributed.is_first():
+            written = sorted(set(self.specs) - self.missing)
+            progress = {"fingerprint": self.fingerprint, "blocks": self.done, "written": written, "facts": self.facts}
+            for shard in self.shards:
+                sync(self.partial / shard.name)
+            write_whole_json(self.work.progress, progress)
 
     @property
     def written(self) -> tuple[int, int]:
@@ -152,11 +164,15 @@ class Writer:
         """
         if self.missing:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
-        self.write_text(MANIFEST, json.dumps(manifest | {"request": self.fingerprint}, indent=1) + "\n")
-        folder.commit(self.work)
+        if distributed.is_first():
+            self.write_text(MANIFEST, json.dumps(manifest | {"request": self.fingerprint}, indent=1) + "\n")
+            folder.commit(self.work)
+        distributed.wait()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small text file into the folder, whole or not at all; raises StorageError if the disk fails."""
+        if not distributed.is_first():
+            return
         path = self.partial / name
         with storing(path):
             path.parent.mkdir(exist_ok=True)

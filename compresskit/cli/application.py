@@ -8,10 +8,15 @@ from typing import Annotated
 import typer
 
 import compresskit
+from compresskit import distributed
 from compresskit.cli.machine import add_machine_commands
 from compresskit.cli.recipes import add_recipe_commands
 from compresskit.cli.stages import add_stages
+from compresskit.errors import RequestError
 
+SHARED_STAGES = ("prune", "quantize", "compensate", "evaluate")
+"""Commands whose work ranks share."""
+UNSHARED_METHODS = ("quantize apiq", "quantize compeft")
 HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
 
 
@@ -38,6 +43,8 @@ def application(wanted: Sequence[str]) -> typer.Typer:
 
 def called(arguments: list[str], completing: bool) -> int:
     """Do what the arguments say, or tell a shell that is `completing` what could follow; the exit code."""
+    if not completing:
+        _check_ranks(arguments)
     app = application([] if completing else [*(each for each in arguments if not each.startswith("-")), "none", "none"])
     command = typer.main.get_command(app)
     if completing:
@@ -50,6 +57,16 @@ def called(arguments: list[str], completing: bool) -> int:
     except typer.Exit as end:
         return end.exit_code
     return 0
+
+
+def _check_ranks(arguments: list[str]) -> None:
+    """Refuse several processes for what one does; raises RequestError."""
+    names = [each for each in arguments if not each.startswith("-")][:2]
+    if distributed.asked_count() > 1 and names and (names[0] not in SHARED_STAGES or " ".join(names) in UNSHARED_METHODS):
+        raise RequestError(
+            f"{' '.join(names)}: does not share its work among processes, torchrun started {distributed.asked_count()}; "
+            "start it without torchrun"
+        )
 
 
 def version(value: bool) -> None:

@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 
-from compresskit.cli.streams import guard, log
+from compresskit.cli.streams import guard, log, silence, speak
 from compresskit.machine.interrupts import INTERRUPTED, Interrupts
 from compresskit.machine.libraries import let_threads_sleep
 
@@ -30,7 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
         interrupts.settle(code)
     except KeyboardInterrupt:
         interrupts.settle(code := INTERRUPTED)
-        log("compresskit: error: interrupted")
+        from compresskit import distributed
+
+        if distributed.is_first_to_fail():
+            speak()
+            log("compresskit: error: interrupted")
     finally:
         if arguments is None:
             gc.freeze()  # or Python looks through all objects again before it ends
@@ -43,6 +47,7 @@ def _run(arguments: list[str], interrupts: Interrupts) -> int:
     """Import, run, and say what went wrong; the exit code."""
     import warnings
 
+    from compresskit import distributed
     from compresskit.cli.failures import described
 
     with warnings.catch_warnings():
@@ -50,14 +55,19 @@ def _run(arguments: list[str], interrupts: Interrupts) -> int:
         try:
             from compresskit.cli.application import called
 
-            code = called(arguments, completing=any(name.startswith("_COMPRESSKIT") for name in os.environ))
-            sys.stdout.flush()
+            with distributed.joined():
+                if not distributed.is_first():
+                    silence()
+                code = called(arguments, completing=any(name.startswith("_COMPRESSKIT") for name in os.environ))
+                sys.stdout.flush()
         except Exception as error:
             message, code = described(error)
             if interrupts.received and code != INTERRUPTED:  # a library turned the interrupt into its own error
                 message, code = f"interrupted ({message})", INTERRUPTED
             interrupts.settle(code)
-            _say(message, error if "--verbose" in arguments else None)
+            if distributed.is_first_to_fail():
+                speak()
+                _say(message, error if "--verbose" in arguments else None)
     return code
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compresskit import distributed
 from compresskit.cli.flags import (
     OUTPUT_PARAMETERS,
     SOURCE_HELP,
@@ -60,6 +61,8 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
 
     def command(out: Path, **values: Any) -> None:
         source, quiet = values["sources" if several else "source"], values["quiet"]
+        if distributed.is_restarted() and "resume" in options_type.model_fields:
+            values["resume"] = True
         method, options = build(method_type, values), build(options_type, values)
         upload = asked_upload(values)
         with interruptible("the same command with --resume goes on" if "resume" in options_type.model_fields else ""):

@@ -67,6 +67,17 @@ def guard() -> None:
     sys.stderr = _text(_Stream(2, None), sys.stderr, "backslashreplace")
 
 
+def silence() -> None:
+    """Print nothing from here on, until `speak`: another process speaks for this one."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    sys.stdout, sys.stderr = (_text(_Stream(nothing, None), None, "backslashreplace") for _ in range(2))
+
+
+def speak() -> None:
+    """Print on standard error again."""
+    sys.stderr = sys.__stderr__ or sys.stderr
+
+
 class _Stream(io.FileIO):
     """One of this process's standard streams: fails once, with its name, or never if it has none."""
 

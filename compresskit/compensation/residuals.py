@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.lowrank import Metric
 from compresskit.walk.block import Statistic
@@ -42,6 +43,9 @@ class Outputs:
         """Add one micro-batch, x (tokens, in). Inputs or outputs are kept, whichever is smaller."""
         self.kept.append(x if self.keep_inputs else x @ self.weights.T.to(x))
 
+    def share(self) -> None:
+        """Nothing to share: each rank needs the outputs of its own micro-batches."""
+
     def outputs(self, micro_batch: int) -> Tensor:
         """Outputs of all weights side by side, (tokens, sum of out), for one micro-batch."""
         kept = self.kept[micro_batch]
@@ -54,8 +58,8 @@ class Paired:
     def __init__(self, statistic: Statistic | None, outputs: Outputs | None, features: int, device: torch.device):
         self.statistic, self.outputs = statistic, outputs
         self.gram = statistic if isinstance(statistic, Gram) else Gram(features if outputs else 0, device)
-        self.cross = torch.zeros(len(outputs.weights) if outputs else 0, features, device=device)
-        """W X^T X_c, (sum of out, in_c)."""
+        self.cross = torch.zeros(len(outputs.weights) if outputs else 0, features, dtype=torch.float64, device=device)
+        """W X^T X_c, (sum of out, in_c) float64."""
         self.micro_batch = 0
 
     def add(self, x: Tensor) -> None:
@@ -63,10 +67,19 @@ class Paired:
         if self.statistic is not None:
             self.statistic.add(x)
         if self.outputs is not None:
-            self.cross.addmm_(self.outputs.outputs(self.micro_batch).float().T, x.float())
+            self.cross += self.outputs.outputs(self.micro_batch).float().T @ x.float()
             if self.gram is not self.statistic:
                 self.gram.add(x)
         self.micro_batch += 1
+
+    def share(self) -> None:
+        """Make the sums those of all ranks."""
+        if self.statistic is not None:
+            self.statistic.share()
+        if self.outputs is not None:
+            distributed.total(self.cross)
+            if self.gram is not self.statistic:
+                self.gram.share()
 
 
 def output_residual(weight: Tensor, weight_error: Tensor, paired: Paired, rows: slice, damping: float) -> Tensor:
@@ -80,6 +93,6 @@ def output_residual(weight: Tensor, weight_error: Tensor, paired: Paired, rows: 
     tokens = paired.gram.tokens
     moments, damped = (Metric(paired.gram.matrix() / tokens, added).matrix for added in (0.0, damping))
     start = (weight.float() + weight_error).to(damped)
-    missing = paired.cross[rows].to(damped) / tokens - start @ moments
+    missing = paired.cross[rows].float().to(damped) / tokens - start @ moments
     found: Tensor = in_one_thread(torch.linalg.solve, damped, B=missing.T).T
     return weight_error + found.to(weight_error)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit import distributed
 from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.method import OUTPUT_WEIGHT_WINDOWS, CompensateMethod
 from compresskit.compensation.request import CompensateOptions, CompensateRequest, open_request
@@ -112,7 +113,7 @@ def _output_weights(request: CompensateRequest, job: Job, tokens: torch.Tensor) 
     from compresskit.compensation.output_fisher import LEAST, output_weights
     from compresskit.walk.walk import Walk
 
-    walk = Walk(request.pair.original, tokens[:OUTPUT_WEIGHT_WINDOWS], job.where, 1, job.images)
+    walk = Walk(request.pair.original, tokens[:OUTPUT_WEIGHT_WINDOWS], job.where, 1, job.images, dealt=False)
     with job.work.scratch() as scratch:
         found = output_weights(walk, request.names, scratch, job.bars, request.options.seed)
     return {name: request.pair.cut_outputs(name, values).clamp_min(LEAST) for name, values in found.items()}
@@ -131,11 +132,13 @@ def _walks(request: CompensateRequest, job: Job, tokens: torch.Tensor, finished:
 
 def _written(request: CompensateRequest, ranks: Mapping[str, int], writer: Writer) -> Model:
     """The source with what is in the partial folder."""
+    distributed.wait()
     if request.options.merge:
         return open_model(writer.partial, request.options.trust_remote_code)
     base = str(request.out.resolve()) if request.method.splits else request.base
     text = peft.config_text(base, request.adapter_ranks(ranks), request.small_factors)
     writer.write_text(request.adapter_folder + peft.CONFIG, text)
+    distributed.wait()
     if request.method.splits:
         return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)
     return with_adapter(replace(request.model, adapter=None), writer.partial)

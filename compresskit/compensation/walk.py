@@ -7,13 +7,16 @@ Linears that share their input share its statistic and the eigendecomposition of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.method import Aim, CompensateMethod
 from compresskit.compensation.residuals import Outputs, Paired, output_residual
@@ -102,16 +105,25 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
     found: dict[str, list[float]] = {}
     for compressed, original in _side_by_side(request, walks):
         groups = [group for position in request.sequence(compressed.index) for group in position]
-        for task in _tasks(request, compressed, groups, _original_outputs(request, original, groups), False):
-            with timed(request.seconds, "decompositions"):
-                energy = 1.0
-                if task.weights is None:
-                    weight = request.pair.original_weight(task.name).to(task.residual)
-                    energy = remaining_error(weight, task.metric, torch.zeros_like(weight))
-                taken = gains(weighted(task.residual, task.weights), task.metric)
-                found[task.name] = (taken / energy).tolist() if energy else []
+        outputs = _original_outputs(request, original, groups)
+        own: dict[str, list[float]] = {}
+        for number, (name, task_of) in enumerate(_tasks(request, compressed, groups, outputs, False)):
+            if number in distributed.own(number + 1):
+                with timed(request.seconds, "decompositions"):
+                    own[name] = _gains(request, task_of())
+        for each in distributed.every(own):
+            found |= each
         on_block("measuring", compressed.index + 1, count)
     return found
+
+
+def _gains(request: Repair, task: Task) -> list[float]:
+    energy = 1.0
+    if task.weights is None:
+        weight = request.pair.original_weight(task.name).to(task.residual)
+        energy = remaining_error(weight, task.metric, torch.zeros_like(weight))
+    taken = gains(weighted(task.residual, task.weights), task.metric)
+    return (taken / energy).tolist() if energy else []
 
 
 def _side_by_side(request: Repair, walks: tuple[Walk, Walk | None]) -> Iterator[tuple[Block, Block | None]]:
@@ -130,13 +142,13 @@ def _repair_block(request: Repair, block: Block, original: Block | None, writer:
     outputs = _original_outputs(request, original, [group for position in sequence for group in position])
     facts: dict[str, dict[str, float]] = {"error_before": {}, "error_after": {}, "rank": {}}
     for number, groups in enumerate(sequence):
-        for task in _tasks(request, block, groups, outputs, number >= block.mixer_positions):
+        tasks = _tasks(request, block, groups, outputs, number >= block.mixer_positions)
+        for place, (name, task_of) in enumerate(tasks):
             with timed(request.seconds, "decompositions"):
-                short = task.name.removeprefix(block.name + ".")
-                update = _repair_linear(request, block, task, writer)
-                facts["rank"][short] = request.ranks.get(task.name, 0)
-                facts["error_before"][short] = task.error(torch.zeros_like(update))
-                facts["error_after"][short] = task.error(update)
+                errors = _repair_linear(request, block, name, task_of, place % distributed.count(), writer)
+            short = name.removeprefix(block.name + ".")
+            facts["rank"][short] = request.ranks.get(name, 0)
+            facts["error_before"][short], facts["error_after"][short] = errors
     return facts
 
 
@@ -158,11 +170,11 @@ def _aimed_weight(request: Repair, original: Block, name: str) -> Tensor:
 
 def _tasks(
     request: Repair, block: Block, groups: list[tuple[str, ...]], outputs: Mapping[str, Outputs], attention_is_final: bool
-) -> Iterator[Task]:
-    """The linears of some groups with their residuals and measures."""
+) -> Iterator[tuple[str, Callable[[], Task]]]:
+    """The linears of some groups, each with what makes its residual and measure: of several ranks only one does."""
     method = request.method
     statistics: dict[str, Paired] = {}
-    if block.hidden and (method.needs_activations or outputs):
+    if block.micro_batches and (method.needs_activations or outputs):
         with timed(request.seconds, "forward"):
             for group in groups:
                 linear = block.linear(group[0])
@@ -173,15 +185,26 @@ def _tasks(
     for group in groups:
         found = statistics.pop(group[0], None)
         linear = block.linear(group[0])
-        metric = method.metric(found.statistic if found else None, linear.in_features, linear.weight.device)
+        metric = _once(partial(method.metric, found.statistic if found else None, linear.in_features, linear.weight.device))
         row = 0
         for name in group:
-            weight = block.linear(name).weight.detach()
-            error = _weight_error(request, name, weight)
-            if found is not None and found.outputs is not None and found.gram.tokens:
-                error = output_residual(weight, error, found, slice(row, row + len(weight)), OUTPUT_DAMPING)
-            row += len(weight)
-            yield Task(name, error, metric, request.weights.get(name))
+            rows = len(block.linear(name).weight)
+            yield name, partial(_task, request, block, name, found, slice(row, row + rows), metric)
+            row += rows
+
+
+def _once(make: Callable[[], Metric]) -> Callable[[], Metric]:
+    """The same measure for all linears of a group, made when the first of them needs it."""
+    return functools.cache(make)
+
+
+def _task(request: Repair, block: Block, name: str, found: Paired | None, rows: slice, metric: Callable[[], Metric]) -> Task:
+    """`rows`: where the linear's outputs lie among those of its group."""
+    weight = block.linear(name).weight.detach()
+    error = _weight_error(request, name, weight)
+    if found is not None and found.outputs is not None and found.gram.tokens:
+        error = output_residual(weight, error, found, rows, OUTPUT_DAMPING)
+    return Task(name, error, metric(), request.weights.get(name))
 
 
 def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
@@ -193,31 +216,48 @@ def _weight_error(request: Repair, name: str, weight: Tensor) -> Tensor:
     return request.pair.original_weight(name).to(weight.device) - weight.float()
 
 
-def _repair_linear(request: Repair, block: Block, task: Task, writer: Writer) -> Tensor:
-    """Solve, write and apply the repair to the block; returns the update as stored."""
-    rank, linear = request.ranks.get(task.name, 0), block.linear(task.name)
-    scale, dtype = request.multipliers.get(task.name, 1.0), request.dtype
-    rows, columns = task.residual.shape
-    if not rank:
-        first, second = (torch.zeros(shape, dtype=dtype, device=task.residual.device) for shape in ((0, columns), (rows, 0)))
-    elif dtype == EIGHT_BITS:
-        with naming(task.name):
-            first, second = eight_bit_factors(task.residual, task.metric, rank, scale, task.weights)
-    else:
-        first, second = low_rank_factors(task.residual, task.metric, rank, request.method.smallest, task.weights)
-        first, second = first.to(dtype), (second / scale).to(dtype)
+def _repair_linear(
+    request: Repair, block: Block, name: str, task_of: Callable[[], Task], owner: int, writer: Writer
+) -> list[float]:
+    """Solve on the rank that owns the linear, write, and apply the repair to the block.
+
+    Returns:
+        The error before and after it, in the task's own measure.
+    """
+    rank, linear = request.ranks.get(name, 0), block.linear(name)
+    scale = request.multipliers.get(name, 1.0)
+    (rows, columns), device = linear.weight.shape, linear.weight.device
+    first, second = (torch.zeros(shape, dtype=request.dtype, device=device) for shape in ((rank, columns), (rows, rank)))
+    errors = torch.zeros(2, dtype=torch.float64)
+    if owner == distributed.rank():
+        task = task_of()
+        if rank:
+            first, second = _factors(request, task, rank, scale)
+        update = scale * second.float() @ first.float()
+        errors = torch.tensor([task.error(torch.zeros_like(update)), task.error(update)], dtype=torch.float64)
+    for each in (first, second, errors):
+        distributed.send(each, owner)
     update = scale * second.float() @ first.float()
     sign = -1 if request.method.splits else 1
     weight = linear.weight.float() + sign * update
     if request.merged is not None:
-        compressed, name = request.pair.compressed, f"{task.name}.weight"
+        compressed = request.pair.compressed
         weight = weight.to(request.merged)
-        writer.put(compressed.stored_name(name), to_stored(compressed, name, weight))
+        writer.put(compressed.stored_name(f"{name}.weight"), to_stored(compressed, f"{name}.weight", weight))
     if request.merged is None or request.method.splits:
-        _write_factors(request, task.name, (first, second), writer)
+        _write_factors(request, name, (first, second), writer)
     if not request.method.splits:
         replace_weight(linear, weight)
-    return update
+    return errors.tolist()
+
+
+def _factors(request: Repair, task: Task, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The pair of a linear as it is stored, (rank, in) and (out, rank)."""
+    if request.dtype == EIGHT_BITS:
+        with naming(task.name):
+            return eight_bit_factors(task.residual, task.metric, rank, scale, task.weights)
+    first, second = low_rank_factors(task.residual, task.metric, rank, request.method.smallest, task.weights)
+    return first.to(request.dtype), (second / scale).to(request.dtype)
 
 
 def _write_factors(request: Repair, name: str, factors: tuple[Tensor, Tensor], writer: Writer) -> None:

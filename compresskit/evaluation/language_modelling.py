@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit import distributed
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluation.nuclear_norm import matrix_nuclear_norm
 from compresskit.evaluation.request import CHUNK_BYTES
@@ -91,9 +92,7 @@ def score(
     size = min(micro_batch_size(each, windows.shape[1]) for each in models)  # equal, for the side-by-side comparison
     walks = [Walk(each, windows, where, size) for each in models]
     _walk_all(walks, on_block or (lambda done, total: None))
-    norms = [
-        statistics.fmean(matrix_nuclear_norm(window) for batch in walk.hidden for window in windows_of(batch)) for walk in walks
-    ]
+    norms = [_nuclear_norm(walk) for walk in walks]
     sums = _sums(walks)
     predictions = windows.shape[0] * (windows.shape[1] - 1)
     perplexities = [_perplexity(each, loss / predictions) for each, loss in zip(models, sums.losses, strict=True)]
@@ -110,6 +109,12 @@ def score(
     return Scores(
         perplexity=perplexities[0], tokens=windows.numel(), nuclear_norm=norms[0], vocabulary_size=vocabulary, **compared
     )
+
+
+def _nuclear_norm(walk: Walk) -> float:
+    """Mean over windows of the Matrix Nuclear-Norm of the last block's output."""
+    found = [[matrix_nuclear_norm(window) for window in windows_of(batch)] for batch in walk.hidden]
+    return statistics.fmean(norm for norms in distributed.in_order(found, len(walk.all_batches)) for norm in norms)
 
 
 def _check(models: list[Model], windows: Tensor) -> None:
@@ -139,24 +144,31 @@ def _walk_all(walks: list[Walk], on_block: OnBlock) -> None:
 
 @dataclass
 class _Sums:
-    """Sums over the positions of all windows, in float64."""
+    """Sums over the positions of some windows, in float64."""
 
     losses: list[float]
     """One sum per model."""
     divergence: float = 0.0
     same: float = 0.0
 
+    def __add__(self, other: _Sums) -> _Sums:
+        losses = [own + others for own, others in zip(self.losses, other.losses, strict=True)]
+        return _Sums(losses, self.divergence + other.divergence, self.same + other.same)
+
 
 @torch.no_grad()
 def _sums(walks: list[Walk]) -> _Sums:
-    sums = _Sums([0.0] * len(walks))
+    """Sums over all windows: micro-batch by micro-batch, then in their order, whichever rank computed them."""
+    found = []
     vocabulary = walks[0].model.vocabulary
     for outputs in zip(*(walk.heads() for walk in walks), strict=True):
+        sums = _Sums([0.0] * len(walks))
         for index, window in enumerate(outputs[0][0]):
             for rows in _chunks(len(window), vocabulary):
                 logits = [head(hidden[..., index : index + 1, rows, :]).float()[0] for _, hidden, head in outputs]
                 _add_rows(sums, window[rows.start + 1 : rows.stop + 1].to(logits[0].device), logits)
-    return sums
+        found.append(sums)
+    return sum(distributed.in_order(found, len(walks[0].all_batches)), start=_Sums([0.0] * len(walks)))
 
 
 def _add_rows(sums: _Sums, targets: Tensor, logits: list[Tensor]) -> None:

@@ -119,7 +119,7 @@ def _walked(model: Model, part: list[Continuation], length: int, where: Where) -
         tokens[row, : len(continuation.ids)] = torch.tensor(continuation.ids)
     vocabulary = model.vocabulary
     size = max(1, LOGITS_BYTES // (length * vocabulary * FLOAT32_BYTES))
-    walk = Walk(model, tokens, where, size)
+    walk = Walk(model, tokens, where, size, dealt=False)
     for _ in walk:
         pass
     rows = (logits for _, _, batch in walk.logits() for logits in batch)

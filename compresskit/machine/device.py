@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
+from compresskit import distributed
 from compresskit.errors import RequestError
 from compresskit.machine.libraries import import_networks
 from compresskit.machine.precision import TORCH_NAMES
@@ -38,7 +39,7 @@ def choose_device(name: str, dtype: str, stored: Collection[str], trust_remote_c
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(distributed.own_device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RequestError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from error

@@ -167,6 +167,7 @@ def _block_importances(walk: Walk, on_block: OnBlock) -> Iterator[float]:
         distance = AngularDistance()
         for before, after in block.steps():
             distance.add(before, after)
+        distance.share(block.micro_batches)
         yield distance.mean
         on_block("block importance", block.index + 1, walk.model.block_count)
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.errors import NumericalError
 from compresskit.numerics.factorised import in_one_thread
 
@@ -60,17 +61,19 @@ def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: floa
     cross_gram, removed_gram = gram[removed[:, None], kept], gram[removed[:, None], removed]
     old = down[:, kept]
     refitted = old.clone()
-    crossed, gained, without = (torch.zeros((), dtype=torch.float64, device=gram.device) for _ in range(3))
-    for rows in torch.split(torch.arange(len(down), device=down.device), ROWS_AT_ONCE):
-        lost = down[rows][:, removed]
+    sums = torch.zeros(len(down), 3, dtype=torch.float64, device=gram.device)
+    for rows in distributed.pieces(len(down), ROWS_AT_ONCE):
+        lost = down[rows, removed]
         cross = (lost @ cross_gram).double()  # (rows, kept)
         # Two triangular solves, because cholesky_solve would copy the factor.
         half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
         change = torch.linalg.solve_triangular(factor.mT, half, upper=True).T
         refitted[rows] += change.to(torch.float32)
-        without += ((lost @ removed_gram) * lost).sum(dtype=torch.float64)
-        gained += (cross * change).sum() + eps * change.square().sum()
-        crossed += (cross * old[rows]).sum()
+        sums[rows, 0] = ((lost @ removed_gram) * lost).double().sum(dim=1)
+        sums[rows, 1] = (cross * change + eps * change.square()).sum(dim=1)
+        sums[rows, 2] = (cross * old[rows]).sum(dim=1)
+    distributed.exchange(ROWS_AT_ONCE, refitted, sums)
+    without, gained, crossed = sums.sum(dim=0)
     energy = _kept_energy(old, factor, eps) + 2 * crossed + without
     return Refitted(refitted, max(0.0, float(without - gained)), float(energy))
 
@@ -91,8 +94,9 @@ def _factor(gram: Tensor, kept: Tensor, eps: Tensor) -> Tensor:
 
 def _kept_energy(old: Tensor, factor: Tensor, eps: Tensor) -> Tensor:
     """tr(W_S C_SS W_S^T), a number in float64; the factor is triangular, so panel by panel it takes half a product."""
-    energy = -eps * old.square().sum(dtype=torch.float64)
-    for start in range(0, old.shape[1], COLUMNS_AT_ONCE):
-        panel = factor[start:, start : start + COLUMNS_AT_ONCE].to(torch.float32)
-        energy += (old[:, start:] @ panel).square_().sum(dtype=torch.float64)
-    return energy
+    energies = torch.zeros(old.shape[1], dtype=torch.float64, device=old.device)
+    for columns in distributed.pieces(old.shape[1], COLUMNS_AT_ONCE):
+        panel = factor[columns.start :, columns].to(torch.float32)
+        energies[columns] = (old[:, columns.start :] @ panel).double().square_().sum(dim=0)
+    distributed.exchange(COLUMNS_AT_ONCE, energies)
+    return energies.sum() - eps * old.square().sum(dtype=torch.float64)

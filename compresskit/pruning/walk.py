@@ -65,7 +65,7 @@ def _prune_block(
     groups = walk.model.ffn_groups(block.index)
     narrowed = [group for group, width in zip(groups, widths[0], strict=True) if width < group.width]
     statistics: ChannelStatistics = {}
-    if walk.batches:
+    if walk.all_batches:
         statistics = collected(narrowed, method.refit or method.needs_covariance, block, walk.device, advance=False)
     masks: list[list[str]] = []
     errors: list[float] = []

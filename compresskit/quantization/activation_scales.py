@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compresskit import distributed
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.formats.eight_bits import INPUT_SCALE
 from compresskit.formats.four_bit_floats import INPUT_DIVISOR
@@ -40,6 +41,10 @@ class Largest:
         """Add activations of any shape."""
         if x.numel():
             self.value = max(self.value, float(x.detach().abs().amax()))
+
+    def share(self) -> None:
+        """Make it that of all ranks."""
+        self.value = max(distributed.every(self.value))
 
 
 class Cache:
@@ -78,6 +83,8 @@ def block_scales(model: Model, block: Block, chosen: Collection[str], scheme: Sc
             stack.enter_context(_with_cache(block, cache))
         for number, hidden in enumerate(block.hidden):
             block.run(hidden, number)
+    for each in (*inputs.values(), *(cache.seen.values() if cache else ())):
+        each.share()
     found = {}
     for group in groups if rounded else ():
         for name in group:

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.errors import NumericalError
 from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.grid import Grid
@@ -42,8 +43,8 @@ PANEL = 128
 """Columns that errors reach one by one (the paper's B)."""
 ENERGY_PANEL = 512
 """Columns of one product of `output_energies`."""
-ROWS_AT_ONCE = 512
-"""Rows of the second moments that are reordered together; keeps the temporaries small."""
+ROWS_AT_ONCE = 1024
+"""Rows that are rounded together, the piece of work that ranks deal out; also rows of the second moments reordered together."""
 
 
 class Feedback(NamedTuple):
@@ -110,6 +111,17 @@ def round_with_feedback(weight: Tensor, found: Feedback, grid: Grid, scheme: Sch
     Returns:
         Codes and targets, (out, in) float32 each, in the stored order of the columns, and the loss of every row.
     """
+    codes, targets = (torch.empty(weight.shape, device=weight.device) for _ in range(2))
+    losses = torch.empty(len(weight), dtype=torch.float64, device=weight.device)
+    for rows in distributed.pieces(len(weight), ROWS_AT_ONCE):
+        part = Grid(grid.scale[rows], grid.zero_point[rows])
+        codes[rows], targets[rows], losses[rows] = _rounded_rows(weight[rows], found, part, scheme)
+    distributed.exchange(ROWS_AT_ONCE, codes, targets, losses)
+    return Rounded(codes, targets, losses)
+
+
+def _rounded_rows(weight: Tensor, found: Feedback, grid: Grid, scheme: Scheme) -> Rounded:
+    """`round_with_feedback` of some rows."""
     group = found.order // scheme.group_size if scheme.group_size else torch.zeros_like(found.order)
     given = _columns(weight, found)
     codes, targets, errors = (torch.empty_like(given) for _ in range(3))
@@ -127,7 +139,7 @@ def round_with_feedback(weight: Tensor, found: Feedback, grid: Grid, scheme: Sch
         missed = targets[panel] - given[panel] + errors[panel]
         losses += (pivots[panel] @ missed.square_()).double() - (added[panel] @ errors[panel].square()).double()
     back = found.order.argsort()
-    return Rounded(codes[back].T.contiguous(), targets[back].T.contiguous(), losses.clamp_min_(0))
+    return Rounded(codes[back].T, targets[back].T, losses.clamp_min_(0))
 
 
 def _columns(weight: Tensor, found: Feedback) -> Tensor:
@@ -158,10 +170,14 @@ def output_energies(weight: Tensor, found: Feedback) -> Tensor:
     Returns:
         (out,) float64.
     """
-    given = _columns(weight, found)
-    energies = -(found.added.float() @ given.square()).double()
-    for start in range(0, len(given), ENERGY_PANEL):
-        panel = slice(start, start + ENERGY_PANEL)
-        outputs = found.lower[start:, panel].T @ given[start:]
-        energies += (found.pivots[panel].float() @ outputs.square_()).double()
-    return energies.clamp_min_(0)
+    energies = torch.empty(len(weight), dtype=torch.float64, device=weight.device)
+    for rows in distributed.pieces(len(weight), ROWS_AT_ONCE):
+        given = _columns(weight[rows], found)
+        part = -(found.added.float() @ given.square()).double()
+        for start in range(0, len(given), ENERGY_PANEL):
+            panel = slice(start, start + ENERGY_PANEL)
+            outputs = found.lower[start:, panel].T @ given[start:]
+            part += (found.pivots[panel].float() @ outputs.square_()).double()
+        energies[rows] = part.clamp_min_(0)
+    distributed.exchange(ROWS_AT_ONCE, energies)
+    return energies

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit import distributed
 from compresskit.machine.precision import torch_dtype
 from compresskit.numerics.grid import from_codes, min_max_grid
 from compresskit.numerics.scheme import Scheme
@@ -66,12 +67,15 @@ def block_losses(request: QuantizeRequest, walk: Walk, levels: Sequence[Scheme],
         for bits, outputs in _rounded_outputs(block, request, levels).items():
             streams[block.index, bits] = outputs
         on_block("sensitivity", block.index + 1, count)
-    losses: Losses = [{} for _ in range(count)]
-    tokens = sum(batch.numel() for batch in walk.batches)
+    found: list[list[float]] = []
     for number, (_, hidden, head) in enumerate(walk.heads()):
         reference = head(hidden).float().log_softmax(dim=-1)
-        for (index, bits), stream in streams.items():
-            losses[index][bits] = losses[index].get(bits, 0.0) + _divergence(head(stream[number]), reference) / tokens
+        found.append([_divergence(head(stream[number]), reference) for stream in streams.values()])
+    found = distributed.in_order(found, len(walk.all_batches))
+    losses: Losses = [{} for _ in range(count)]
+    tokens = sum(batch.numel() for batch in walk.all_batches)
+    for (index, bits), values in zip(streams, zip(*found, strict=True), strict=True):
+        losses[index][bits] = sum(values) / tokens
     return losses
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit import distributed
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats import peft
 from compresskit.job import HELD_BACK, Job, run_request
@@ -50,6 +51,7 @@ def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:
     writer = job.writer(request.outputs(), {"blocks": [], **bits})
     finished = dict.fromkeys(writer.done, _written(request, writer)) if writer.done else {}
     _walk(request, job, finished, writer)
+    distributed.wait()
     scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
     summary = _summary(request, scores)
     job.commit(writer, summary)
@@ -83,6 +85,7 @@ def _written(request: QuantizeRequest, writer: Writer) -> Model:
         ranks = dict.fromkeys(request.schemes, request.rank)
         text = peft.config_text(str(request.out.resolve()), ranks, request.factor_dtype == peft.EIGHT_BITS)
         writer.write_text(f"{peft.FOLDER}/{peft.CONFIG}", text)
+        distributed.wait()
     return with_adapter(open_model(writer.partial, request.options.trust_remote_code), None)
 
 
@@ -110,7 +113,7 @@ def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finish
         if method.fisher_windows:
             from compresskit.quantization.apiq.fisher import fisher_diagonals
 
-            part = Walk(request.model, tokens, job.where, 1, job.images).take(method.fisher_windows)
+            part = Walk(request.model, tokens, job.where, 1, job.images, dealt=False).take(method.fisher_windows)
             saliencies = fisher_diagonals(part, list(request.schemes) if method.holds_by_fisher else [], scratch, job.bars)
         size = min(method.windows_at_once, micro_batch_size(request.model, tokens.shape[1]))
         original, compressed = (Walk(request.model, tokens, job.where, size, job.images) for _ in range(2))

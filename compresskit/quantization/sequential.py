@@ -6,6 +6,7 @@ feed-forward outputs). The statistics of each position are collected with the ea
 
 from __future__ import annotations
 
+from compresskit import distributed
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats import as_read
 from compresskit.machine.precision import torch_dtype
@@ -61,6 +62,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
             for name, stored in zip(group, found, strict=True):
                 put(request.model, block, name, stored, writer)
                 if request.unpacked_dtype != request.scale_dtype:
+                    distributed.wait()
                     replace_weight(block.linear(name), as_read(writer.partial, request.model.stored_name(name)))
                 if stored.error is not None:
                     errors[name.removeprefix(block.name + ".")] = stored.error

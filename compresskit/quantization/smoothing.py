@@ -22,6 +22,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.models.model import Model
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import chosen_sequence, replace_weight
@@ -43,6 +44,11 @@ class ChannelMaxima:
         found = x.detach().float().abs().flatten(0, -2).amax(dim=0)
         self.value = found if self.value is None else torch.maximum(self.value, found)
 
+    def share(self) -> None:
+        """Make them those of all ranks."""
+        found = [value for value in distributed.every(self.value) if value is not None]
+        self.value = torch.stack([each.to(found[0].device) for each in found]).amax(dim=0) if found else None
+
 
 def factors(largest: Tensor, weights: Sequence[Tensor], strength: float) -> Tensor:
     """Equation 4 in powers of two. largest (in,), weights (out, in) each -> (in,); 1 for channels that are always 0."""
@@ -59,7 +65,7 @@ def smooth(model: Model, block: Block, chosen: Collection[str], strength: float)
         The changed parameters of norms by stored name, in their stored dtypes.
     """
     changed: dict[str, Tensor] = {}
-    if not block.hidden or not block.runs:
+    if not block.micro_batches or not block.runs:
         return changed
     groups = [group for position in chosen_sequence(model, block.index, chosen) for group in position]
     found = _norms_before(block, [group[0] for group in groups])
@@ -102,13 +108,16 @@ def _norms_before(block: Block, linears: Sequence[str]) -> dict[str, tuple[str, 
             stack.callback(block.linear(linear).register_forward_pre_hook(see).remove)
         for number, hidden in enumerate(block.hidden):
             block.run(hidden, number)
+    for each in maxima.values():
+        each.share()
+    for others in distributed.every(norms):
+        norms |= others
     return {linear: (norm, value) for linear, norm in norms.items() if (value := maxima[linear].value) is not None}
 
 
 def _folded(block: Block, names: Sequence[str], group: Sequence[str], scale: Tensor) -> bool:
     """Divide a norm's parameters and multiply its linears, if the block then computes the same; else leave all as it was."""
-    before = block.run(block.hidden[0], 0)
-    allowed = TOLERANCE * float((before - block.hidden[0]).norm())
+    before = block.run(block.hidden[0], 0) if block.hidden else None
     norm = {name: block.module.get_parameter(name).data for name in names}
     weights = {name: block.linear(name).weight.data for name in group}
     for fold in FOLDS:
@@ -117,10 +126,18 @@ def _folded(block: Block, names: Sequence[str], group: Sequence[str], scale: Ten
             block.module.get_parameter(name).data = divided.to(value)
         for name, weight in weights.items():
             replace_weight(block.linear(name), weight * scale)
-        if float((block.run(block.hidden[0], 0) - before).norm()) <= allowed:
+        if distributed.from_first(lambda: _is_unchanged(block, before)):
             return True
     for name, value in norm.items():
         block.module.get_parameter(name).data = value
     for name, weight in weights.items():
         replace_weight(block.linear(name), weight)
     return False
+
+
+def _is_unchanged(block: Block, before: Tensor | None) -> bool:
+    """Whether the block gives what it gave on the first micro-batch, which the first rank has."""
+    if before is None:
+        return True
+    allowed = TOLERANCE * float((before - block.hidden[0]).norm())
+    return float((block.run(block.hidden[0], 0) - before).norm()) <= allowed

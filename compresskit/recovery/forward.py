@@ -76,7 +76,7 @@ def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
     done = []
     for walk in walks:
         part = copy.copy(walk)
-        part.hidden, part.batches = [], batches
+        part.hidden, part.all_batches = [], batches
         for _ in part:
             pass
         done.append(part)

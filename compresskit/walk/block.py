@@ -21,6 +21,9 @@ class Statistic(Protocol):
     def add(self, x: Tensor) -> None:
         """Add the linear's inputs for one micro-batch, x (tokens, in)."""
 
+    def share(self) -> None:
+        """Make it the statistic of all ranks' micro-batches."""
+
 
 @dataclass
 class Block:
@@ -30,12 +33,14 @@ class Block:
     name: str
     module: nn.Module
     hidden: list[Tensor]
-    """The block's inputs, one (batch, length, hidden) tensor per micro-batch."""
+    """The block's inputs, one (batch, length, hidden) tensor per micro-batch of this rank."""
     calls: Calls
     attention: str
     """Path inside the block of the module that mixes tokens (the attention), whose output can be kept; "" if there is none."""
     mixer_positions: int = 2
     """Number of leading positions of `Model.linear_sequence` after which that module's output is final."""
+    micro_batches: int = 0
+    """Number of micro-batches of all ranks together."""
     advanced: bool = field(default=False)
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
@@ -99,6 +104,8 @@ class Block:
             for number, hidden in enumerate(self.hidden):
                 with suppress(_SeenEnough):
                     self.run(hidden, number)
+        for statistic in statistics.values():
+            statistic.share()
         release_freed_memory()
 
     def advance(self, statistics: Mapping[str, Statistic] | None = None) -> None:
@@ -107,6 +114,8 @@ class Block:
             self._record(statistics or {}, stack, stop=False)
             for _ in self.steps():
                 pass
+        for statistic in (statistics or {}).values():
+            statistic.share()
         if statistics:
             release_freed_memory()
 

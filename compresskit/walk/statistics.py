@@ -1,6 +1,7 @@
 """Statistics over tokens. Each is a sum, so parts of a calibration set can be collected separately and added.
 
-Inputs are (tokens, features) in any float dtype; sums are float32 or float64 as stated.
+Inputs are (tokens, features) in any float dtype. A micro-batch is summed in float32, micro-batches are added in float64: that
+is exact but for entries whose sums span more than 2^25, so that neither their order nor the number of ranks matters.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from compresskit import distributed
 
 GRAM_PANELS = 4
 """The symmetric Gram matrix is split into 4 x 4 panels; only the lower 10 are computed, 5/8 of the work."""
@@ -29,53 +32,56 @@ class Moments:
         self.squares += x.square().sum(dim=0)
         self.tokens += x.shape[0]
 
-    def __iadd__(self, other: Moments) -> Moments:
-        self.sum += other.sum
-        self.squares += other.squares
-        self.tokens += other.tokens
-        return self
+    def share(self) -> None:
+        """Make the sums those of all ranks."""
+        self.tokens = distributed.total_of(self.tokens)
+        for each in (self.sum, self.squares):
+            distributed.total(each)
 
 
 class Gram:
-    """Sum of x xT over tokens, (features, features) float32, and sum of x, (features,) float32.
+    """Sum of x xT over tokens, (features, features), and sum of x, (features,), both float64.
 
-    Only the lower panels are summed; `matrix` fills the upper ones in place.
+    Only the lower panels are summed; `matrix` gives all.
     """
 
     def __init__(self, features: int, device: torch.device | str = "cpu"):
-        self.lower = torch.zeros(features, features, device=device)
-        self.sum = torch.zeros(features, device=device)
+        self.lower = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self.sum = torch.zeros(features, dtype=torch.float64, device=device)
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
         """Add one micro-batch, x (tokens, features)."""
         x = x.float()
-        step = math.ceil(x.shape[1] / GRAM_PANELS)
-        for start in range(0, x.shape[1], step):
-            rows = slice(start, start + step)
-            columns = slice(0, start + step)
-            self.lower[rows, columns].addmm_(x[:, rows].T, x[:, columns])
+        for rows, columns in self._panels():
+            self.lower[rows, columns] += x[:, rows].T @ x[:, columns]
         self.sum += x.sum(dim=0)
         self.tokens += x.shape[0]
 
-    def __iadd__(self, other: Gram) -> Gram:
-        self.lower += other.lower
-        self.sum += other.sum
-        self.tokens += other.tokens
-        return self
+    def share(self) -> None:
+        """Make the sums those of all ranks."""
+        self.tokens = distributed.total_of(self.tokens)
+        distributed.total(self.sum)
+        for rows, columns in self._panels():
+            panel = self.lower[rows, columns].contiguous()
+            self.lower[rows, columns] = distributed.total(panel)
+
+    def _panels(self) -> list[tuple[slice, slice]]:
+        features = self.lower.shape[0]
+        step = max(1, math.ceil(features / GRAM_PANELS))
+        return [(slice(start, start + step), slice(0, start + step)) for start in range(0, features, step)]
 
     @property
     def squares(self) -> Tensor:
-        """Sum of squares of every feature, (features,)."""
-        return self.lower.diagonal()
+        """Sum of squares of every feature, (features,) float32."""
+        return self.lower.diagonal().float()
 
     def matrix(self) -> Tensor:
-        """The full symmetric sum, (features, features); the panels above the diagonal are mirrored in place."""
-        features = self.lower.shape[0]
-        step = math.ceil(features / GRAM_PANELS)
-        for start in range(step, features, step):
-            rows = slice(start, start + step)
-            self.lower[:start, rows] = self.lower[rows, :start].T
+        """The full symmetric sum, (features, features) float32; nothing is added any more, and the sums in float64 are freed."""
+        if self.lower.dtype == torch.float64:
+            self.lower = self.lower.float()
+            for rows, _ in self._panels():
+                self.lower[: rows.start, rows] = self.lower[rows, : rows.start].T
         return self.lower
 
 
@@ -83,24 +89,22 @@ class AngularDistance:
     """Mean over tokens of arccos(cosine(before, after)) / pi, the block influence of CFSP (arXiv 2409.13199)."""
 
     def __init__(self) -> None:
-        self.total = 0.0
-        self.tokens = 0
+        self.found: list[tuple[float, int]] = []
 
     def add(self, before: Tensor, after: Tensor) -> None:
         """Add one micro-batch, before and after (..., hidden)."""
         cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-        self.total += float((cosine.clamp(-1, 1).arccos() / math.pi).double().sum(dim=-1).sum())
-        self.tokens += cosine.numel()
+        total = float((cosine.clamp(-1, 1).arccos() / math.pi).double().sum(dim=-1).sum())
+        self.found.append((total, cosine.numel()))
 
-    def __iadd__(self, other: AngularDistance) -> AngularDistance:
-        self.total += other.total
-        self.tokens += other.tokens
-        return self
+    def share(self, micro_batches: int) -> None:
+        """Make the sums those of all ranks, which have so many micro-batches together."""
+        self.found = distributed.in_order(self.found, micro_batches)
 
     @property
     def mean(self) -> float:
         """Mean over all tokens, 0 to 1."""
-        return self.total / max(1, self.tokens)
+        return sum(total for total, _ in self.found) / max(1, sum(tokens for _, tokens in self.found))
 
 
 class Magnitudes:
@@ -115,7 +119,7 @@ class Magnitudes:
         self.sum += x.float().abs().sum(dim=0)
         self.tokens += x.shape[0]
 
-    def __iadd__(self, other: Magnitudes) -> Magnitudes:
-        self.sum += other.sum
-        self.tokens += other.tokens
-        return self
+    def share(self) -> None:
+        """Make the sums those of all ranks."""
+        self.tokens = distributed.total_of(self.tokens)
+        distributed.total(self.sum)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compresskit import distributed
 from compresskit.machine.device import Where
 from compresskit.machine.memory import release_freed_memory
 from compresskit.models import meta
@@ -38,22 +39,45 @@ class Walk:
     Each iteration is a new walk.
     """
 
-    def __init__(self, model: Model, tokens: Tensor, where: Where, micro_batch: int | None = None, images: Images | None = None):
-        """`micro_batch`: samples computed at once, None for `micro_batch_size`; one with `images`, those of the windows."""
+    def __init__(
+        self,
+        model: Model,
+        tokens: Tensor,
+        where: Where,
+        micro_batch: int | None = None,
+        images: Images | None = None,
+        dealt: bool = True,
+    ):
+        """`micro_batch`: samples computed at once, None for `micro_batch_size`; one with `images`, those of the windows.
+
+        `dealt`: each rank walks with its own micro-batches; else every rank with all of them.
+        """
         self.model, self.device, self.dtype = model, where.device, where.dtype
         self.finished: Mapping[int, Model] = {}
         self.network = meta.build(model, where.trust_remote_code, where.dtype)
         self.images, size = images or {}, 1 if images else micro_batch or micro_batch_size(model, tokens.shape[1])
-        self.batches = list(torch.split(tokens, size)) if len(tokens) else []
+        self.all_batches = list(torch.split(tokens, size)) if len(tokens) else []
+        """Micro-batches of all ranks together."""
+        self.dealt = dealt
         self.hidden: list[Tensor] = []
 
     def take(self, samples: int) -> Walk:
         """Return the walk over the first micro-batches that hold at least `samples` samples, or over all if there are fewer."""
         part = copy.copy(self)
         part.hidden = []
-        counts = itertools.accumulate((len(batch) for batch in self.batches), initial=0)
-        part.batches = [batch for batch, before in zip(self.batches, counts, strict=False) if before < samples]
+        counts = itertools.accumulate((len(batch) for batch in self.all_batches), initial=0)
+        part.all_batches = [batch for batch, before in zip(self.all_batches, counts, strict=False) if before < samples]
         return part
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """The micro-batches of this rank, (samples, length) int64 each."""
+        return [self.all_batches[number] for number in self.numbers]
+
+    @property
+    def numbers(self) -> range:
+        """Their numbers among all."""
+        return distributed.own(len(self.all_batches)) if self.dealt else range(len(self.all_batches))
 
     def resumed(self, finished: Mapping[int, Model]) -> Walk:
         """Return the walk with some blocks read, as edited, from other models."""
@@ -97,8 +121,8 @@ class Walk:
             for group in source.ffn_groups(index):
                 meta.resize(self.network, source, group)
         meta.fill(source, self.network, name, self.device, self.dtype)
-        mixer = self.model.architecture.block(index).mixer
-        return Block(index, name, self.network.get_submodule(name), hidden, calls, mixer, self.model.mixer_positions(index))
+        mixer, positions = self.model.architecture.block(index).mixer, self.model.mixer_positions(index)
+        return Block(index, name, self.network.get_submodule(name), hidden, calls, mixer, positions, len(self.all_batches))
 
     def _capture(self) -> list[Calls]:
         """Run the model with recording blocks to capture the first hidden states and every block's arguments."""
