@@ -111,8 +111,8 @@ def measured_gains(request: Repair, walks: tuple[Walk, Walk | None], on_block: O
             if number in distributed.own(number + 1):
                 with timed(request.seconds, "decompositions"):
                     own[name] = _gains(request, task_of())
-        for each in distributed.every(own):
-            found |= each
+        measured = {name: values for each in distributed.every(own) for name, values in each.items()}
+        found |= {name: measured[name] for group in groups for name in group}
         on_block("measuring", compressed.index + 1, count)
     return found
 

@@ -1,0 +1,55 @@
+"""Run stages on several ranks: `python -m torch.distributed.run ... rank_runs.py WORK` does them all in one group of processes.
+
+Micro-batches are made small, so that a tiny model has more of them than ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from compresskit import distributed
+from compresskit.api import compensate, prune, quantize
+from compresskit.walk import cost
+
+COMMON = {"samples": 9, "sequence_length": 16}
+MICRO_BATCH_BYTES = 2 * 16 * 256 * 4
+RUNS = {
+    "cfsp": (prune, "cfsp", {"sparsity": 0.4}),
+    "flap": (prune, "flap", {"sparsity": 0.4, "allocation": "global"}),
+    "experts": (prune, "cfsp", {"sparsity": 0.4, "allocation": "uniform"}),
+    "rtn": (quantize, "rtn", {"bits": 4, "group_size": 16}),
+    "gptq": (quantize, "gptq", {"bits": 3, "group_size": 16}),
+    "gptq-experts": (quantize, "gptq", {"bits": 4, "group_size": 16}),
+    "gptq-mixed": (quantize, "gptq", {"bits": 2.5, "group_size": 16}),
+    "gptq-int8": (quantize, "gptq", {"format": "int8", "activations": "dynamic", "smoothing": 0.5}),
+    "rtn-fp8": (quantize, "rtn", {"format": "fp8", "activations": "static", "kv_cache": "fp8"}),
+    "eora": (compensate, "eora", {"rank": 4}),
+    "eora-budget": (compensate, "eora", {"rank_budget": 4, "aim": "block"}),
+    "act": (compensate, "act", {"rank": 4}),
+    "svd": (compensate, "svd", {"rank": 4, "aim": "weight"}),
+}
+"""By name: the stage, the method and its settings."""
+
+
+def run_all(work: Path, out: Path) -> None:
+    """Run every stage on the models in `work`; the results lie in `out` under the names of `RUNS`."""
+    cost.MICRO_BATCH_BYTES = MICRO_BATCH_BYTES
+    for name, (stage, method, settings) in RUNS.items():
+        given = {**COMMON, **settings, "calibration": str(work / "text.txt")}
+        source = work / ("experts" if "experts" in name else "model")
+        if stage is compensate:
+            given["original"], source = str(source), out / "gptq"
+        stage(source, out / name, method, quiet=True, **given)
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every weight file of the results."""
+    files = sorted(out.rglob("*.safetensors"))
+    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+if __name__ == "__main__":
+    with distributed.joined():
+        run_all(Path(sys.argv[1]), Path(sys.argv[2]))
