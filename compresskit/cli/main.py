@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         from compresskit import distributed
 
         if distributed.is_first_to_fail():
-            speak()
+            _speak()
             log("compresskit: error: interrupted")
     finally:
         if arguments is None:
@@ -66,9 +66,17 @@ def _run(arguments: list[str], interrupts: Interrupts) -> int:
                 message, code = f"interrupted ({message})", INTERRUPTED
             interrupts.settle(code)
             if distributed.is_first_to_fail():
-                speak()
+                _speak()
                 _say(message, error if "--verbose" in arguments else None)
     return code
+
+
+def _speak() -> None:
+    """Let a rank that was silent say why the run ends."""
+    from compresskit import distributed
+
+    if distributed.asked_count() > 1:
+        speak()
 
 
 def _say(message: str, error: Exception | None) -> None:

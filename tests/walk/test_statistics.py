@@ -13,30 +13,31 @@ from compresskit.walk.statistics import AngularDistance, Gram, Moments
 
 
 @given(st.integers(1, 19), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99))
-def test_the_gram_matrix_of_parts_is_that_of_the_whole(features: int, parts: list[int], seed: int) -> None:
+def test_the_gram_matrix_is_the_product_whatever_the_order_of_the_parts(features: int, parts: list[int], seed: int) -> None:
     chunks = [torch.randn(n, features, generator=torch.Generator().manual_seed(seed + i)) for i, n in enumerate(parts)]
-    whole, summed = Gram(features), Gram(features)
+    forward, backward = Gram(features), Gram(features)
     for chunk in chunks:
-        whole.add(chunk)
-        part = Gram(features)
-        part.add(chunk)
-        summed += part
+        forward.add(chunk)
+    for chunk in reversed(chunks):
+        backward.add(chunk)
     x = torch.cat(chunks).double()
-    for gram in (whole, summed):
-        assert torch.allclose(gram.matrix().double(), x.T @ x, atol=1e-4)
-        assert torch.allclose(gram.sum.double(), x.sum(dim=0), atol=1e-4)
-        assert torch.allclose(gram.squares.double(), x.square().sum(dim=0), atol=1e-4)
-        assert gram.tokens == sum(parts)
+    assert torch.allclose(forward.sum.double(), x.sum(dim=0), atol=1e-4)
+    assert torch.allclose(forward.squares.double(), x.square().sum(dim=0), atol=1e-4)
+    assert torch.allclose(forward.matrix().double(), x.T @ x, atol=1e-4)
+    assert torch.equal(forward.matrix(), backward.matrix()) and torch.equal(forward.sum, backward.sum)
+    assert forward.tokens == sum(parts)
 
 
-def test_moments_of_parts_add_up() -> None:
+def test_moments_are_sums_whatever_the_order_of_the_parts() -> None:
     x = torch.randn(30, 5)
     first, second = Moments(5), Moments(5)
-    first.add(x[:10])
-    second.add(x[10:])
-    first += second
+    for part in (x[:10], x[10:]):
+        first.add(part)
+    for part in (x[10:], x[:10]):
+        second.add(part)
     assert torch.allclose(first.sum, x.double().sum(dim=0), atol=1e-5)
     assert torch.allclose(first.squares, x.double().square().sum(dim=0), atol=1e-4)
+    assert torch.equal(first.sum, second.sum) and torch.equal(first.squares, second.squares)
     assert first.tokens == 30
 
 
@@ -49,9 +50,8 @@ def test_the_angular_distance_is_the_angle_over_pi(angle: float, expected: float
 
 def test_angular_distances_add_up_over_tokens() -> None:
     before, after = torch.randn(8, 6), torch.randn(8, 6)
-    whole, first, second = AngularDistance(), AngularDistance(), AngularDistance()
+    whole, parts = AngularDistance(), AngularDistance()
     whole.add(before, after)
-    first.add(before[:3], after[:3])
-    second.add(before[3:], after[3:])
-    first += second
-    assert first.mean == pytest.approx(whole.mean)
+    parts.add(before[:3], after[:3])
+    parts.add(before[3:], after[3:])
+    assert parts.mean == pytest.approx(whole.mean)
