@@ -25,6 +25,7 @@ from compresskit.task_vectors.merge_entries import open_entries
 from compresskit.task_vectors.merge_updates import open_updates
 from compresskit.task_vectors.merging.method import MergeMethod
 from compresskit.task_vectors.output import new_folder, store_of
+from compresskit.task_vectors.pairs import factors_of
 from compresskit.task_vectors.request import MergeOptions
 from compresskit.task_vectors.vector import PlainVector, TaskVector, TernaryVector, open_task_vector
 
@@ -52,7 +53,8 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
             check_unchanged(store_of(vector))
     settings = {"method": name_of("merge", method), **method.model_dump(), "sources": sources, "base": options.base}
     settings["rank"] = options.rank
-    work = open_updates(method, vectors, options.rank) if options.rank else open_entries(method, vectors, base)
+    rank = options.rank
+    work = open_updates(method, vectors, rank, base_folder) if rank else open_entries(method, vectors, base)
     with (
         ProgressBars(quiet) as bars,
         new_folder(out, work.outputs(), shard_bytes, first.folder, options.overwrite) as writer,
@@ -79,9 +81,6 @@ def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | No
             raise RequestError(
                 f"{vector.folder}: adapters and checkpoints cannot be merged; expand, or merge the adapters with peft"
             )
-        if vector.dense:
-            name = next(iter(vector.dense))
-            raise RequestError(f"{vector.folder}: {name} is no part of the vector and cannot be merged; leave this source out")
         if isinstance(vector, TernaryVector) and not vector.is_adapter:
             check_base(vector, base)
         if options.rank is None:
@@ -89,13 +88,18 @@ def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | No
 
 
 def _check_same_tensors(first: TaskVector, vector: TaskVector) -> None:
-    remedy = "pass --rank to merge them as updates of the weights"
+    if not vector.is_adapter:
+        remedy = "merge checkpoints of one architecture, depth and width"
+    elif any(factors_of(name) for name in vector.specs):
+        remedy = "pass --rank to merge them as updates of the weights"
+    else:
+        remedy = "merge adapters of the same modules"
     if isinstance(vector, TernaryVector) and vector.container.facts.balanced:
         raise RequestError(f"{vector.folder}: its factors were balanced, so that their ranks match no other's; {remedy}")
     for name in {**first.specs, **vector.specs}:
-        found = [v.specs[name].shape if name in v.specs else None for v in (first, vector)]
-        if found[0] != found[1]:
-            raise RequestError(f"{vector.folder}: {name} is {found[1]} there, {found[0]} in {first.folder}; {remedy}")
+        shapes = [f"is {list(each.specs[name].shape)}" if name in each.specs else "is missing" for each in (first, vector)]
+        if shapes[0] != shapes[1]:
+            raise RequestError(f"{vector.folder}: {name} {shapes[1]}, but {shapes[0]} in {first.folder}; {remedy}")
 
 
 def _files(vectors: list[TaskVector]) -> list[Path]:

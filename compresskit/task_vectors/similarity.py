@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from compresskit.checkpoint import source
 from compresskit.errors import RequestError
 from compresskit.formats.ternary.bitmask import dot, masks, norm_squared
-from compresskit.task_vectors.scalings import CommonScaling, common_scaling, factors_of, module_of
+from compresskit.task_vectors.pairs import factors_of, module_of
+from compresskit.task_vectors.scalings import CommonScaling, common_scaling
 from compresskit.task_vectors.vector import TaskVector, TernaryVector, open_task_vector
 
 Sums = dict[tuple[int, int], float]
