@@ -184,6 +184,11 @@ class Adapter:
         return [n.removeprefix(PREFIX).removesuffix(ending) for n in self.store.tensors if n.endswith(ending)]
 
     @property
+    def is_made(self) -> bool:
+        """Whether the tensors have other names or values than in the file."""
+        return type(self.store) is not Checkpoint or self.store.stored is not None
+
+    @property
     def parameters(self) -> int:
         """Number of stored values."""
         return self.store.parameters

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
 from compresskit.errors import RequestError
 from compresskit.formats.adapter_kinds import CONVERT, PISSA, base_change
-from compresskit.formats.peft import CONFIG, USUAL_ALPHA, USUAL_RANK, Adapter, factor_names
+from compresskit.formats.peft import CONFIG, USUAL_RANK, Adapter, factor_names
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class PlainFactors(Checkpoint):
         weight = read_plain(replace(self.model, adapter=None), f"{linear}.weight").float()
         basis = starting_basis(self.change, weight, len(first))
         taken = basis / self.adapter.scaling(linear) if self.change == PISSA else basis
-        return torch.cat([first, basis.T @ weight]), torch.cat([second, -taken], dim=1)
+        stated = 2**0.5 if self.config.get("use_rslora") else 2  # twice the rank halves the scaling that the file states
+        return torch.cat([first, basis.T @ weight]), stated * torch.cat([second, -taken], dim=1)
 
 
 def starting_basis(change: str, weight: Tensor, rank: int) -> Tensor:
@@ -113,7 +114,8 @@ def as_plain(adapter: Adapter, model: Model, linears: Sequence[str]) -> Adapter:
         return adapter
     for name in linears:
         _check(adapter, model, name, change)
-    return Adapter(adapter.folder, _doubled(adapter.config), _store(adapter, model, change, linears))
+    store = _store(adapter, model, change, linears)
+    return Adapter(adapter.folder, store.config, store)
 
 
 def _check(adapter: Adapter, model: Model, name: str, change: str) -> None:
@@ -137,7 +139,7 @@ def _store(adapter: Adapter, model: Model, change: str, linears: Sequence[str]) 
     names = {factor: name for name in linears for factor in factor_names(name)}
     tensors = {name: _twice(spec) if name in names else spec for name, spec in held.tensors.items()}
     return PlainFactors(
-        held.folder, held.config, tensors, held.file_of, held.manifest,
+        held.folder, _of_twice_the_rank(adapter.config), tensors, held.file_of, held.manifest,
         adapter=adapter, model=model, change=change, linears=names,
     )  # fmt: skip
 
@@ -149,13 +151,7 @@ def _twice(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, "F32", shape)
 
 
-def _doubled(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of factors of twice the rank with the same scalings."""
-    factor = 2**0.5 if config.get("use_rslora") else 2
-    return config | {
-        "init_lora_weights": True,
-        "r": 2 * config.get("r", USUAL_RANK),
-        "lora_alpha": factor * config.get("lora_alpha", USUAL_ALPHA),
-        "rank_pattern": {key: 2 * value for key, value in (config.get("rank_pattern") or {}).items()},
-        "alpha_pattern": {key: factor * value for key, value in (config.get("alpha_pattern") or {}).items()},
-    }
+def _of_twice_the_rank(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of plain factors of twice the rank; the scalings that follow from it are corrected in B."""
+    ranks = {key: 2 * value for key, value in (config.get("rank_pattern") or {}).items()}
+    return config | {"init_lora_weights": True, "r": 2 * config.get("r", USUAL_RANK), "rank_pattern": ranks}

@@ -20,6 +20,7 @@ from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
 from compresskit.stages import parse_bytes
+from compresskit.task_vectors.agreement import notes_on_agreement
 from compresskit.task_vectors.apply import check_base
 from compresskit.task_vectors.merge_entries import open_entries
 from compresskit.task_vectors.merge_updates import open_updates
@@ -45,6 +46,7 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
     first = vectors[0]
     base = open_dense(base_folder) if base_folder and not first.is_adapter else None
     _check(method, vectors, base, options)
+    notes = notes_on_agreement(vectors)
     shard_bytes = parse_bytes(options.max_shard_size)
     for vector in vectors:
         check_out(out, vector.folder, options.overwrite)
@@ -66,7 +68,7 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
     before = parameters, sum(file.stat().st_size for file in _files(vectors))
     folders = [vector.folder for vector in vectors]
     result = stage_result("merge", settings, out, folders, before, writer.written)
-    return result | time_and_memory(started)
+    return result | ({"notes": notes} if notes else {}) | time_and_memory(started)
 
 
 def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | None, options: MergeOptions) -> None:

@@ -175,7 +175,7 @@ def check_same_kind(first: TaskVector, vector: TaskVector) -> None:
     mine, other = adapter_config(vector), adapter_config(first)
     path = vector.folder / CONFIG
     if mine.get("peft_type") == "LORA":
-        check_base_kept(path, mine, "pass --rank to merge updates of the weights, ")
+        check_base_kept(path, mine, "merge with --rank, which merges updates of the weights, or ")
     for key in (*BESIDE, "peft_type", "feedforward_modules"):
         values = [_sorted(each.get(key)) for each in (mine, other)]
         if any(values) and values[0] != values[1]:

@@ -22,6 +22,7 @@ from compresskit.formats import peft
 from compresskit.formats.adapter_kinds import base_change, check_plain
 from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter
 from compresskit.methods import name_of
+from compresskit.models.initialised import PlainFactors
 from compresskit.models.load import attached, open_model
 from compresskit.task_vectors.apply import applied_adapter
 from compresskit.task_vectors.kept import Kept, kept_as_they_are, kept_specs, kept_tensor
@@ -128,7 +129,9 @@ def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int, base
     if embeddings and any(map(_is_bias, updates)):
         what = f"updates of embeddings ({min(embeddings)}) and of biases are in no adapter together, as peft has none"
         raise RequestError(f"{adapters[0].folder}: {what}; merge the sources apart")
-    copies = {f"{peft.PREFIX}{module}{COPY_OF_BASE}" for module in embeddings}
+    # Of a linear from whose weight factors start, peft saves what is left of the weight, not the weight.
+    changed = {module_of(name) for each in adapters if isinstance(each.store, PlainFactors) for name in each.store.linears}
+    copies = {f"{peft.PREFIX}{module}{COPY_OF_BASE}" for module in set(map(module_of, updates)) - changed}
     kept = kept_as_they_are(vectors, copies.__contains__)
     return UpdateMerge(method, adapters, updates, kept, rank, next(iter(vectors[0].specs.values())).dtype)
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 from conftest import SMALL, Run
 from hypothesis import HealthCheck, given, settings
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model
 
 from compresskit.errors import RequestError
+from compresskit.machine.device import choose_device
 from compresskit.models.load import open_model, with_adapter
 from compresskit.models.meta import read_plain
+from compresskit.models.ragged import load_stock
 
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # raised inside peft
@@ -177,3 +180,16 @@ def test_factors_of_modules_that_are_not_targeted_are_refused(run: Run, base: Pa
         assert (code, err.count("\n")) == (2, 1)
         assert str(path) in err
         assert "v_proj" in err
+
+
+@pytest.mark.parametrize("init", [True, "eva", "pissa", "olora"])
+@pytest.mark.parametrize("style", peft_space.LOADED_STYLES)
+def test_generations_run_the_model_that_stock_peft_makes(init: Any, style: str, base: Path, tmp_path: Path) -> None:
+    drawn = {"r": 4, "target_modules": "all-linear", "init_lora_weights": init, "dtype": torch.float32, "style": style}
+    folder = peft_space.make(tmp_path / "adapter", base, drawn)
+    assert folder is not None
+    network = load_stock(with_adapter(open_model(base), folder), choose_device("cpu", "float32", {"F32"}))
+    with torch.no_grad():
+        found = network(torch.arange(3, 20)[None]).logits
+        expected = PeftModel.from_pretrained(peft_space.stock_model(base), folder)(torch.arange(3, 20)[None]).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
