@@ -1,4 +1,4 @@
-"""Ternary vectors of adapters with embeddings and experts: groups with their own scale, balanced pairs. Oracle, end to end."""
+"""task_vectors/pairs.py, task_vectors/compress.py: groups with their own scale, balanced pairs. Oracle, end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of adapters beside the factors of linears: embeddings, biases, copies of the base. Against stock peft, end to end."""
+"""task_vectors/kept.py, task_vectors/merge_updates.py: embeddings, biases, copies of the base. Against stock peft, end to end."""
 
 from __future__ import annotations
 

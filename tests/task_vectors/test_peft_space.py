@@ -1,4 +1,4 @@
-"""Adapters of peft's whole space of configurations: what merges and ternary vectors are made of is what stock peft makes of them.
+"""task_vectors/merge.py, task_vectors/compress.py, task_vectors/expand.py: adapters of peft's whole space of configurations.
 
 Property: whatever is accepted equals stock peft's own change of the weights; everything else is refused in one line.
 """
