@@ -16,6 +16,7 @@ from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json, 
 from compresskit.errors import CheckpointError
 
 WEIGHTS = "adapter_model.safetensors"
+TERNARY = "adapter_model.compeft.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 LOADED_AS = "default"
@@ -40,6 +41,8 @@ def open_tensors(folder: Path) -> Checkpoint:
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: has no {CONFIG}; point to the folder of a PEFT adapter")
     path = folder / WEIGHTS
+    if (folder / TERNARY).is_file():
+        raise CheckpointError(f"{folder}: is a ternary task vector; make an adapter of it with compresskit expand")
     if not path.is_file():
         raise CheckpointError(f"{folder}: an adapter without {WEIGHTS}; save it with peft as safetensors")
     config = read_json(folder / CONFIG, LARGEST_CONFIG_BYTES)

@@ -151,10 +151,17 @@ class Stated:
         if isinstance(targets, str):
             found = self._targets.match("(?:", targets, ")$", name)
         else:
-            found = isinstance(targets, list) and any(f".{name}".endswith(f".{target}") for target in targets)
+            parts = name.split(".")
+            found = any(".".join(parts[start:]) in self._target_names for start in range(len(parts)))
         if not found:
             what = f"target_modules does not mean {name}, so that peft passes over its factors"
             raise CheckpointError(f"{self.path}: {what}; restore the file")
+
+    @cached_property
+    def _target_names(self) -> frozenset[str]:
+        """The names in a list of targets: of modules, or their last parts."""
+        targets = self.config.get("target_modules")
+        return frozenset(each for each in targets if isinstance(each, str)) if isinstance(targets, list) else frozenset()
 
     def _stated(self, key: str, matcher: Patterns, name: str, usual: Any) -> Any:
         """What a pattern states for a name, else `usual`. As peft: the first key that a whole last part of the name matches."""

@@ -153,5 +153,8 @@ def _twice(spec: TensorSpec) -> TensorSpec:
 
 def _of_twice_the_rank(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of plain factors of twice the rank; the scalings that follow from it are corrected in B."""
-    ranks = {key: 2 * value for key, value in (config.get("rank_pattern") or {}).items()}
-    return config | {"init_lora_weights": True, "r": 2 * config.get("r", USUAL_RANK), "rank_pattern": ranks}
+    patterns = config.get("rank_pattern") or {}
+    # A rank that no linear has was not checked, and may be anything.
+    ranks = {key: 2 * value for key, value in patterns.items() if type(value) is int}
+    usual = config.get("r", USUAL_RANK)
+    return config | {"init_lora_weights": True, "r": 2 * usual if type(usual) is int else usual, "rank_pattern": ranks}

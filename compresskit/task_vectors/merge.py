@@ -7,12 +7,14 @@ other LoRA adapters             merged as updates of the linears, (scaling B A),
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint, sha256
+from compresskit.checkpoint.small_files import shown
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.formats.stored_forms import open_dense
@@ -41,6 +43,7 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
         CompresskitError: see errors.py for the kinds; `out` is then not created.
     """
     started = time.monotonic()
+    _check_sources(sources)
     base_folder = source.resolve(options.base) if options.base else None
     vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
     first = vectors[0]
@@ -71,11 +74,19 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
     return result | ({"notes": notes} if notes else {}) | time_and_memory(started)
 
 
+def _check_sources(sources: Sequence[object]) -> None:
+    """Refuse what is no list of two folders or more."""
+    for each in sources:
+        if not isinstance(each, str):
+            what = f"a source is {shown(each)}, expected the folder of a task vector"
+            raise RequestError(f"merge: {what}; list the folders one after the other, not in lists of their own")
+    if len(sources) < 2:
+        raise RequestError(f"{''.join(map(str, sources)) or 'merge'}: one source cannot be merged; give at least two, then OUT")
+
+
 def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | None, options: MergeOptions) -> None:
     """Refuse invalid requests before any work."""
     first = vectors[0]
-    if len(vectors) < 2:
-        raise RequestError(f"{first.folder}: one source cannot be merged; give at least two, then OUT")
     if method.weights and len(method.weights) != len(vectors):
         raise RequestError(f"--weights: {len(method.weights)} for {len(vectors)} sources; give one for each, or none")
     for vector in vectors:
@@ -93,7 +104,7 @@ def _check_same_tensors(first: TaskVector, vector: TaskVector) -> None:
     if not vector.is_adapter:
         remedy = "merge checkpoints of one architecture, depth and width"
     elif any(factors_of(name) for name in vector.specs):
-        remedy = "pass --rank to merge them as updates of the weights"
+        remedy = "if both are of one base, pass --rank to merge them as updates of its weights"
     else:
         remedy = "merge adapters of the same modules"
     if isinstance(vector, TernaryVector) and vector.container.facts.balanced:

@@ -21,7 +21,7 @@ from compresskit.checkpoint import source
 from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec
 from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json, shown
 from compresskit.errors import CheckpointError, NumericalError, RequestError, near_miss
-from compresskit.formats.adapter_files import open_tensors
+from compresskit.formats.adapter_files import TERNARY, open_tensors
 from compresskit.formats.adapter_kinds import check_read
 from compresskit.formats.peft import CONFIG, WEIGHTS, Stated
 from compresskit.formats.stored_forms import open_dense
@@ -33,7 +33,7 @@ from compresskit.task_vectors.pairs import balanced, experts_of, pair_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_FILE = "adapter_model.compeft.safetensors"
+ADAPTER_FILE = TERNARY
 MODEL_FILE = "model.compeft.safetensors"
 FACTORS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".ia3_l")
 """Adapter parameters in the vector; all others (DoRA's magnitudes, modules_to_save) stay dense."""
