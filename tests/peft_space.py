@@ -41,6 +41,8 @@ STYLES = {
     "without the prefix": lambda name: name.removeprefix("base_model.model."),
 }
 LOADED_STYLES = ("saved", "with the adapter's name")
+CHANGES = ("init", "targets", "dora", "lora_bias", "bias", "modules", "layers", "tokens", "exclude", "style")
+"""What makes a plain adapter another."""
 ALPHAS = st.sampled_from([1, 3, 8, 16])
 
 PLAIN = st.fixed_dictionaries(
@@ -65,7 +67,7 @@ PLAIN = st.fixed_dictionaries(
 def anything(draw: st.DrawFn) -> dict[str, Any]:
     """A plain adapter, with up to two things that make it another."""
     found: dict[str, Any] = draw(PLAIN)
-    for key in draw(st.lists(st.sampled_from(["init", "targets", "dora", "lora_bias", "bias", "modules", "style"]), max_size=2)):
+    for key in draw(st.lists(st.sampled_from(CHANGES), max_size=2)):
         if key == "init":
             found["init_lora_weights"] = draw(st.sampled_from([*CHANGES_BASE, *UNKNOWN_CHANGE]))
         elif key == "targets":
@@ -74,6 +76,12 @@ def anything(draw: st.DrawFn) -> dict[str, Any]:
             found["bias"] = draw(st.sampled_from(["all", "lora_only"]))
         elif key == "modules":
             found["modules_to_save"] = ["lm_head"]
+        elif key == "layers":
+            found["layers_to_transform"] = [1]
+        elif key == "tokens":
+            found["trainable_token_indices"] = [3, 7]
+        elif key == "exclude":
+            found["exclude_modules"] = draw(st.sampled_from([["v_proj"], r".*\.0\..*"]))
         elif key == "style":
             found["style"] = draw(st.sampled_from(list(STYLES)))
         else:

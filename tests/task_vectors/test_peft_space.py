@@ -88,7 +88,7 @@ def test_merging_at_a_rank_averages_what_stock_peft_makes_of_two_adapters(
 
 def is_plain(drawn: dict[str, Any]) -> bool:
     """Whether an adapter must be accepted."""
-    more = drawn.keys() & {"use_dora", "bias", "modules_to_save", "lora_bias"}
+    more = drawn.keys() & {"use_dora", "bias", "modules_to_save", "lora_bias", "trainable_token_indices"}
     known = drawn["init_lora_weights"] not in peft_space.UNKNOWN_CHANGE
     return not more and known and drawn["style"] in peft_space.LOADED_STYLES and drawn["target_modules"] in peft_space.TARGETS
 
