@@ -33,6 +33,9 @@ from compresskit.task_vectors.vector import TaskVector, TernaryVector, adapter_c
 if TYPE_CHECKING:
     from torch import Tensor
 
+PATTERNS = ("rank_pattern", "alpha_pattern")
+SCALED_BY = (*PATTERNS, "r", "lora_alpha", "use_rslora")
+"""Keys of adapter_config.json that decide how strongly factors act."""
 MOST_PATTERNS = 3**10
 """Above ten ternary sources the table of patterns would take longer than the floats."""
 
@@ -176,7 +179,9 @@ def check_same_kind(first: TaskVector, vector: TaskVector) -> None:
     path = vector.folder / CONFIG
     if mine.get("peft_type") == "LORA":
         check_base_kept(path, mine, "merge with --rank, which merges updates of the weights, or ")
-    for key in (*BESIDE, "peft_type", "feedforward_modules"):
+    # Patterns name parameters of experts, the stored factors do not: which one a pattern means cannot be told.
+    unclear = any(each.get("target_parameters") and any(map(each.get, PATTERNS)) for each in (mine, other))
+    for key in (*BESIDE, "peft_type", "feedforward_modules", *(SCALED_BY if unclear else ())):
         values = [_sorted(each.get(key)) for each in (mine, other)]
         if any(values) and values[0] != values[1]:
             what = f"{key} is {shown(mine.get(key))}, but {shown(other.get(key))} in {first.folder / CONFIG}"

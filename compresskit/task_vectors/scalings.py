@@ -51,7 +51,9 @@ def scalings_of(vector: TaskVector) -> dict[str, float]:
             raise CheckpointError(f"{_file(vector)}: {what}; save the adapter again with peft")
         module = module_of(name)
         if module not in found:
-            found[module] = stated.scaling(module, shapes[0][0])
+            # Factors of experts are stacked: their rank is the stated one, not the stored one.
+            rank = stated.rank(module) if stated.config.get("target_parameters") else shapes[0][0]
+            found[module] = stated.scaling(module, rank)
     return found
 
 

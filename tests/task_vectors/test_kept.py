@@ -167,3 +167,25 @@ def test_what_is_left_of_a_weight_is_not_kept_for_the_weight(run: Run, base: Pat
     code, _, err = run("merge", "average", *sources, tmp_path / "out", "--rank", 8)
     assert (code, err.count("\n")) == (2, 1)
     assert name in err
+
+
+def test_experts_are_merged_at_the_scaling_that_stock_peft_gives_them(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The same factors once with alpha / rank, once with alpha / root of the rank: 1 / 3 and 1 / 3 ** 0.5."""
+    sources = [tmp_path / "a", tmp_path / "b"]
+    targets = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    assert peft_space.make(sources[0], tiny["mixtral"], PLAIN | targets | {"r": 3, "lora_alpha": 1}) is not None
+    shutil.copytree(sources[0], sources[1])
+    config = sources[1] / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+    assert run("merge", "average", *sources, tmp_path / "out")[0] == 0
+    changes = [peft_space.stock_change(each, tiny["mixtral"]) for each in (*sources, tmp_path / "out")]
+    assert changes[0]
+    for name, change in changes[0].items():
+        torch.testing.assert_close(changes[2][name], (change + changes[1][name]) / 2, atol=1e-5, rtol=1e-5)
+    code, _, err = run("merge", "similarity", *sources)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "target_parameters" in err
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"alpha_pattern": {"gate_up_proj": 2}}))
+    code, _, err = run("merge", "average", *sources, tmp_path / "no")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "alpha_pattern" in err
