@@ -118,16 +118,23 @@ def load_whole(
     return network.eval()
 
 
-def add_adapter(network: PreTrainedModel, folder: Path) -> None:
-    """Attach a plain LoRA adapter in place; raises RequestError if peft is not installed."""
+def add_adapter(network: PreTrainedModel, folder: Path, made: Checkpoint | None = None) -> None:
+    """Attach a plain LoRA adapter in place.
+
+    `made`: the adapter opened, where its tensors or its configuration are made from what the folder holds.
+
+    Raises:
+        RequestError: peft is not installed.
+    """
     if importlib.util.find_spec("peft") is None:
         raise RequestError(f"{folder}: running an adapter takes peft; pip install 'compresskit[peft]'")
     from peft import LoraConfig
 
-    found = read_json(folder / ADAPTER_CONFIG)
+    found = made.config if made else read_json(folder / ADAPTER_CONFIG)
     config = LoraConfig(**{key: found[key] for key in PLAIN_LORA if key in found})
+    tensors = {name: made.read(name) for name in made.tensors} if made else None
     with quiet():
-        network.load_adapter(str(folder), peft_config=config)
+        network.load_adapter(None if made else str(folder), peft_config=config, adapter_state_dict=tensors)
 
 
 def next_logits(network: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:

@@ -17,9 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.checkpoint.reader import FLOATS, Checkpoint, TensorSpec, tensors_in
-from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json, shown
+from compresskit.checkpoint.reader import FLOATS, Checkpoint, TensorSpec
+from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError, RequestError
+from compresskit.formats import adapter_files
+from compresskit.formats.adapter_files import open_tensors
+from compresskit.formats.adapter_kinds import base_change, check_plain
 from compresskit.formats.patterns import Patterns
 
 if TYPE_CHECKING:
@@ -27,16 +30,16 @@ if TYPE_CHECKING:
 
 FOLDER = "adapter"
 """Folder inside a checkpoint for the adapter that belongs to it."""
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-PREFIX = "base_model.model."
+CONFIG, WEIGHTS, PREFIX = adapter_files.CONFIG, adapter_files.WEIGHTS, adapter_files.PREFIX
 EIGHT_BITS = "F8_E4M3"
 """Dtype of factors in 8 bits, as safetensors names it."""
 EIGHT_BIT_SCALE = 2.0**-12
 """lora_alpha of an adapter in 8 bits, as a share of its largest rank. A rank whose largest entries of A and B have a product
 up to 16 can be stored; repairs of a 3-bit model of 135M parameters reach 0.6, and their mean entries 2^-10."""
-USUAL_ALPHA = 8
-"""lora_alpha of a configuration that states none (peft's LoraConfig)."""
+USUAL_ALPHA = USUAL_RANK = 8
+"""lora_alpha and r of a configuration that states none (peft's LoraConfig)."""
+ALL_LINEARS = "all-linear"
+"""target_modules that means every linear but the output layer."""
 
 
 def factor_names(name: str) -> tuple[str, str]:
@@ -102,15 +105,16 @@ def config_text(base: str, ranks: Mapping[str, int], small: bool = False) -> str
     return json.dumps(configuration(base, ranks, small), indent=2) + "\n"
 
 
-class Scaling:
-    """How strongly the factors of each linear act, as adapter_config.json says: update = scaling * B A."""
+class Stated:
+    """What adapter_config.json states of each linear: that it has factors, their rank, and how strongly they act."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         """`path`: of the configuration, for errors."""
         self.path, self.config = path, config
-        self._alphas = Patterns(f"{path}: alpha_pattern")
+        self._alphas, self._ranks = Patterns(f"{path}: alpha_pattern"), Patterns(f"{path}: rank_pattern")
+        self._targets = Patterns(f"{path}: target_modules")
 
-    def of(self, name: str, rank: int) -> float:
+    def scaling(self, name: str, rank: int) -> float:
         """Look up the scaling of the linear with this module name and rank.
 
         Returns:
@@ -119,17 +123,53 @@ class Scaling:
         Raises:
             CheckpointError: lora_alpha is no number, or alpha_pattern has none.
         """
-        patterns = self.config.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            what = f"alpha_pattern is {shown(patterns)}, expected numbers by name"
-            raise CheckpointError(f"{self.path}: {what}; restore the file")
-        # As peft matches them: the first key that a whole last part of the name matches.
-        matching = (value for key, value in patterns.items() if self._alphas.match(r"(.*\.)?(", key, ")$", name))
-        alpha = next(matching, self.config.get("lora_alpha", USUAL_ALPHA))
+        alpha = self._stated("alpha_pattern", self._alphas, name, self.config.get("lora_alpha", USUAL_ALPHA))
         if type(alpha) not in (int, float) or not math.isfinite(alpha):
             what = f"lora_alpha of {name} is {shown(alpha)}, expected a number"
             raise CheckpointError(f"{self.path}: {what}; restore the file")
         return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def rank(self, name: str) -> int:
+        """Look up the rank that the configuration states for a linear; raises CheckpointError if it states no whole number."""
+        rank = self._stated("rank_pattern", self._ranks, name, self.config.get("r", USUAL_RANK))
+        if type(rank) is not int or rank < 1:
+            raise CheckpointError(f"{self.path}: r of {name} is {shown(rank)}, expected a whole number; restore the file")
+        return rank
+
+    def check_rank(self, name: str, stored: int) -> None:
+        """Raise CheckpointError if the stored factors of a linear have another rank than the configuration states."""
+        stated = self.rank(name)
+        if stored != stated:
+            what = f"r of {name} is {stated}, the rank of its factors is {stored}, which peft refuses"
+            raise CheckpointError(f"{self.path}: {what}; restore the file")
+
+    def check_targeted(self, name: str) -> None:
+        """Raise CheckpointError if the configuration gives this module no factors: peft would pass over the stored ones."""
+        targets = self.config.get("target_modules")
+        if targets in (None, ALL_LINEARS) or self.config.get("target_parameters"):
+            return
+        if isinstance(targets, str):
+            found = self._targets.match("(?:", targets, ")$", name)
+        else:
+            parts = name.split(".")
+            found = any(".".join(parts[start:]) in self._target_names for start in range(len(parts)))
+        if not found:
+            what = f"target_modules does not mean {name}, so that peft passes over its factors"
+            raise CheckpointError(f"{self.path}: {what}; restore the file")
+
+    @cached_property
+    def _target_names(self) -> frozenset[str]:
+        """The names in a list of targets: of modules, or their last parts."""
+        targets = self.config.get("target_modules")
+        return frozenset(each for each in targets if isinstance(each, str)) if isinstance(targets, list) else frozenset()
+
+    def _stated(self, key: str, matcher: Patterns, name: str, usual: Any) -> Any:
+        """What a pattern states for a name, else `usual`. As peft: the first key that a whole last part of the name matches."""
+        patterns = self.config.get(key) or {}
+        if not isinstance(patterns, dict):
+            what = f"{key} is {shown(patterns)}, expected numbers by name"
+            raise CheckpointError(f"{self.path}: {what}; restore the file")
+        return next((value for pattern, value in patterns.items() if matcher.match(r"(.*\.)?(", pattern, ")$", name)), usual)
 
 
 @dataclass(frozen=True)
@@ -151,6 +191,11 @@ class Adapter:
         return [n.removeprefix(PREFIX).removesuffix(ending) for n in self.store.tensors if n.endswith(ending)]
 
     @property
+    def is_made(self) -> bool:
+        """Whether the tensors have other names or values than in the file."""
+        return type(self.store) is not Checkpoint or self.store.stored is not None
+
+    @property
     def parameters(self) -> int:
         """Number of stored values."""
         return self.store.parameters
@@ -161,12 +206,12 @@ class Adapter:
 
     def scaling(self, name: str) -> float:
         """Scaling of one linear, including patterns; raises CheckpointError if its lora_alpha is no number."""
-        return self._scaling.of(name, self.rank(name))
+        return self.stated.scaling(name, self.rank(name))
 
     @cached_property
-    def _scaling(self) -> Scaling:
+    def stated(self) -> Stated:
         """What the configuration says."""
-        return Scaling(self.folder / CONFIG, self.config)
+        return Stated(self.folder / CONFIG, self.config)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Read (A (rank, in), B (out, rank) times the scaling) of one linear, float32."""
@@ -189,20 +234,19 @@ def open_adapter(folder: Path) -> Adapter:
         CheckpointError: the folder holds no adapter.
         RequestError: the adapter's update is not a plain low-rank product.
     """
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: has no {CONFIG}; point to the folder of a PEFT adapter")
-    config = read_json(folder / CONFIG, LARGEST_CONFIG_BYTES)
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-        raise RequestError(f"{folder}: only plain LoRA adapters can be used here; merge this one with peft first")
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder}: an adapter without {WEIGHTS}; save it with peft as safetensors")
-    specs = tensors_in(folder / WEIGHTS)
-    store = Checkpoint(folder, config, {s.name: s for s in specs}, {s.name: folder / WEIGHTS for s in specs})
-    unknown = [s.name for s in specs if not s.name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    store = open_tensors(folder)
+    path = folder / CONFIG
+    check_plain(path, store.config)
+    base_change(path, store.config)
+    unknown = [name for name in store.tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if unknown:
         raise RequestError(f"{folder / WEIGHTS}: holds {unknown[0]}, which is no LoRA factor; merge the adapter with peft first")
     _check_factors(store)
-    return Adapter(folder, config, store)
+    adapter = Adapter(folder, store.config, store)
+    for name in adapter.names:
+        adapter.stated.check_targeted(name)
+        adapter.stated.check_rank(name, adapter.rank(name))
+    return adapter
 
 
 def _check_factors(store: Checkpoint) -> None:

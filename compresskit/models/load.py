@@ -20,6 +20,7 @@ from compresskit.formats.peft import FOLDER as ADAPTER_FOLDER
 from compresskit.formats.peft import Adapter, factor_names, open_adapter
 from compresskit.formats.stored_forms import as_dense
 from compresskit.models.architectures import ARCHITECTURES, DOWN, GATE_AND_UP, RAGGED_PREFIX, Architecture
+from compresskit.models.initialised import as_plain
 from compresskit.models.layouts import own_config
 from compresskit.models.model import EXPERT_KEYS, Model
 from compresskit.models.shape_checks import check_shapes
@@ -183,7 +184,7 @@ def with_adapter(model: Model, folder: Path | None) -> Model:
 
 
 def attached(model: Model, adapter: Adapter) -> Model:
-    """Attach an opened adapter; raises RequestError if it was made for another model."""
+    """Attach an opened adapter, as plain LoRA; raises RequestError if it was made for another model, or changes it unknowably."""
     linears = set(model.linears)
     for name in adapter.names:
         if name not in linears:
@@ -194,7 +195,7 @@ def attached(model: Model, adapter: Adapter) -> Model:
                 f"{adapter.folder}: {name} is {list(found)} there, {list(model.linear_shape(name))} in "
                 f"{model.checkpoint.folder}; use the adapter that was made for it"
             )
-    return replace(model, adapter=adapter)
+    return replace(model, adapter=as_plain(adapter, model, adapter.names))
 
 
 def open_any(source_name: str, trust_remote_code: bool = False, adapter: str | None = None) -> Model:

@@ -68,7 +68,7 @@ def load_stock(model: Model, where: Where) -> PreTrainedModel:
     own_code = where.trust_remote_code and not model.ragged
     network = load_whole(model.checkpoint.folder, where.dtype, own_code, made=model.checkpoint)
     if model.adapter is not None:
-        add_adapter(network, model.adapter.folder)
+        add_adapter(network, model.adapter.folder, model.adapter.store if model.adapter.is_made else None)
     return network.to(where.device)
 
 

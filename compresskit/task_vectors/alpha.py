@@ -10,27 +10,39 @@ from collections.abc import Callable
 
 from compresskit import calibration
 from compresskit.checkpoint.reader import Checkpoint
-from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import NumericalError, RequestError
 from compresskit.evaluation.request import read_evaluation_text
+from compresskit.formats.adapter_kinds import check_plain
 from compresskit.formats.peft import CONFIG
 from compresskit.machine.device import choose_device
 from compresskit.models.load import attached, bind
 from compresskit.models.model import Model
-from compresskit.task_vectors.apply import applied_adapter, applied_checkpoint, is_plain_lora
+from compresskit.task_vectors.apply import applied_adapter, applied_checkpoint
 from compresskit.task_vectors.compeft import ALPHAS
 from compresskit.task_vectors.request import TernaryOptions
-from compresskit.task_vectors.vector import TernaryVector
+from compresskit.task_vectors.vector import TaskVector, TernaryVector, adapter_config
+
+LINEARS = (".lora_A.weight", ".lora_B.weight")
+"""How the names of a linear's factors end."""
+
+
+def check_scored(vector: TaskVector) -> None:
+    """Raise RequestError if the model with this kind of adapter cannot be scored."""
+    what = "--alpha auto scores plain LoRA adapters of linears only; pass a number"
+    try:
+        check_plain(vector.folder / CONFIG, adapter_config(vector))
+    except RequestError as error:
+        raise RequestError(f"{vector.folder / CONFIG}: {what}") from error
+    for name in (*vector.specs, *vector.dense):
+        if not name.endswith(LINEARS):
+            raise RequestError(f"{vector.folder}: holds {name}, {what}")
 
 
 def model_with(vector: TernaryVector, base: Checkpoint, alpha: float, trust_remote_code: bool) -> Model:
-    """The base with the vector times alpha; raises RequestError if this kind of adapter cannot be scored."""
+    """The base with the vector times alpha."""
     if not vector.is_adapter:
         return bind(applied_checkpoint(base, vector, alpha), trust_remote_code)
-    config = read_json(vector.folder / CONFIG)
-    if vector.dense or not is_plain_lora(config):
-        raise RequestError(f"{vector.folder / CONFIG}: --alpha auto scores plain LoRA adapters only; pass a number")
-    return attached(bind(base, trust_remote_code), applied_adapter(vector, config, alpha))
+    return attached(bind(base, trust_remote_code), applied_adapter(vector, adapter_config(vector), alpha))
 
 
 def pick_alpha(

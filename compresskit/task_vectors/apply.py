@@ -90,9 +90,3 @@ def applied_adapter(vector: TernaryVector, config: dict[str, Any], alpha: float 
     """The vector times alpha as a LoRA adapter. `config` is its adapter_config.json."""
     files = dict.fromkeys(vector.specs, vector.container.path)
     return Adapter(vector.folder, config, AppliedVector(vector.folder, config, vector.specs, files, vector=vector, alpha=alpha))
-
-
-def is_plain_lora(config: dict[str, Any]) -> bool:
-    """Whether the update that an adapter_config.json describes is the plain product of the factors."""
-    experts = config.get("target_parameters")  # one product for each expert, with the factors of all stacked
-    return config.get("peft_type") == "LORA" and not config.get("use_dora") and not experts

@@ -20,6 +20,7 @@ from compresskit.checkpoint.whole_files import write_whole_json
 from compresskit.checkpoint.work_folder import MANIFEST, check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.evaluation.request import check_evaluation_text
+from compresskit.formats.adapter_kinds import check_base_kept
 from compresskit.formats.peft import CONFIG
 from compresskit.formats.stored_forms import open_dense
 from compresskit.formats.ternary.container import Facts, Part, Ternary, write_container
@@ -28,9 +29,10 @@ from compresskit.formats.ternary.threshold import Threshold, Values
 from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.models.layouts import own_config
-from compresskit.task_vectors.alpha import pick_alpha
+from compresskit.task_vectors.alpha import check_scored, pick_alpha
 from compresskit.task_vectors.apply import base_digest
 from compresskit.task_vectors.compeft import ComPEFT, scale
+from compresskit.task_vectors.pairs import COPY_OF_BASE, group_of
 from compresskit.task_vectors.request import TernaryOptions
 from compresskit.task_vectors.trimming import find_threshold
 from compresskit.task_vectors.vector import (
@@ -40,6 +42,7 @@ from compresskit.task_vectors.vector import (
     TaskVector,
     TernaryVector,
     facts_of,
+    named_base,
     offset_of,
     open_task_vector,
     stored_bytes,
@@ -47,6 +50,7 @@ from compresskit.task_vectors.vector import (
 
 TRIAL_ALPHA = 1.0
 """Alpha of the file from which the candidates of --alpha auto are scored."""
+NO_BASE = "pass --base for --alpha auto"
 SIGN_HALF_BYTES, VALUE_HALF_BYTES = 1, 3
 """Disk space per entry, in half bytes: for a sign, and for a possible value."""
 
@@ -60,6 +64,10 @@ class Measured:
     """Standard deviation of all entries."""
     kept_mean: float
     """Mean magnitude of the kept entries; 0 unless the variant needs it."""
+
+
+Groups = dict[str, Measured]
+"""By group of tensors (pairs.py), the result of the counting passes: what one group learned sets no scale of another."""
 
 
 def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptions, quiet: bool = True) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
         alpha, losses = method.alpha, dict[float, float]()
         if isinstance(alpha, str):
             trial = _write(vector, method, measured, TRIAL_ALPHA, partial)
-            base = open_dense(base_folder or _named_base(vector))
+            base = open_dense(base_folder or named_base(vector, NO_BASE))
             alpha, losses = pick_alpha(trial, base, options, bars.of("picking alpha"))
         written = _write(vector, method, measured, alpha, partial)
         facts = facts_of(written)
@@ -98,7 +106,8 @@ def compress(method: ComPEFT, source_name: str, out: Path, options: TernaryOptio
         write_whole_json(partial / MANIFEST, manifest("quantize", settings, vector.store, {path.name: sha256(path)}, facts))
         size = path.stat().st_size
     before, after = (vector.store.parameters, vector.store.bytes), (vector.store.parameters, size)
-    return stage_result("quantize", settings, out, vector.store, before, after) | facts | time_and_memory(started)
+    notes = {"notes": found} if (found := _notes(vector, size)) else {}
+    return stage_result("quantize", settings, out, vector.store, before, after) | facts | notes | time_and_memory(started)
 
 
 def _check(method: ComPEFT, vector: TaskVector, out: Path, options: TernaryOptions) -> None:
@@ -112,7 +121,11 @@ def _check(method: ComPEFT, vector: TaskVector, out: Path, options: TernaryOptio
     if options.validation is not None:
         check_evaluation_text("--validation", options.validation, options.sequence_length)
         if vector.is_adapter and not options.base:
-            _named_base(vector)
+            named_base(vector, NO_BASE)
+        if vector.is_adapter:
+            check_scored(vector)
+    if vector.is_adapter and vector.store.config.get("peft_type") == "LORA":
+        check_base_kept(vector.folder / CONFIG, vector.store.config)
     half_bytes = VALUE_HALF_BYTES if method.variant == "prune" else SIGN_HALF_BYTES
     needed = half_bytes * sum(spec.elements for spec in vector.specs.values()) // 2
     check_out(out, vector.folder, options.overwrite)
@@ -122,25 +135,42 @@ def _check(method: ComPEFT, vector: TaskVector, out: Path, options: TernaryOptio
             check_unchanged(each)
 
 
-def _named_base(vector: PlainVector) -> Path:
-    """The base named by an adapter's configuration."""
-    name = vector.store.config.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise RequestError(f"{vector.folder / CONFIG}: names no base model; pass --base for --alpha auto")
-    return source.resolve(name)
+def _notes(vector: PlainVector, size: int) -> list[str]:
+    """Say so where most of the file, of this size in bytes, is tensors that stay as they are."""
+    dense = sorted(vector.dense.values(), key=lambda spec: -spec.bytes)
+    kept = sum(spec.bytes for spec in dense)
+    if not dense or 2 * kept < size:
+        return []
+    what = f"{kept / size:.0%} of the file are {len(dense)} tensors that stay as they are, such as {dense[0].name}"
+    copies = any(spec.name.endswith(COPY_OF_BASE) for spec in dense)
+    remedy = (
+        "; peft's save_pretrained with save_embedding_layers=False leaves out copies of the base's embedding" if copies else ""
+    )
+    return [f"{what}, so that little is gained{remedy}"]
 
 
-def measure(vector: PlainVector, method: ComPEFT, on_tensor: Callable[[int, int], None]) -> Measured:
+def measure(vector: PlainVector, method: ComPEFT, on_tensor: Callable[[int, int], None]) -> Groups:
     """Run the counting passes; raises RequestError if the vector is not finite."""
-    spread, threshold = find_threshold(vector.values, list(vector.specs), method.density, on_tensor)
-    return Measured(threshold, spread.std, _kept_mean(vector, threshold) if method.variant == "stc" else 0.0)
+    done, total = 0, 2 * len(vector.specs)
+    found = {}
+    for group in dict.fromkeys(map(group_of, vector.specs)):
+        names = [name for name in vector.specs if group_of(name) == group]
+        spread, threshold = find_threshold(vector.values, names, method.density, _part_of(on_tensor, done, total))
+        kept_mean = _kept_mean(vector, names, threshold) if method.variant == "stc" else 0.0
+        found[group] = Measured(threshold, spread.std, kept_mean)
+        done += 2 * len(names)
+    return found
 
 
-def _kept_mean(vector: PlainVector, threshold: Threshold) -> float:
-    """Mean magnitude of the kept entries, in a separate pass."""
+def _part_of(on_tensor: Callable[[int, int], None], start: int, total: int) -> Callable[[int, int], None]:
+    return lambda done, _: on_tensor(start + done, total)
+
+
+def _kept_mean(vector: PlainVector, names: list[str], threshold: Threshold) -> float:
+    """Mean magnitude of the kept entries of these tensors, in a separate pass."""
     total, count = 0.0, 0
     cut = threshold.again()
-    for name in vector.specs:
+    for name in names:
         for values in vector.values(name):
             signs = cut.cut(values)
             total += float((values.astype("float64") * signs).sum())
@@ -148,17 +178,23 @@ def _kept_mean(vector: PlainVector, threshold: Threshold) -> float:
     return total / max(1, count)
 
 
-def _write(vector: PlainVector, method: ComPEFT, measured: Measured, alpha: float, partial: Path) -> TernaryVector:
+def _write(vector: PlainVector, method: ComPEFT, measured: Groups, alpha: float, partial: Path) -> TernaryVector:
     """Write the ternary file and the files beside it."""
     adapter = vector.is_adapter
     path = partial / (ADAPTER_FILE if adapter else MODEL_FILE)
     base = base_digest(vector.base) if vector.base else ""
     facts = Facts(method.variant, method.density, alpha, method.coding, base, vector.balance)
-    factor = scale(method.variant, alpha, measured.std, measured.kept_mean)
-    threshold = measured.threshold.again()
+    factors = {group: scale(method.variant, alpha, each.std, each.kept_mean) for group, each in measured.items()}
+    thresholds = {group: each.threshold.again() for group, each in measured.items()}
+    places = ((name, spec, group_of(name)) for name, spec in vector.specs.items())
     tensors = (
-        Ternary(spec, factor, offset_of(name) if adapter else 0.0, _parts(vector, name, threshold, method.variant == "prune"))
-        for name, spec in vector.specs.items()
+        Ternary(
+            spec,
+            factors[group],
+            offset_of(name) if adapter else 0.0,
+            _parts(vector, name, thresholds[group], method.variant == "prune"),
+        )
+        for name, spec, group in places
     )
     write_container(path, facts, list(vector.dense.values()), vector.dense_bytes, tensors)
     copy_side_files(vector.folder, partial, (CONFIG,) if adapter else SIDE_FILES)

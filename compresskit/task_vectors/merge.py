@@ -7,12 +7,14 @@ other LoRA adapters             merged as updates of the linears, (scaling B A),
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint, sha256
+from compresskit.checkpoint.small_files import shown
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.formats.stored_forms import open_dense
@@ -20,11 +22,13 @@ from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
 from compresskit.stages import parse_bytes
+from compresskit.task_vectors.agreement import notes_on_agreement
 from compresskit.task_vectors.apply import check_base
 from compresskit.task_vectors.merge_entries import open_entries
 from compresskit.task_vectors.merge_updates import open_updates
 from compresskit.task_vectors.merging.method import MergeMethod
 from compresskit.task_vectors.output import new_folder, store_of
+from compresskit.task_vectors.pairs import factors_of
 from compresskit.task_vectors.request import MergeOptions
 from compresskit.task_vectors.vector import PlainVector, TaskVector, TernaryVector, open_task_vector
 
@@ -39,11 +43,13 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
         CompresskitError: see errors.py for the kinds; `out` is then not created.
     """
     started = time.monotonic()
+    _check_sources(sources)
     base_folder = source.resolve(options.base) if options.base else None
     vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
     first = vectors[0]
     base = open_dense(base_folder) if base_folder and not first.is_adapter else None
     _check(method, vectors, base, options)
+    notes = notes_on_agreement(vectors)
     shard_bytes = parse_bytes(options.max_shard_size)
     for vector in vectors:
         check_out(out, vector.folder, options.overwrite)
@@ -52,7 +58,8 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
             check_unchanged(store_of(vector))
     settings = {"method": name_of("merge", method), **method.model_dump(), "sources": sources, "base": options.base}
     settings["rank"] = options.rank
-    work = open_updates(method, vectors, options.rank) if options.rank else open_entries(method, vectors, base)
+    rank = options.rank
+    work = open_updates(method, vectors, rank, base_folder) if rank else open_entries(method, vectors, base)
     with (
         ProgressBars(quiet) as bars,
         new_folder(out, work.outputs(), shard_bytes, first.folder, options.overwrite) as writer,
@@ -64,14 +71,22 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
     before = parameters, sum(file.stat().st_size for file in _files(vectors))
     folders = [vector.folder for vector in vectors]
     result = stage_result("merge", settings, out, folders, before, writer.written)
-    return result | time_and_memory(started)
+    return result | ({"notes": notes} if notes else {}) | time_and_memory(started)
+
+
+def _check_sources(sources: Sequence[object]) -> None:
+    """Refuse what is no list of two folders or more."""
+    for each in sources:
+        if not isinstance(each, str):
+            what = f"a source is {shown(each)}, expected the folder of a task vector"
+            raise RequestError(f"merge: {what}; list the folders one after the other, not in lists of their own")
+    if len(sources) < 2:
+        raise RequestError(f"{''.join(map(str, sources)) or 'merge'}: one source cannot be merged; give at least two, then OUT")
 
 
 def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | None, options: MergeOptions) -> None:
     """Refuse invalid requests before any work."""
     first = vectors[0]
-    if len(vectors) < 2:
-        raise RequestError(f"{first.folder}: one source cannot be merged; give at least two, then OUT")
     if method.weights and len(method.weights) != len(vectors):
         raise RequestError(f"--weights: {len(method.weights)} for {len(vectors)} sources; give one for each, or none")
     for vector in vectors:
@@ -79,9 +94,6 @@ def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | No
             raise RequestError(
                 f"{vector.folder}: adapters and checkpoints cannot be merged; expand, or merge the adapters with peft"
             )
-        if vector.dense:
-            name = next(iter(vector.dense))
-            raise RequestError(f"{vector.folder}: {name} is no part of the vector and cannot be merged; leave this source out")
         if isinstance(vector, TernaryVector) and not vector.is_adapter:
             check_base(vector, base)
         if options.rank is None:
@@ -89,13 +101,18 @@ def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | No
 
 
 def _check_same_tensors(first: TaskVector, vector: TaskVector) -> None:
-    remedy = "pass --rank to merge them as updates of the weights"
+    if not vector.is_adapter:
+        remedy = "merge checkpoints of one architecture, depth and width"
+    elif any(factors_of(name) for name in vector.specs):
+        remedy = "if both are of one base, pass --rank to merge them as updates of its weights"
+    else:
+        remedy = "merge adapters of the same modules"
     if isinstance(vector, TernaryVector) and vector.container.facts.balanced:
         raise RequestError(f"{vector.folder}: its factors were balanced, so that their ranks match no other's; {remedy}")
     for name in {**first.specs, **vector.specs}:
-        found = [v.specs[name].shape if name in v.specs else None for v in (first, vector)]
-        if found[0] != found[1]:
-            raise RequestError(f"{vector.folder}: {name} is {found[1]} there, {found[0]} in {first.folder}; {remedy}")
+        shapes = [f"is {list(each.specs[name].shape)}" if name in each.specs else "is missing" for each in (first, vector)]
+        if shapes[0] != shapes[1]:
+            raise RequestError(f"{vector.folder}: {name} {shapes[1]}, but {shapes[0]} in {first.folder}; {remedy}")
 
 
 def _files(vectors: list[TaskVector]) -> list[Path]:

@@ -12,23 +12,30 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
+from compresskit.checkpoint.small_files import shown
 from compresskit.errors import RequestError
+from compresskit.formats.adapter_kinds import BESIDE, check_base_kept
+from compresskit.formats.peft import CONFIG
 from compresskit.methods import name_of
+from compresskit.task_vectors.kept import Kept, kept_as_they_are, kept_specs, kept_tensor
 from compresskit.task_vectors.merging.method import MergeMethod, Values
 from compresskit.task_vectors.output import outputs_like
 from compresskit.task_vectors.scalings import CommonScaling, common_scaling
 from compresskit.task_vectors.trimming import Sections, trimmed
-from compresskit.task_vectors.vector import TaskVector, TernaryVector, offset_of
+from compresskit.task_vectors.vector import TaskVector, TernaryVector, adapter_config, offset_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+PATTERNS = ("rank_pattern", "alpha_pattern")
+SCALED_BY = (*PATTERNS, "r", "lora_alpha", "use_rslora")
+"""Keys of adapter_config.json that decide how strongly factors act."""
 MOST_PATTERNS = 3**10
 """Above ten ternary sources the table of patterns would take longer than the floats."""
 
@@ -43,6 +50,8 @@ class EntryMerge:
     """Base of whole checkpoints; None for adapters."""
     scaling: CommonScaling
     """At which LoRA factors are merged."""
+    kept: Kept
+    """Tensors outside the vectors that the result keeps."""
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -51,7 +60,8 @@ class EntryMerge:
 
     def outputs(self) -> Outputs:
         """Weight files of the result."""
-        return outputs_like(self.vectors[0].folder, list(self.specs.values()), self.base is None)
+        specs = [*self.specs.values(), *kept_specs(self.kept)]
+        return outputs_like(self.vectors[0].folder, specs, self.base is None)
 
     def tensors(self, on_tensor: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
         """Merge tensor by tensor. `on_tensor` is called with (tensors done, total) before each.
@@ -79,6 +89,8 @@ class EntryMerge:
             if written != 1 and not bool(stored.isfinite().all()):
                 raise self.scaling.too_large(name, spec.dtype)
             yield name, stored.reshape(spec.shape)
+        for name in self.kept:
+            yield name, kept_tensor(self.kept, name)
         if self.base is None:
             self._check_any_update(nonzero)
 
@@ -151,8 +163,31 @@ def open_entries(method: MergeMethod, vectors: list[TaskVector], base: Checkpoin
 
     Raises:
         CheckpointError: an adapter's configuration states no scaling, or a LoRA factor has no partner.
-        RequestError: the first source's configuration cannot state the scaling of the result.
+        RequestError: the first source's configuration cannot state what the result is, or the sources differ in a tensor that
+            is no part of the vectors.
     """
+    for vector in vectors:
+        check_same_kind(vectors[0], vector)
     scaling = common_scaling(vectors)
     scaling.check_written()
-    return EntryMerge(method, vectors, base, scaling)
+    return EntryMerge(method, vectors, base, scaling, kept_as_they_are(vectors))
+
+
+def check_same_kind(first: TaskVector, vector: TaskVector) -> None:
+    """Raise RequestError unless the parameters of two adapters mean the same, so that they can be compared entry by entry."""
+    mine, other = adapter_config(vector), adapter_config(first)
+    path = vector.folder / CONFIG
+    if mine.get("peft_type") == "LORA":
+        check_base_kept(path, mine, "merge with --rank, which merges updates of the weights, or ")
+    # Patterns name parameters of experts, the stored factors do not: which one a pattern means cannot be told.
+    unclear = any(each.get("target_parameters") and any(map(each.get, PATTERNS)) for each in (mine, other))
+    for key in (*BESIDE, "peft_type", "feedforward_modules", *(SCALED_BY if unclear else ())):
+        values = [_sorted(each.get(key)) for each in (mine, other)]
+        if any(values) and values[0] != values[1]:
+            what = f"{key} is {shown(mine.get(key))}, but {shown(other.get(key))} in {first.folder / CONFIG}"
+            raise RequestError(f"{path}: {what}, so that their parameters mean different things; leave one of the two out")
+
+
+def _sorted(value: Any) -> Any:
+    """A list in an order of its own: peft saves sets in any order."""
+    return sorted(map(str, value)) if isinstance(value, list) else value

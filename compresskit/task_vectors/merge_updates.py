@@ -1,139 +1,213 @@
-"""Merge LoRA adapters of different ranks or linears: as weight updates, factorised again at one rank."""
+"""Merge LoRA adapters of different ranks or modules: as updates of the weights, factorised again at one rank.
+
+Updates of linears, of embeddings (lora_embedding_A and _B) and of biases (lora_B.bias) are merged. An adapter whose factors start
+from its base (PiSSA, OLoRA) is read as stock peft reads it, on that base.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.reader import TensorSpec
 from compresskit.errors import RequestError
 from compresskit.formats import peft
-from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter, factor_names
+from compresskit.formats.adapter_kinds import base_change, check_plain
+from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter
 from compresskit.methods import name_of
-from compresskit.task_vectors.apply import applied_adapter, is_plain_lora
+from compresskit.models.initialised import PlainFactors
+from compresskit.models.load import attached, open_model
+from compresskit.task_vectors.apply import applied_adapter
+from compresskit.task_vectors.kept import Kept, kept_as_they_are, kept_specs, kept_tensor
 from compresskit.task_vectors.merging.method import MergeMethod, Values
+from compresskit.task_vectors.pairs import BIAS, COPY_OF_BASE, EMBEDDING, factors_of, module_of, pair_of
 from compresskit.task_vectors.scalings import scalings_of
 from compresskit.task_vectors.trimming import Sections, trimmed
-from compresskit.task_vectors.vector import PlainVector, TaskVector
+from compresskit.task_vectors.vector import PlainVector, TaskVector, adapter_config, named_base
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shapes = dict[str, tuple[int, int]]
-"""(out, in) of linears by module name."""
+
+@dataclass(frozen=True)
+class Update:
+    """What adapters change of one weight: of a linear, of an embedding, or a bias."""
+
+    names: tuple[str, ...]
+    """Of A and B; of a bias alone."""
+    shape: tuple[int, ...]
+    """(out, in) of the product B A, or (out,) of a bias."""
+
+
+Updates = dict[str, Update]
+"""By the name of the last of its tensors."""
 
 
 @dataclass(frozen=True)
 class UpdateMerge:
-    """A merge of LoRA adapters, linear by linear."""
+    """A merge of LoRA adapters, weight by weight."""
 
     method: MergeMethod
     adapters: list[Adapter]
-    shapes: Shapes
-    """Shapes of all linears that any adapter updates."""
+    updates: Updates
+    """All weights that any adapter updates."""
+    kept: Kept
+    """Tensors outside the vectors that the result keeps."""
     rank: int
     dtype: str
     """Safetensors dtype of the resulting factors."""
 
     def outputs(self) -> Outputs:
         """Weight files of the resulting adapter."""
-        ranks = dict.fromkeys(self.shapes, self.rank)
+        ranks = {module_of(name): self.rank for name, update in self.updates.items() if len(update.names) > 1}
         base = str(self.adapters[0].config.get("base_model_name_or_path") or "")
-        factors = peft.adapter_specs(ranks, self.shapes.__getitem__, self.dtype)
-        return Outputs(extra={WEIGHTS: factors}, files={CONFIG: peft.config_text(base, ranks)})
+        config = peft.configuration(base, ranks) | ({"lora_bias": True} if any(map(_is_bias, self.updates)) else {})
+        specs = [self._spec(name, update) for update in self.updates.values() for name in update.names]
+        return Outputs(extra={WEIGHTS: [*specs, *kept_specs(self.kept)]}, files={CONFIG: json.dumps(config, indent=2) + "\n"})
 
-    def tensors(self, on_linear: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
-        """Merge linear by linear. `on_linear` is called with (linears done, total) before each.
+    def _spec(self, name: str, update: Update) -> TensorSpec:
+        if _is_bias(name):
+            return TensorSpec(name, self.dtype, update.shape)
+        rows, columns = update.shape
+        return TensorSpec(name, self.dtype, (self.rank, columns) if name == update.names[0] else (rows, self.rank))
+
+    def tensors(self, on_weight: Callable[[int, int], None]) -> Iterator[tuple[str, Tensor]]:
+        """Merge weight by weight. `on_weight` is called with (weights done, total) before each.
 
         Yields:
-            (name, a factor in its stored dtype and shape), in order.
+            (name, a tensor in its stored dtype and shape), in order.
         """
         import torch
 
         from compresskit.machine.precision import torch_dtype
 
-        names = list(self.shapes)
-        reads = [trimmed(update_reader(each, self.shapes), names, self.method.trims_to) for each in self.adapters]
+        names = list(self.updates)
+        reads = [trimmed(update_reader(each, self.updates), names, self.method.trims_to) for each in self.adapters]
         weights = self.method.source_weights(len(self.adapters))
-        for number, name in enumerate(names):
-            on_linear(number, len(names))
+        for number, (name, update) in enumerate(self.updates.items()):
+            on_weight(number, len(names))
             merged = self.method.merge(np.stack([next(read(name)) for read in reads]), weights)
-            update = torch.from_numpy(merged).reshape(self.shapes[name]) * self.method.scaling
-            for factor_name, factor in zip(factor_names(name), truncated(update, self.rank), strict=True):
-                yield factor_name, factor.to(torch_dtype(self.dtype))
+            change = torch.from_numpy(merged).reshape(update.shape) * self.method.scaling
+            parts = (change,) if _is_bias(name) else truncated(change, self.rank)
+            for part_name, part in zip(update.names, parts, strict=True):
+                yield part_name, part.to(torch_dtype(self.dtype))
+        for name in self.kept:
+            yield name, kept_tensor(self.kept, name)
 
 
-def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int) -> UpdateMerge:
-    """Open the vectors as adapters to merge at this rank.
+def _is_bias(name: str) -> bool:
+    return name.endswith(BIAS)
+
+
+def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int, base: Path | None) -> UpdateMerge:
+    """Open the vectors as adapters to merge at this rank. `base` is the folder of their base, by default the one they name.
 
     Returns:
-        The merge; no weights are read.
+        The merge; no weights are read, but for tensors outside the vectors.
 
     Raises:
-        RequestError: the method needs all updates at once, a source is not a plain LoRA, two sources disagree on a shape, or
-            the rank exceeds a linear.
+        RequestError: the method needs all updates at once, a source is no plain LoRA, two sources disagree on a shape, nothing
+            is updated, or the rank exceeds a weight.
     """
     if method.whole:
         name = name_of("merge", method)
         raise RequestError(f"--rank: {name} needs all updates in memory at once; use ties, or adapters of one rank")
-    adapters = [as_adapter(vector) for vector in vectors]
-    shapes = shapes_of(adapters)
-    for name, shape in shapes.items():
-        if rank > min(shape):
-            raise RequestError(f"--rank {rank}: {name} is {list(shape)}; the rank is at most {min(shape)}")
-    return UpdateMerge(method, adapters, shapes, rank, next(iter(vectors[0].specs.values())).dtype)
+    adapters = [as_adapter(vector, base) for vector in vectors]
+    updates = updates_of(adapters)
+    for name, update in updates.items():
+        if not _is_bias(name) and rank > min(update.shape):
+            what = f"{module_of(name)} is {list(update.shape)}; the rank is at most {min(update.shape)}"
+            raise RequestError(f"--rank {rank}: {what}")
+    embeddings = {module_of(name) for name in updates if EMBEDDING in name}
+    if embeddings and any(map(_is_bias, updates)):
+        what = f"updates of embeddings ({min(embeddings)}) and of biases are in no adapter together, as peft has none"
+        raise RequestError(f"{adapters[0].folder}: {what}; merge the sources apart")
+    # Of a linear from whose weight factors start, peft saves what is left of the weight, not the weight.
+    changed = {module_of(name) for each in adapters if isinstance(each.store, PlainFactors) for name in each.store.linears}
+    copies = {f"{peft.PREFIX}{module}{COPY_OF_BASE}" for module in set(map(module_of, updates)) - changed}
+    kept = kept_as_they_are(vectors, copies.__contains__)
+    return UpdateMerge(method, adapters, updates, kept, rank, next(iter(vectors[0].specs.values())).dtype)
 
 
-def as_adapter(vector: TaskVector) -> Adapter:
-    """Open the vector as an adapter with readable updates.
+def as_adapter(vector: TaskVector, base: Path | None) -> Adapter:
+    """Open the vector as an adapter with readable updates. `base` is the folder of its base, by default the one that it names.
 
     Returns:
         The adapter; no weights are read.
 
     Raises:
         CheckpointError: a factor has no partner, or the configuration states no scaling.
-        RequestError: it is not a plain LoRA of linears.
+        RequestError: it is no plain LoRA, or does not fit the base from which its factors start.
     """
-    config = read_json(vector.folder / CONFIG) if vector.is_adapter else {}
-    if not is_plain_lora(config):
-        raise RequestError(f"{vector.folder}: no plain LoRA adapter, which --rank needs; leave --rank out, or this source")
+    if not vector.is_adapter:
+        raise RequestError(f"{vector.folder}: is a checkpoint, --rank merges LoRA adapters; leave --rank out")
+    config, path = adapter_config(vector), vector.folder / CONFIG
+    check_plain(path, config)
     for name in vector.specs:
-        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
-            what = f"{name} is no factor of a linear, which --rank needs"
-            raise RequestError(f"{vector.folder}: {what}; leave --rank out, or this source")
+        if factors_of(name) is None:
+            raise RequestError(f"{vector.folder}: {name} is no LoRA parameter, which --rank needs; leave this source out")
     scalings_of(vector)
     if isinstance(vector, PlainVector):
-        return Adapter(vector.folder, config, vector.store)
-    return applied_adapter(vector, config)
+        adapter = Adapter(vector.folder, config, vector.store)
+    else:
+        adapter = applied_adapter(vector, config)
+    if base_change(path, config):
+        model = open_model(base or named_base(vector, "pass --base, from which its factors start"))
+        adapter = attached(model, adapter).adapter or adapter
+    return adapter
 
 
-def shapes_of(adapters: list[Adapter]) -> Shapes:
-    """Shape of every updated linear; raises RequestError if two adapters disagree."""
-    shapes: Shapes = {}
+def updates_of(adapters: list[Adapter]) -> Updates:
+    """All updates, in the order of the model; raises RequestError if two adapters disagree on a shape, or none has any."""
+    found: Updates = {}
     for adapter in adapters:
-        for name in adapter.names:
-            first, second = (adapter.store.spec(each).shape for each in factor_names(name))
-            shape = (second[0], first[1])
-            if shapes.setdefault(name, shape) != shape:
-                raise RequestError(f"{adapter.folder}: {name} is {list(shape)}, elsewhere {list(shapes[name])}; same base?")
-    return dict(sorted(shapes.items(), key=lambda item: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", item[0])]))
+        for name in adapter.store.tensors:
+            pair = pair_of(name)
+            if pair is None and not (factors_of(name) and _is_bias(name)):
+                continue
+            if pair is not None and name != pair[1]:
+                continue
+            names = pair or (name,)
+            first, last = adapter.store.spec(names[0]).shape, adapter.store.spec(names[-1]).shape
+            update = Update(names, (last[0], first[1]) if pair else last)
+            if found.setdefault(name, update) != update:
+                shapes = f"{list(update.shape)}, elsewhere {list(found[name].shape)}"
+                raise RequestError(f"{adapter.folder}: {module_of(name)} is {shapes}; same base?")
+    if not found:
+        raise RequestError(f"{adapters[0].folder}: no source updates any weight; point to trained adapters")
+    if any(map(_is_bias, found)):
+        biases = {name.removesuffix(".weight") + BIAS: (update.shape[0],) for name, update in found.items() if not _is_bias(name)}
+        found |= {name: Update((name,), shape) for name, shape in biases.items()}  # peft's lora_bias is for all linears
+    return dict(sorted(found.items(), key=lambda item: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", item[0])]))
 
 
-def update_reader(adapter: Adapter, shapes: Shapes) -> Sections:
-    """Return a function from a linear's name to its flat update in one section; zeros if the adapter has none."""
+def update_reader(adapter: Adapter, updates: Updates) -> Sections:
+    """Return a function from an update's name to its flat values in one section; zeros if the adapter has none."""
 
     def read(name: str) -> Iterator[Values]:
-        if not adapter.holds(name):
-            yield np.zeros(shapes[name][0] * shapes[name][1], np.float32)
-        else:
-            yield adapter.update(name).reshape(-1).contiguous().numpy()
+        if name not in adapter.store.tensors:
+            yield np.zeros(int(np.prod(updates[name].shape)), np.float32)
+            return
+        parts = [adapter.store.read(each).float() for each in updates[name].names]
+        scaling = adapter.stated.scaling(module_of(name), _rank(adapter, name))
+        change = parts[0] if len(parts) == 1 else parts[1] @ parts[0]
+        yield (scaling * change).reshape(-1).contiguous().numpy()
 
     return read
+
+
+def _rank(adapter: Adapter, name: str) -> int:
+    """Rank of the pair to which a LoRA parameter belongs."""
+    pair = factors_of(name)
+    assert pair is not None
+    return adapter.store.spec(pair[0]).shape[0]
 
 
 def truncated(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -53,9 +53,9 @@ class MergeOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     base: str | None = None
-    """Checkpoint from which the sources were fine-tuned; for merging whole checkpoints."""
+    """Checkpoint from which the sources were fine-tuned; for whole checkpoints, and for PiSSA and OLoRA at a --rank."""
     rank: Annotated[int, Field(ge=1)] | None = None
-    """Merge LoRA adapters as weight updates and factorise the result at this rank."""
+    """Merge LoRA adapters as updates of weights, embeddings and biases, and factorise the result at this rank."""
     max_shard_size: str = "5GB"
     """Maximum size of a weight file."""
     overwrite: bool = False

@@ -15,40 +15,17 @@ B_i     second factor, or its bias                                       (out, r
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json
 from compresskit.errors import CheckpointError, RequestError
-from compresskit.formats.peft import CONFIG, PREFIX, Scaling
-from compresskit.task_vectors.vector import PlainVector, TaskVector
+from compresskit.formats.peft import CONFIG, Stated
+from compresskit.task_vectors.pairs import factors_of, is_second, module_of
+from compresskit.task_vectors.vector import PlainVector, TaskVector, adapter_config
 
-FACTOR = re.compile(r"(.*\.lora_(?:embedding_)?)([AB])(.*)", re.DOTALL)
-"""What precedes the side of a LoRA parameter, the side, and what follows it."""
 REMEDY = "pass --rank to merge updates of the weights"
-
-
-def module_of(name: str) -> str:
-    """Module name of the linear or embedding of a LoRA parameter, such as x for base_model.model.x.lora_A.weight."""
-    return name.removeprefix(PREFIX).rpartition(".lora_")[0]
-
-
-def is_second(name: str) -> bool:
-    """Whether a tensor is a B of equation 1, or the bias of one."""
-    found = FACTOR.fullmatch(name)
-    return found is not None and found[2] == "B"
-
-
-def factors_of(name: str) -> tuple[str, str] | None:
-    """Names of A and B of the product to which a LoRA parameter belongs; None for other tensors."""
-    found = FACTOR.fullmatch(name)
-    if found is None:
-        return None
-    ending = found[3].removesuffix(".bias") + ".weight" if found[3].endswith(".bias") else found[3]
-    return f"{found[1]}A{ending}", f"{found[1]}B{ending}"
 
 
 def scalings_of(vector: TaskVector) -> dict[str, float]:
@@ -64,8 +41,7 @@ def scalings_of(vector: TaskVector) -> dict[str, float]:
     if not any(pairs.values()):
         return {}
     path = vector.folder / CONFIG
-    config = vector.store.config if isinstance(vector, PlainVector) else read_json(path, LARGEST_CONFIG_BYTES)
-    stated, found = Scaling(path, config), dict[str, float]()
+    stated, found = Stated(path, adapter_config(vector)), dict[str, float]()
     for name, pair in pairs.items():
         if pair is None:
             continue
@@ -75,7 +51,9 @@ def scalings_of(vector: TaskVector) -> dict[str, float]:
             raise CheckpointError(f"{_file(vector)}: {what}; save the adapter again with peft")
         module = module_of(name)
         if module not in found:
-            found[module] = stated.of(module, shapes[0][0])
+            # Factors of experts are stacked: their rank is the stated one, not the stored one.
+            rank = stated.rank(module) if stated.config.get("target_parameters") else shapes[0][0]
+            found[module] = stated.scaling(module, rank)
     return found
 
 

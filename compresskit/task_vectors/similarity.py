@@ -2,9 +2,11 @@
 
     cos(x, y) = x . y / (||x|| ||y||)                                                                           (1)
 
-Entries are compared as they are stored. Ternary vectors need no scales: their products are counted on bit masks
-(formats/ternary/bitmask.py). Where adapters scale their LoRA factors differently, the stored factors do not tell what they do
-to the weights. Then the updates s B A are compared, from small products alone:
+Entries are compared as they are stored. Products of ternary vectors are counted on bit masks (formats/ternary/bitmask.py),
+tensor by tensor, so that only scales that differ inside a vector count.
+
+Where adapters scale their LoRA factors differently, the stored factors do not tell what they do to the weights. Then the
+updates s B A are compared, from small products alone:
 
     (s B A) . (t D C) = s t sum((B^T D) * (A C^T))                                                              (2)
 
@@ -25,9 +27,12 @@ from numpy.typing import NDArray
 
 from compresskit.checkpoint import source
 from compresskit.errors import RequestError
+from compresskit.formats.peft import CONFIG
 from compresskit.formats.ternary.bitmask import dot, masks, norm_squared
-from compresskit.task_vectors.scalings import CommonScaling, common_scaling, factors_of, module_of
-from compresskit.task_vectors.vector import TaskVector, TernaryVector, open_task_vector
+from compresskit.task_vectors.merge_entries import check_same_kind
+from compresskit.task_vectors.pairs import factors_of, module_of
+from compresskit.task_vectors.scalings import CommonScaling, common_scaling
+from compresskit.task_vectors.vector import TaskVector, TernaryVector, adapter_config, open_task_vector
 
 Sums = dict[tuple[int, int], float]
 OF_UPDATES = "(of the updates of the weights, because the sources' scalings differ)"
@@ -48,7 +53,12 @@ def similarity(sources: list[str], base: str | None) -> dict[str, Any]:
     vectors = [open_task_vector(source.resolve(each), base_folder) for each in sources]
     for vector in vectors:
         _check(vectors[0], vector)
+    for vector in vectors:
+        check_same_kind(vectors[0], vector)
     scaling = common_scaling(vectors)
+    if scaling.differ and adapter_config(vectors[0]).get("target_parameters"):
+        what = "target_parameters is set, and factors of experts at other scalings cannot be compared"
+        raise RequestError(f"{vectors[0].folder / CONFIG}: {what}; compare adapters of one lora_alpha")
     counted = all(isinstance(v, TernaryVector) and v.container.facts.variant != "prune" for v in vectors)
     sums = _of_updates(vectors, scaling) if scaling.differ else _counted(vectors) if counted else _summed(vectors)
     norms = [math.sqrt(sums[i, i]) for i in range(len(vectors))]
@@ -79,14 +89,17 @@ def _pairs(count: int) -> list[tuple[int, int]]:
 
 
 def _counted(vectors: list[TaskVector]) -> Sums:
-    """Products of the signs, by counting bits."""
+    """Products of the signs, by counting bits, times the scales that differ inside a vector."""
     sums: Sums = dict.fromkeys(_pairs(len(vectors)), 0.0)
     containers = [vector.container for vector in vectors if isinstance(vector, TernaryVector)]
+    largest = [max((entry.scale for entry in each.tensors.values()), default=0.0) or 1.0 for each in containers]
     for name in vectors[0].specs:
+        sizes = [each.tensors[name].scale / scale for each, scale in zip(containers, largest, strict=True)]
         for parts in zip(*(each.parts(name) for each in containers), strict=True):
             found = [masks(part.signs) for part in parts]
             for i, j in sums:
-                sums[i, j] += norm_squared(found[i]) if i == j else dot(found[i], found[j])
+                product = norm_squared(found[i]) if i == j else dot(found[i], found[j])
+                sums[i, j] += sizes[i] * sizes[j] * product
     return sums
 
 

@@ -5,37 +5,39 @@
     a ternary file of either     tau = scale * sign
 
 The adapter's own parameters are the vector (ComPEFT, arXiv 2311.13171, section 2). Pairs of LoRA factors may be balanced
-first. lora_A starts from noise three times as large as what lora_B learns, so one threshold for both would keep the noise
-and drop the learned values. The balanced pair (numerics/lowrank.py) is the same update with factors of equal weight, and
-its ranks are sorted by their effect. A section never holds more than 2**22 float32 numbers.
+first (pairs.py). A section never holds more than 2**22 float32 numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec, tensors_in
-from compresskit.checkpoint.recorded import read_manifest
-from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json
+from compresskit.checkpoint import source
+from compresskit.checkpoint.reader import BYTES_PER_ELEMENT, Checkpoint, TensorSpec
+from compresskit.checkpoint.small_files import LARGEST_CONFIG_BYTES, read_json, shown
 from compresskit.errors import CheckpointError, NumericalError, RequestError, near_miss
-from compresskit.formats.peft import CONFIG, WEIGHTS
+from compresskit.formats.adapter_files import TERNARY, open_tensors
+from compresskit.formats.adapter_kinds import check_read
+from compresskit.formats.peft import CONFIG, WEIGHTS, Stated
 from compresskit.formats.stored_forms import open_dense
 from compresskit.formats.ternary.reading import Container, open_container
 from compresskit.formats.ternary.sections import SECTION
 from compresskit.formats.ternary.threshold import Values
+from compresskit.task_vectors.pairs import balanced, experts_of, pair_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_FILE = "adapter_model.compeft.safetensors"
+ADAPTER_FILE = TERNARY
 MODEL_FILE = "model.compeft.safetensors"
 FACTORS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".ia3_l")
 """Adapter parameters in the vector; all others (DoRA's magnitudes, modules_to_save) stay dense."""
+KINDS = ("LORA", "IA3")
 MULTIPLIES = ".ia3_l"
 """IA3 scales activations by its parameters: 1 changes nothing."""
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -44,13 +46,6 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 def offset_of(name: str) -> float:
     """Value of a parameter that learned nothing."""
     return 1.0 if MULTIPLIES in name else 0.0
-
-
-def pair_of(name: str) -> tuple[str, str] | None:
-    """Names of A and B of the factor's linear; None if the tensor is not a linear's factor."""
-    if ".lora_A." not in name and ".lora_B." not in name:
-        return None
-    return name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
 
 
 def stored_bytes(tensor: Tensor) -> bytes:
@@ -81,6 +76,8 @@ class PlainVector:
     """Whether pairs of LoRA factors are read balanced."""
     pair: dict[str, Tensor] = field(default_factory=dict, compare=False)
     """The balanced pair that was read last; its two factors are stored next to each other."""
+    experts: dict[str, int] = field(default_factory=dict)
+    """By the name of an A, the number of experts whose factors it holds; 1 for a linear."""
 
     @property
     def folder(self) -> Path:
@@ -93,11 +90,9 @@ class PlainVector:
         if not self.balance or names is None or not set(names) <= self.specs.keys():
             return checked_read(self.store, name)
         if name not in self.pair:
-            from compresskit.numerics.lowrank import balanced_factors  # imports torch, which refusals do not need
-
             self.pair.clear()
-            factors = balanced_factors(*(checked_read(self.store, each).float() for each in names))
-            self.pair.update(zip(names, factors, strict=True))
+            first, second = (checked_read(self.store, each).float() for each in names)
+            self.pair.update(zip(names, balanced(name, first, second, self.experts.get(names[0], 1)), strict=True))
         return self.pair[name]
 
     @property
@@ -178,6 +173,21 @@ def kept_values(spec: TensorSpec, data: bytes) -> Values:
     return found
 
 
+def adapter_config(vector: TaskVector) -> dict[str, Any]:
+    """The adapter_config.json of an adapter; {} of a checkpoint."""
+    if not vector.is_adapter:
+        return {}
+    return vector.store.config if isinstance(vector, PlainVector) else read_json(vector.folder / CONFIG, LARGEST_CONFIG_BYTES)
+
+
+def named_base(vector: TaskVector, remedy: str) -> Path:
+    """Folder of the base that an adapter's configuration names; raises RequestError with the remedy if it names none."""
+    name = adapter_config(vector).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"{vector.folder / CONFIG}: names no base model; {remedy}")
+    return source.resolve(name)
+
+
 def is_ternary(folder: Path) -> bool:
     """Whether a folder holds a ternary file."""
     return (folder / ADAPTER_FILE).is_file() or (folder / MODEL_FILE).is_file()
@@ -197,7 +207,7 @@ def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> 
         adapter = (folder / ADAPTER_FILE).is_file()
         return TernaryVector(folder, open_container(folder / (ADAPTER_FILE if adapter else MODEL_FILE)), adapter)
     if (folder / CONFIG).is_file():
-        return replace(_adapter(folder), balance=balance)
+        return _adapter(folder, balance)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder}: has neither {CONFIG} nor config.json; point to a PEFT adapter, or to a checkpoint with --base"
@@ -208,22 +218,28 @@ def open_task_vector(folder: Path, base: Path | None, balance: bool = False) -> 
     return _difference(store, open_dense(base))
 
 
-def _adapter(folder: Path) -> PlainVector:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: an adapter without {WEIGHTS}; save it with peft as safetensors")
-    found = {spec.name: spec for spec in tensors_in(path)}
-    config = read_json(folder / CONFIG, LARGEST_CONFIG_BYTES)
-    store = Checkpoint(folder, config, found, dict.fromkeys(found, path), read_manifest(folder))
+def _adapter(folder: Path, balance: bool) -> PlainVector:
+    store = open_tensors(folder)
+    path, kind = folder / WEIGHTS, store.config.get("peft_type")
+    if kind not in KINDS:
+        known = f"only the parameters of {' and '.join(KINDS)} are a task vector"
+        raise RequestError(f"{folder / CONFIG}: peft_type is {shown(kind)}, {known}; merge this adapter with peft first")
+    check_read(folder / CONFIG, store.config)
+    found = store.tensors
     factors = {n: spec for n, spec in found.items() if spec.dtype in FLOATS and any(part in n for part in FACTORS)}
     if not factors:
         raise CheckpointError(f"{path}: holds no factors of LoRA or IA3 ({', '.join(FACTORS)}); point to such an adapter")
+    stated, experts = Stated(folder / CONFIG, store.config), dict[str, int]()
     for name in factors:
         first, second = (factors.get(each) for each in pair_of(name) or ("", ""))
-        if first and second and (len(first.shape) != 2 or len(second.shape) != 2 or first.shape[0] != second.shape[1]):
+        if first is None or second is None or name != first.name:
+            continue
+        if len(first.shape) != 2 or len(second.shape) != 2 or first.shape[0] != second.shape[1]:
             shapes = f"{list(first.shape)} and {list(second.shape)}"
             raise CheckpointError(f"{path}: {first.name} and its partner are {shapes}, which make no product; save it again")
-    return PlainVector(store, None, factors, {n: spec for n, spec in found.items() if n not in factors})
+        if balance or not store.config.get("target_parameters"):
+            experts[name] = experts_of(stated, store.config, name, first.shape[0])
+    return PlainVector(store, None, factors, {n: s for n, s in found.items() if n not in factors}, balance, experts=experts)
 
 
 def _difference(store: Checkpoint, base: Checkpoint) -> PlainVector:

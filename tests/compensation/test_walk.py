@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import peft_space
 import pytest
 import torch
 from compensation_runs import run
 from stock_tools import stock_logits, walked_logits
+from tiny_models import make_model
 
 from compresskit.compensation.eora import EoRA
+from compresskit.compensation.svd import SVD
 from compresskit.errors import RequestError
 from compresskit.models.load import open_any, open_model
 from compresskit.models.meta import read_plain
@@ -82,3 +86,33 @@ def test_the_adapter_of_apiq_and_the_new_one_become_one(tiny: dict[str, Path], t
         run(EoRA(rank=4, adapter_bits=8), trained, tmp_path / "no", tiny["llama"], text)
     merged = run(EoRA(rank=4), trained, tmp_path / "merged", tiny["llama"], text, merge=True)
     assert merged["parameters_after"] == open_model(tmp_path / "merged").parameters < merged["parameters_before"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # raised inside peft
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        {"alpha_pattern": {"q_proj": 16}, "use_rslora": True, "style": "with the adapter's name"},
+        {"rank_pattern": {"q_proj": 2}, "init_lora_weights": "pissa", "lora_alpha": 3},
+        {"init_lora_weights": "olora", "use_rslora": True},
+    ],
+)
+def test_an_adapter_that_a_source_brings_is_repaired_as_stock_peft_reads_it(
+    drawn: dict[str, Any], text: dict[str, Any], tmp_path: Path
+) -> None:
+    base, original = (make_model(tmp_path / str(seed), "llama", seed) for seed in range(2))
+    plain = {"r": 3, "target_modules": ["q_proj", "down_proj"], "dtype": torch.float32, "style": "saved"}
+    brought = peft_space.make(base / "adapter", base, plain | drawn)
+    assert brought is not None
+    before, wanted = peft_space.stock_model(base).state_dict(), peft_space.stock_model(original).state_dict()
+    held = shutil.move(brought, tmp_path / "brought")
+    changes = peft_space.stock_change(held, base)
+    shutil.copytree(held, base / "adapter")
+    run(SVD(rank=2, output_weights="none", aim="weight"), base, tmp_path / "out", original, text)
+    shutil.rmtree(base / "adapter")
+    found = peft_space.stock_change(tmp_path / "out", base)
+    for name, change in changes.items():
+        missing = wanted[name].double() - before[name].double() - change
+        u, values, vh = torch.linalg.svd(missing)
+        expected = change + (u[:, :2] * values[:2]) @ vh[:2]
+        torch.testing.assert_close(found[name], expected, atol=2e-3, rtol=2e-3)  # factors in 16 bits

@@ -57,3 +57,11 @@ def test_a_fine_tuned_checkpoint_expands_to_the_base_and_its_ternary_difference(
     code, _, err = run("expand", tmp_path / "c", tmp_path / "x", "--base", other)
     assert (code, err.count("\n")) == (2, 1)
     assert "SHA-256" in err
+
+
+def test_a_ternary_adapter_is_expanded_before_it_is_run(
+    run: Run, tiny: dict[str, Path], compressed: tuple[list[Path], list[Path]]
+) -> None:
+    code, _, err = run("evaluate", tiny["llama"], "--adapter", compressed[0][0])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "compresskit expand" in err

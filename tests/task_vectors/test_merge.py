@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from checkpoint_damage import edit_tensors
 from conftest import Run
 from safetensors.torch import load_file, save_file
 
+from compresskit.errors import RequestError
 from compresskit.formats import peft
+from compresskit.task_vectors.merge import merge
+from compresskit.task_vectors.merging.average import Average
+from compresskit.task_vectors.request import MergeOptions
 
 WEIGHTED = ("average", "--weights", "1", "--weights", "2", "--weights", "0.5")
 
@@ -92,3 +97,9 @@ def test_unusable_requests_are_refused_with_one_line(
         assert (code, text, err.count("\n")) == (2, "", 1), err
         assert said in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sources", [[["a", "b"]], ["a", ["b"]], ["a", None], ["a"], []])
+def test_lists_in_lists_and_too_few_sources_are_refused(sources: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"one after the other|at least two"):
+        merge(Average(), sources, tmp_path / "out", MergeOptions())

@@ -240,11 +240,16 @@ def test_factors_without_a_partner_and_of_embeddings_are_never_dropped(run: Run,
         assert factor_names(QUERY)[1] in err
     names = [f"base_model.model.model.embed_tokens.lora_embedding_{side}" for side in "AB"]
     save_file(tensors | {names[0]: torch.ones(2, 9), names[1]: torch.ones(5, 2)}, embedding / WEIGHTS)
-    code, _, err = run("merge", "average", embedding, sources[1], tmp_path / "out", "--rank", 2)
+    code, _, err = run("merge", "average", embedding, sources[1], tmp_path / "out")
     assert (code, err.count("\n")) == (2, 1)
-    assert names[0] in err
+    assert "target_modules does not mean model.embed_tokens" in err
+    targets = {"target_modules": ["q_proj", "down_proj", "embed_tokens"]}
+    (embedding / CONFIG).write_text(json.dumps(PLAIN | targets))
+    assert run("merge", "average", embedding, sources[1], tmp_path / "ranked", "--rank", 2)[0] == 0
+    found = load_file(tmp_path / "ranked" / WEIGHTS)
+    torch.testing.assert_close(found[names[1]] @ found[names[0]], torch.full((5, 9), 2.0))  # half of 4 / 2 times 2
     doubled = Path(shutil.copytree(embedding, tmp_path / "doubled"))
-    (doubled / CONFIG).write_text(json.dumps(PLAIN | {"lora_alpha": 8}))
+    (doubled / CONFIG).write_text(json.dumps(PLAIN | targets | {"lora_alpha": 8}))
     assert run("merge", "average", doubled, embedding, tmp_path / "both")[0] == 0
     found = load_file(tmp_path / "both" / WEIGHTS)
     assert torch.equal(found[names[1]], torch.full((5, 2), 0.75))

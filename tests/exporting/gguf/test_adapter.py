@@ -22,6 +22,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "root of the rank": {"use_rslora": True, "lora_alpha": 6},
     "alphas that differ": {"alpha_pattern": {"up_proj": 3.0, "layers.1.mlp.down_proj": 0.25}},
     "no effect": {"lora_alpha": 0},
+    "from the weights of the base": {"init_lora_weights": "pissa", "lora_alpha": 3},
 }
 HEADS = {"attn_q": 4, "attn_k": 2}
 SHORT = {

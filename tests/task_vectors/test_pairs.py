@@ -1,8 +1,8 @@
-"""task_vectors/vector.py: the parts of a pair know each other. Against names written by hand."""
+"""task_vectors/pairs.py: the parts of a pair know each other. Against names written by hand."""
 
 from __future__ import annotations
 
-from compresskit.task_vectors.vector import pair_of
+from compresskit.task_vectors.pairs import pair_of
 
 
 def test_the_parts_of_a_pair_know_each_other() -> None:
