@@ -3,6 +3,9 @@
 A template is a program that comes with the model. The sandbox in which transformers runs it keeps it from files and modules,
 not from loops without end. The forked process needs no second tokenizer and can be killed from any thread; systems
 without fork render in this process, unbounded.
+
+A template that takes no system turn, or leaves it out, gets its text before the first question, where Gemma 3's own template
+puts it. One that shows no text of a plain turn gets parts, `[{"type": "text", ...}]`.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from compresskit.checkpoint.small_files import first_line
-from compresskit.errors import CheckpointError, RequestError
+from compresskit.errors import CheckpointError
 from compresskit.recovery.data.instructions import Instruction
+from compresskit.recovery.data.turns import Turns
 
 SECONDS = 10.0
 """For one chat; templates in use take less than a millisecond."""
@@ -32,6 +36,9 @@ LARGEST_BYTES = 1 << 26
 """Of one chat's rendered texts."""
 LENGTH_BYTES = 8
 STATM = Path("/proc/self/statm")
+PROBE = "plainly"
+"""A word that no template writes by itself."""
+END_OF_THOUGHT = "</think>"
 
 
 class Chat(NamedTuple):
@@ -40,20 +47,22 @@ class Chat(NamedTuple):
     before: str
     """Up to the response, which it opens."""
     whole: str
+    system_moved: bool = False
+    """Whether the system turn's text went into the first question."""
 
 
-def rendered(instructions: Sequence[Instruction], tokenizer: Any) -> list[Chat]:
+def rendered(instructions: Sequence[Instruction], tokenizer: Any) -> list[Chat | str]:
     """Render all chats.
 
     Returns:
-        One for each instruction, in order.
+        One for each instruction, in order; for a chat that the template does not take, the reason.
 
     Raises:
         CheckpointError: the template takes too much time or memory.
-        RequestError: the template does not take a chat; the message names its row.
     """
     if not hasattr(os, "fork"):
-        return [_checked(_answer(each, tokenizer), each, tokenizer) for each in instructions]
+        parts = _takes_parts(tokenizer)
+        return [_checked(_answer(each, tokenizer, parts), each) for each in instructions]
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: the child uses none of their locks
@@ -64,21 +73,52 @@ def rendered(instructions: Sequence[Instruction], tokenizer: Any) -> list[Chat]:
     limit = time.monotonic() + SECONDS + SECONDS_EACH * len(instructions)
     try:
         with os.fdopen(reading, "rb", buffering=0) as pipe:
-            return [_checked(_received(pipe.fileno(), limit, tokenizer), each, tokenizer) for each in instructions]
+            return [_checked(_received(pipe.fileno(), limit, tokenizer), each) for each in instructions]
     finally:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def _answer(instruction: Instruction, tokenizer: Any) -> list[str]:
-    """[before, whole] of a chat, or [reason] if the template does not take it."""
-    answer = {"role": "assistant", "content": instruction.response}
+def _takes_parts(tokenizer: Any) -> bool:
+    """Whether the template shows the text of a turn only where it is given as parts, as those of some vision models do."""
+    shows = []
+    for content in (PROBE, [{"type": "text", "text": PROBE}]):
+        try:
+            shows.append(PROBE in tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+        except Exception:  # what it raises is said of each chat
+            shows.append(False)
+    return shows == [False, True]
+
+
+def _answer(instruction: Instruction, tokenizer: Any, parts: bool) -> list[str]:
+    """[before, whole] of a chat, with a third text if its system turn was moved; or [reason] if no template takes it."""
+    turns = instruction.turns
+    system = turns[0]["content"].strip() if turns and turns[0]["role"] == "system" else ""
     try:
-        before = tokenizer.apply_chat_template(instruction.turns, tokenize=False, add_generation_prompt=True)
-        return [before, tokenizer.apply_chat_template([*instruction.turns, answer], tokenize=False)]
+        texts = _texts(instruction, turns, tokenizer, parts)
+        if system in texts[1]:
+            return texts
+        reason = "it leaves the system turn out"
     except Exception as error:  # a template may raise whatever it calls raises
-        return [first_line(error)]
+        reason = first_line(error)
+    if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
+        return [reason]
+    question = turns[1] | {"content": "\n\n".join(filter(None, (system, turns[1]["content"])))}
+    try:
+        return [*_texts(instruction, [question, *turns[2:]], tokenizer, parts), "moved"]
+    except Exception:  # the first reason is of the chat as it is
+        return [reason]
+
+
+def _texts(instruction: Instruction, turns: Turns, tokenizer: Any, parts: bool) -> list[str]:
+    """What stands before the response, and the whole chat."""
+    whole = [*turns, instruction.message]
+    if parts:
+        whole = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in whole]
+    tools = {"tools": instruction.tools} if instruction.tools else {}
+    before = tokenizer.apply_chat_template(whole[:-1], tokenize=False, add_generation_prompt=True, **tools)
+    return [before, tokenizer.apply_chat_template(whole, tokenize=False, **tools)]
 
 
 def _render(instructions: Sequence[Instruction], tokenizer: Any, writing: int) -> NoReturn:
@@ -88,9 +128,10 @@ def _render(instructions: Sequence[Instruction], tokenizer: Any, writing: int) -
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         _limit_memory()
+        parts = _takes_parts(tokenizer)
         with os.fdopen(writing, "wb") as pipe:
             for each in instructions:
-                data = json.dumps(_answer(each, tokenizer)).encode()
+                data = json.dumps(_answer(each, tokenizer, parts)).encode()
                 pipe.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
                 pipe.flush()
         status = 0
@@ -134,10 +175,19 @@ def _too_much(tokenizer: Any, what: str) -> CheckpointError:
     return CheckpointError(f"{tokenizer.name_or_path}: the chat template {what}; replace chat_template by the model's own")
 
 
-def _checked(answer: list[str], instruction: Instruction, tokenizer: Any) -> Chat:
+def _checked(answer: list[str], instruction: Instruction) -> Chat | str:
+    """The chat of an answer, or why it is not to be learned: templates leave out in silence what they do not know."""
     if len(answer) == 1:
-        raise RequestError(
-            f"{instruction.file}: row {instruction.row}: the chat template of {tokenizer.name_or_path} does not take it "
-            f"({answer[0]}); mend the row, or replace chat_template"
-        )
-    return Chat(*answer)
+        return answer[0]
+    chat = Chat(answer[0], answer[1], len(answer) > 2)
+    called = [
+        call["function"]["name"] for turn in (*instruction.turns, instruction.message) for call in turn.get("tool_calls", ())
+    ]
+    lost = next((name for name in called if name not in chat.whole), None)
+    if lost is not None:
+        return f"it shows no call of the tool {lost}"
+    if instruction.response.rpartition(END_OF_THOUGHT)[2].strip() not in chat.whole:
+        return "it does not show the answer"
+    if instruction.beside and not chat.whole.startswith(chat.before):
+        return "it opens the answer otherwise than it writes it"
+    return chat
