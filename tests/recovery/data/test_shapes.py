@@ -1,4 +1,4 @@
-"""recovery/data/shapes.py and recovery/data/turns.py: the exact text that is learned of data in the shapes of other tools, and what is not.
+"""recovery/data/shapes.py and recovery/data/turns.py: what is learned of data as other tools write it, and what is not.
 
 Oracle: the texts of tests/instruction_corpus.py, written by hand, and `apply_chat_template` of transformers.
 """
