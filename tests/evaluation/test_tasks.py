@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compresskit.errors import CheckpointError
 from compresskit.evaluation.task_files import Row, Task, read_tasks
 from compresskit.evaluation.tasks import encoder, likelihoods, score_tasks
 from compresskit.machine.device import Where
@@ -63,3 +65,12 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(tiny: dict[str, Path]) -
     row = Row("x " * 400, (" yes", " no"), 0, (3, 2))
     found = score_tasks(open_model(tiny["llama"]), [Task("long", [row], True)], WHERE, lambda done, total: None)
     assert found["long"]["rows"] == 1
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(model: Path, folder: Path) -> None:
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["model"]["vocab"]["e"] = 300
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    tasks = read_tasks(folder, ["words"], None, 0, 0)
+    with pytest.raises(CheckpointError, match=f"{model}: its tokenizer gives token 300, the model knows 259"):
+        score_tasks(open_model(model), tasks, WHERE, lambda done, total: None)

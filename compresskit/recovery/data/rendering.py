@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 from compresskit.checkpoint.small_files import first_line
 from compresskit.errors import CheckpointError
 from compresskit.recovery.data.instructions import Instruction
-from compresskit.recovery.data.turns import Turns
+from compresskit.recovery.data.turns import Turn, Turns
 
 SECONDS = 10.0
 """For one chat; templates in use take less than a millisecond."""
@@ -92,33 +92,71 @@ def _takes_parts(tokenizer: Any) -> bool:
 
 
 def _answer(instruction: Instruction, tokenizer: Any, parts: bool) -> list[str]:
-    """[before, whole] of a chat, with a third text if its system turn was moved; or [reason] if no template takes it."""
-    turns = instruction.turns
-    system = turns[0]["content"].strip() if turns and turns[0]["role"] == "system" else ""
-    try:
-        texts = _texts(instruction, turns, tokenizer, parts)
-        if system in texts[1]:
-            return texts
-        reason = "it leaves the system turn out"
-    except Exception as error:  # a template may raise whatever it calls raises
-        reason = first_line(error)
-    if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
-        return [reason]
-    question = turns[1] | {"content": "\n\n".join(filter(None, (system, turns[1]["content"])))}
-    try:
-        return [*_texts(instruction, [question, *turns[2:]], tokenizer, parts), "moved"]
-    except Exception:  # the first reason is of the chat as it is
-        return [reason]
+    """[before, whole] of a chat, with a third text if its system turn was moved; or [reason] if the template does not take it."""
+    reasons = []
+    for turns, moved in _forms([*instruction.turns, instruction.message]):
+        try:
+            texts = _texts(turns, instruction, tokenizer, parts)
+            reasons.append(_left_out(turns, texts[1], instruction, tokenizer, parts))
+        except Exception as error:  # a template may raise whatever it calls raises
+            reasons.append(first_line(error))
+        if not reasons[-1]:
+            return [*texts, "moved"] if moved else texts
+    return reasons[:1]
 
 
-def _texts(instruction: Instruction, turns: Turns, tokenizer: Any, parts: bool) -> list[str]:
-    """What stands before the response, and the whole chat."""
-    whole = [*turns, instruction.message]
+def _forms(turns: Turns) -> Iterator[tuple[Turns, bool]]:
+    """The forms in which a template may take a chat, the usual one first, and whether its system turn was moved."""
+    forms = [turns]
+    if any("tool_calls" in turn for turn in turns):
+        forms.append([_with_text_arguments(turn) for turn in turns])  # DeepSeek's templates join them to other texts
+    yield from ((form, False) for form in forms)
+    if turns[0]["role"] == "system" and turns[1]["role"] == "user":
+        for system, question, *rest in forms:
+            asked = "\n\n".join(part for part in (system["content"].strip(), question["content"]) if part)
+            yield [question | {"content": asked}, *rest], True
+
+
+def _with_text_arguments(turn: Turn) -> Turn:
+    if "tool_calls" not in turn:
+        return turn
+    functions = [call["function"] for call in turn["tool_calls"]]
+    texts = [each | {"arguments": json.dumps(each["arguments"], ensure_ascii=False)} for each in functions]
+    return turn | {"tool_calls": [call | {"function": each} for call, each in zip(turn["tool_calls"], texts, strict=True)]}
+
+
+def _texts(turns: Turns, instruction: Instruction, tokenizer: Any, parts: bool) -> list[str]:
+    """What stands before the last turn, and the whole chat."""
+    before = _applied(turns[:-1], instruction, tokenizer, parts, opened=True)
+    whole = _applied(turns, instruction, tokenizer, parts)
+    if not whole.startswith(before):  # it opens an answer with the mark of a thought, and writes one without
+        common = next((i for i, (ours, theirs) in enumerate(zip(before, whole, strict=False)) if ours != theirs), len(whole))
+        closed = _applied(turns[:-1], instruction, tokenizer, parts)
+        before = before[:common] if common >= len(closed) else before
+    return [before, whole]
+
+
+def _applied(turns: Turns, instruction: Instruction, tokenizer: Any, parts: bool, opened: bool = False) -> str:
+    """The text of turns, with the begin of an answer where it is `opened`."""
     if parts:
-        whole = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in whole]
-    tools = {"tools": instruction.tools} if instruction.tools else {}
-    before = tokenizer.apply_chat_template(whole[:-1], tokenize=False, add_generation_prompt=True, **tools)
-    return [before, tokenizer.apply_chat_template(whole, tokenize=False, **tools)]
+        turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    more: dict[str, Any] = {"tools": instruction.tools} if instruction.tools else {}
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened, **more)
+    return text
+
+
+def _left_out(turns: Turns, whole: str, instruction: Instruction, tokenizer: Any, parts: bool) -> str:
+    """What the template leaves out in silence, system turns or calls; "" if nothing."""
+    if turns[0]["role"] == "system" and turns[0]["content"].strip() not in whole:
+        return "it leaves the system turn out"
+    if not any("tool_calls" in turn for turn in turns):
+        return ""
+    silent = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in turns]
+    try:
+        same = _applied(silent, instruction, tokenizer, parts) == whole
+    except Exception:  # it takes no such turn without calls, so it looks at them
+        return ""
+    return "it shows no tool calls" if same else ""
 
 
 def _render(instructions: Sequence[Instruction], tokenizer: Any, writing: int) -> NoReturn:
@@ -180,14 +218,8 @@ def _checked(answer: list[str], instruction: Instruction) -> Chat | str:
     if len(answer) == 1:
         return answer[0]
     chat = Chat(answer[0], answer[1], len(answer) > 2)
-    called = [
-        call["function"]["name"] for turn in (*instruction.turns, instruction.message) for call in turn.get("tool_calls", ())
-    ]
-    lost = next((name for name in called if name not in chat.whole), None)
-    if lost is not None:
-        return f"it shows no call of the tool {lost}"
     if instruction.response.rpartition(END_OF_THOUGHT)[2].strip() not in chat.whole:
         return "it does not show the answer"
     if instruction.beside and not chat.whole.startswith(chat.before):
-        return "it opens the answer otherwise than it writes it"
+        return "it writes the turns before the answer otherwise where one follows"
     return chat

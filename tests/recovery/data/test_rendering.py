@@ -132,6 +132,35 @@ def test_calls_that_the_template_does_not_show_are_a_reason(tokenizer: Any) -> N
     calls = [{"type": "function", "function": {"name": "add", "arguments": {}}}]
     called = Instruction(0, "d.jsonl", INSTRUCTIONS[0].turns, "", "d", {"tool_calls": calls})
     tokenizer.chat_template = TEMPLATE
-    assert rendered([called], tokenizer) == ["it shows no call of the tool add"]
+    assert rendered([called], tokenizer) == ["it shows no tool calls"]
     tokenizer.chat_template = TEMPLATE.replace("{% endfor", "{{ m.tool_calls[0].function.name if m.tool_calls }}{% endfor")
     assert rendered([called], tokenizer) == [Chat("[user]é 0[assistant]", "[user]é 0[assistant]add")]
+
+
+THINKING = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("written", "before", "learned"),
+    [
+        ("", "[user]é 0[end][assistant]", "yes 0[end]"),
+        ("<think></think>", "[user]é 0[end][assistant]<think>", "</think>yes 0[end]"),
+    ],
+)
+def test_what_is_learned_begins_where_the_opened_and_the_written_answer_differ(
+    written: str, before: str, learned: str, tokenizer: Any
+) -> None:
+    """As trl has it (apply_chat_template of its data_utils.py), for templates such as DeepSeek-R1's and Nemotron's."""
+    tokenizer.chat_template = THINKING.replace("{{ m.content", f"{{{{ '{written}' if m.role == 'assistant' }}}}{{{{ m.content")
+    (chat,) = rendered(INSTRUCTIONS[:1], tokenizer)
+    assert chat == Chat(before, before + learned)
+
+
+def test_a_template_that_joins_the_arguments_of_a_call_gets_their_text(tokenizer: Any) -> None:
+    """As DeepSeek-V3's does; others take them as an object."""
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}]
+    called = Instruction(0, "d.jsonl", INSTRUCTIONS[0].turns, "", "d", {"tool_calls": calls})
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{% endfor", "{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}{% endfor", 1
+    )
+    assert rendered([called], tokenizer) == [Chat("[user]é 0[assistant]", '[user]é 0[assistant]add{"a": 1, "b": "é"}')]
