@@ -137,7 +137,10 @@ def test_calls_that_the_template_does_not_show_are_a_reason(tokenizer: Any) -> N
     assert rendered([called], tokenizer) == [Chat("[user]é 0[assistant]", "[user]é 0[assistant]add")]
 
 
-THINKING = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+THINKING = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+)
 
 
 @pytest.mark.parametrize(
