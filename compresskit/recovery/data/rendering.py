@@ -10,6 +10,7 @@ puts it. One that shows no text of a plain turn gets parts, `[{"type": "text", .
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -70,9 +71,10 @@ def rendered(instructions: Sequence[Instruction], tokenizer: Any) -> list[Chat |
     if child == 0:
         _render(instructions, tokenizer, writing)
     os.close(writing)
-    limit = time.monotonic() + SECONDS + SECONDS_EACH * len(instructions)
+    limit = time.monotonic() + 2 * SECONDS + SECONDS_EACH * len(instructions)
     try:
         with os.fdopen(reading, "rb", buffering=0) as pipe:
+            _received(pipe.fileno(), limit, tokenizer)  # the template has been tried
             return [_checked(_received(pipe.fileno(), limit, tokenizer), each) for each in instructions]
     finally:
         with suppress(ProcessLookupError):
@@ -166,10 +168,10 @@ def _render(instructions: Sequence[Instruction], tokenizer: Any, writing: int) -
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         _limit_memory()
-        parts = _takes_parts(tokenizer)
         with os.fdopen(writing, "wb") as pipe:
-            for each in instructions:
-                data = json.dumps(_answer(each, tokenizer, parts)).encode()
+            parts = _takes_parts(tokenizer)
+            for answer in itertools.chain([[]], (_answer(each, tokenizer, parts) for each in instructions)):
+                data = json.dumps(answer).encode()
                 pipe.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
                 pipe.flush()
         status = 0
