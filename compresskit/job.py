@@ -253,7 +253,8 @@ def finished_request(request: Request, key: str) -> dict[str, Any] | None:
     if recorded.get("request") != key:
         raise RequestError(f"{out}: exists already, made by another request; choose another folder, or pass --overwrite")
     found, before = finished_result(out), (request.model.parameters, request.model.bytes)
-    after = open_any(str(out), options.trust_remote_code).parameters, found["bytes_after"]
+    # A selection holds no weights.
+    after = (open_any(str(out), options.trust_remote_code).parameters, size) if (size := found["bytes_after"]) else before
     known = stage_result(request.stage, found["settings"], out, request.model.checkpoint, before, after)
     return known | found | {"note": f"{out}: had finished already"}
 

@@ -24,7 +24,7 @@ from compresskit.checkpoint.small_files import (
     read_json,
     shown,
 )
-from compresskit.checkpoint.weight_files import INDEX, weight_files
+from compresskit.checkpoint.weight_files import INDEX, NAMED, weight_files
 from compresskit.errors import CheckpointError, NumericalError, near_miss
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         what = "a PEFT adapter, not a model" if adapter else "has no config.json"
         raise CheckpointError(f"{folder}: {what}; point to the folder of a whole checkpoint")
     config = read_json(folder / "config.json", LARGEST_CONFIG_BYTES)
-    files, weight_map = weight_files(folder)
+    files, weight_map = weight_files(folder, config.get(NAMED))
     tensors: dict[str, TensorSpec] = {}
     file_of: dict[str, Path] = {}
     for file in files:

@@ -95,8 +95,8 @@ def parse_json(text: str, where: object, finite: bool = True) -> dict[str, Any]:
     return value
 
 
-def json_value(text: str, finite: bool = True) -> Any:
-    """Parse a JSON value of any kind; raises ValueError with a one-line reason if it is none, or beyond the bounds."""
+def json_value(text: str, finite: bool = True, whole_characters: bool = True) -> Any:
+    """Parse a JSON value; raises ValueError in one line if it is none, beyond the bounds, or what the flags refuse."""
     if sum(map(text.count, ",[{")) > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values")
     hooks: dict[str, Any] = {"parse_float": _float, "parse_constant": _constant} if finite else {}
@@ -106,7 +106,7 @@ def json_value(text: str, finite: bool = True) -> Any:
         raise ValueError(f"nested more than {DEEPEST} levels deep") from error
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(value)
-    if _SURROGATE.search(text):
+    if whole_characters and _SURROGATE.search(text):
         _check_surrogates(value)
     return value
 

@@ -70,6 +70,8 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
         log(result.get("note") or summary(result), quiet)
         for note in result.get("notes", ()):
             log(f"compresskit: note: {note}", quiet)
+        for sample in result.get("shown", ()):
+            log("--- {file} row {row}, before the response:\n{before}\n--- the response:\n{response}".format_map(sample), quiet)
         if values["verbose"] and "time_shares" in result:
             log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
         result = uploaded(upload, out, result, quiet)

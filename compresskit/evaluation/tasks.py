@@ -187,9 +187,18 @@ def lm_eval_scores(network: Any, tokenizer: Any, names: list[str], limit: int | 
     # lm-eval's batch size search runs whole contexts: minutes on a CPU, where larger batches are not faster.
     batch = BATCH_ON_CPU if network.device.type == "cpu" else "auto"
     wrapped = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch)
-    report = simple_evaluate(
-        model=wrapped, tasks=names, limit=limit, num_fewshot=shots or None, task_manager=manager, bootstrap_iters=0
-    )
+    try:
+        report = simple_evaluate(
+            model=wrapped, tasks=names, limit=limit, num_fewshot=shots or None, task_manager=manager, bootstrap_iters=0
+        )
+    except IndexError as error:
+        known, largest = network.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
+        if largest < known:
+            raise
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}: its tokenizer gives tokens up to {largest}, the model knows {known}; restore its own "
+            "tokenizer"
+        ) from error
     return {name: _from_lm_eval(report["results"][name], report["n-samples"][name]["effective"]) for name in names}
 
 

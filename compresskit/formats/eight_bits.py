@@ -67,7 +67,8 @@ def _grid(weight: Tensor, scheme: FixedScheme, dtype: torch.dtype) -> Grid:
     import torch
 
     from compresskit.numerics.float_grid import E4M3_LARGEST
-    from compresskit.numerics.grid import Grid, grouped, rounded_scale
+    from compresskit.numerics.grid import Grid, grouped
+    from compresskit.numerics.scales import rounded_scale
 
     largest = grouped(weight.float(), scheme).abs().amax(dim=-1)
     if scheme.rows > 1:

@@ -25,6 +25,7 @@ from compresskit.models.layouts import own_config
 from compresskit.models.model import EXPERT_KEYS, Model
 from compresskit.models.shape_checks import check_shapes
 from compresskit.models.structure_cache import derived
+from compresskit.models.tied_head import with_embedding
 
 PACKED_EXPERTS = (f".experts.{GATE_AND_UP}", f".experts.{DOWN}")
 """How the names of tensors end that hold all experts of a block."""
@@ -61,7 +62,7 @@ def bind(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Model:
     checkpoint = replace(checkpoint, config=config)
     prefix = "" if architecture.derived else _removed_prefix(checkpoint, architecture)
     code = _trusted_code(checkpoint) if trust_remote_code and "auto_map" in config and not _is_ragged(checkpoint) else {}
-    model = Model(checkpoint, family, architecture, prefix, open_format(checkpoint), code=code)
+    model = with_embedding(Model(checkpoint, family, architecture, prefix, open_format(checkpoint), code=code), trust_remote_code)
     check_shapes(model)
     return model
 

@@ -102,7 +102,10 @@ def _check_complete(model: Model, network: nn.Module) -> None:
 
 
 def _missing(model: Model, name: str) -> CheckpointError:
-    return CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; download it again")
+    # transformers fills a head that its configuration does not tie with random numbers.
+    tied = ", or set tie_word_embeddings to true in config.json if the head is the embedding"
+    remedy = f"download it again{tied if name == f'{model.architecture.head}.weight' else ''}"
+    return CheckpointError(f"{model.checkpoint.folder}: tensor {model.stored_name(name)} is missing; {remedy}")
 
 
 def _is_tied(network: Any, name: str, parameter: Tensor) -> bool:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from compresskit.numerics.scales import rounded_scale
 from compresskit.numerics.scheme import Scheme
 
 
@@ -51,14 +52,7 @@ def grid_of_range(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.
     scale = rounded_scale((high - low) / scheme.steps, scale_dtype)
     if scheme.symmetric:
         return Grid(scale, torch.zeros_like(scale))
-    zero_point = (scheme.lowest - low / scale).round().clamp(scheme.lowest, scheme.highest)
-    return Grid(scale, zero_point)
-
-
-def rounded_scale(scale: Tensor, scale_dtype: torch.dtype) -> Tensor:
-    """Round scales of any shape to their stored dtype and return float32; the result is at least its smallest normal number."""
-    limits = torch.finfo(scale_dtype)
-    return scale.clamp(limits.smallest_normal, limits.max).to(scale_dtype).float()
+    return Grid(scale, (scheme.lowest - low / scale).round().clamp(scheme.lowest, scheme.highest))
 
 
 def min_max_grid(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:
@@ -75,5 +69,4 @@ def to_codes(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
 def from_codes(codes: Tensor, grid: Grid, scheme: Scheme, stored: torch.dtype = torch.float32) -> Tensor:
     """Convert codes to weights, (out, in) float32, rounded like readers that multiply in the scale's `stored` dtype."""
     steps = (grouped(codes, scheme) - grid.zero_point.unsqueeze(-1)).flatten(1)
-    weight = (grouped(steps, scheme) * grid.scale.unsqueeze(-1)).flatten(1)
-    return weight.to(stored).float()
+    return (grouped(steps, scheme) * grid.scale.unsqueeze(-1)).flatten(1).to(stored).float()

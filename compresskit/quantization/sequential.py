@@ -13,6 +13,7 @@ from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
 from compresskit.quantization.request import QuantizeRequest
+from compresskit.quantization.vanishing import check_kept
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, chosen_sequence, collected, finish_block, replace_weight
 from compresskit.walk.walk import Walk
@@ -71,6 +72,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
 
 def put(model: Model, block: Block, name: str, stored: QuantizedLinear, writer: Writer) -> None:
     """Write one quantised linear, and set the block's weight to what readers will unpack."""
+    check_kept(name, block.linear(name).weight, stored)
     for leaf, tensor in stored.tensors.items():
         writer.put(f"{model.stored_name(name)}.{leaf}", tensor)
     replace_weight(block.linear(name), stored.weight)

@@ -40,7 +40,7 @@ EXTRAS = ("accelerate", "peft", "scipy")
 ADAPTER_DTYPE = "F32"
 """Of the factors that are written."""
 NO_SETTINGS = frozenset(
-    {"device", "dtype", "max_shard_size", "overwrite", "resume", "verify", "trust_remote_code", "original", "data"}
+    {"device", "dtype", "max_shard_size", "overwrite", "resume", "verify", "trust_remote_code", "original", "data", "show"}
 )
 """Options that do not decide the weights, or that the settings name otherwise."""
 
@@ -72,6 +72,8 @@ class RecoverOptions(Options):
     """Instruction data: a .jsonl, .json or .parquet file; may be repeated."""
     select_only: bool = False
     """Stop after the selection."""
+    show: Annotated[int, Field(ge=0)] = 0
+    """Print the exact text of the first N selected samples, as the model sees it, and mark what of it is the response."""
     adapter_only: bool = False
     """Write only a PEFT adapter, for the unchanged source."""
     pool: Annotated[int, Field(ge=0)] = 0

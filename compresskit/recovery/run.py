@@ -23,6 +23,7 @@ from compresskit.recovery.data.reading import read_data
 from compresskit.recovery.method import Selection, SelectionMethod
 from compresskit.recovery.request import RecoverOptions, open_request
 from compresskit.recovery.selection.files import read_selection, write_selection
+from compresskit.recovery.selection.shown import shown_samples
 from compresskit.recovery.work import Recovery
 
 FINGERPRINT = "request.json"
@@ -48,6 +49,8 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
                 check_unchanged(each)
         recovery = Recovery(request, data, where, work, bars)
         result = finished_request(request, recovery.key) or _recover(recovery)
+    if options.show:
+        result |= {"shown": shown_samples(request, data)}
     shares = {what: round(value, 2) for what, value in recovery.seconds.items()}
     return result | {"time_shares": shares} | time_and_memory(started)
 

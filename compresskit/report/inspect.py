@@ -13,6 +13,7 @@ from compresskit.checkpoint.manifest import chain, changed_files
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec, open_checkpoint, tensors_in
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import read_json
+from compresskit.checkpoint.weight_files import ignored_files
 from compresskit.errors import CheckpointError, UnsupportedArchitecture
 from compresskit.formats import open_format
 from compresskit.formats.stored_forms import as_dense
@@ -57,6 +58,7 @@ def inspect(source_name: str, trust_remote_code: bool = False, structure: bool =
         "bytes": checkpoint.bytes,
         "dtypes": _dtypes(list(checkpoint.tensors.values())),
         "files": {file.name: file.stat().st_size for file in checkpoint.files},
+        "ignored_files": ignored_files(folder, checkpoint.files),
     }
     if usable:
         result |= _inspect_model(dense, trust_remote_code, structure)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compresskit.errors import CheckpointError
 from compresskit.evaluation.task_files import Row, Task, read_tasks
-from compresskit.evaluation.tasks import encoder, likelihoods, score_tasks
+from compresskit.evaluation.tasks import encoder, likelihoods, lm_eval_scores, score_tasks
 from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 
@@ -63,3 +67,37 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(tiny: dict[str, Path]) -
     row = Row("x " * 400, (" yes", " no"), 0, (3, 2))
     found = score_tasks(open_model(tiny["llama"]), [Task("long", [row], True)], WHERE, lambda done, total: None)
     assert found["long"]["rows"] == 1
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(model: Path, folder: Path) -> None:
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["model"]["vocab"]["e"] = 300
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    tasks = read_tasks(folder, ["words"], None, 0, 0)
+    with pytest.raises(CheckpointError, match=f"{model}: its tokenizer gives token 300, the model knows 259"):
+        score_tasks(open_model(model), tasks, WHERE, lambda done, total: None)
+
+
+def test_tokens_beyond_the_vocabulary_are_named_where_lm_eval_runs_the_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for lm-eval, which asks the network for the logits of a text."""
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["model"]["vocab"]["e"] = 300
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+
+    def simple_evaluate(**_: object) -> None:
+        network(torch.tensor([tokenizer("three").input_ids]))
+
+    manager = SimpleNamespace(all_tasks=["piqa"])
+    stand_in = {
+        "lm_eval": {"simple_evaluate": simple_evaluate},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": lambda **_: None},
+        "lm_eval.tasks": {"TaskManager": lambda: manager},
+    }
+    for name, content in stand_in.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    with pytest.raises(CheckpointError, match=f"{model}: its tokenizer gives tokens up to 300, the model knows 259"):
+        lm_eval_scores(network, tokenizer, ["piqa"], None, 0)

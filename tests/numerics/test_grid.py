@@ -48,7 +48,7 @@ def test_the_grid_spans_its_group_and_holds_zero(scheme: Scheme, seed: int) -> N
     assert torch.equal(grid.scale, grid.scale.half().float())
     error = (from_codes(to_codes(weight, grid, scheme), grid, scheme) - weight).abs()
     largest = grid.scale.repeat_interleave(scheme.group_size or 16, dim=1)
-    # Half a step; a whole one at the ends, where the zero point was rounded; float16 has no smaller scale than 6.1e-5.
+    # Half a step; a whole one at the ends, where the zero point was rounded.
     assert bool((error <= largest * 1.02).all())
 
 

@@ -151,3 +151,18 @@ def test_reading_a_recipe_loads_no_torch(tmp_path: Path) -> None:
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'steps: [{quantize: rtn, calibration: "${HOME}/a.txt"}]', 'steps: [{quantize: rtn, source: "${HOME}/m"}]',
+        'steps: [{evaluate: , against: "${HOME}/m"}]', 'defaults: {calibration: "${HOME}/a"}\nsteps: [{quantize: rtn}]',
+        'variables: {a: "${HOME}/a"}\nsteps: [{quantize: rtn, calibration: "${a}"}]',
+        'matrix: {a: ["${HOME}/a", b]}\nsteps: [{quantize: rtn, calibration: "${a}"}]',
+    ],
+)  # fmt: skip
+def test_variables_of_the_environment_are_none_of_a_recipe(text: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nothing is named 'HOME' before this step") as caught:
+        recipe(tmp_path, f"source: m\n{text}")
+    assert len(str(caught.value).splitlines()) == 1

@@ -20,6 +20,7 @@ ALPACA_PROMPT = (
     "### Instruction:\n{asked}\n\n### Response:\n"
 )
 """The prompt of the Alpaca models (github.com/tatsu-lab/stanford_alpaca)."""
+REFUSED = "not taken by the chat template"
 OPEN_ENDINGS = (",", "(", "[", "{", " -", ":")
 """Endings of a truncated response."""
 
@@ -62,29 +63,53 @@ def encode_samples(reading: Reading, tokenizer: Any, sequence_length: int) -> li
         RequestError: no sample is left.
     """
     whole = [instruction for instruction in reading.samples if not is_truncated(instruction.response)]
-    encoded = encode(whole, tokenizer)
+    encoded = encode(whole, tokenizer, reading)
     samples = [sample for sample in encoded if len(sample.tokens) <= sequence_length]
     cut, long = len(reading.samples) - len(whole), len(encoded) - len(samples)
     reading.dropped |= {"truncated": cut, "too long": long}
     if not samples:
+        others = "".join(f"; {complaint}" for complaint in reading.complaints())
+        remedy = "mend the rows or chat_template" if REFUSED in reading.dropped else "raise --sequence-length, or give other data"
         raise RequestError(
             f"--data: of {len(reading.samples)} samples {long} are longer than {sequence_length} tokens and {cut} are cut off, "
-            "none is left; raise --sequence-length, or give other data"
+            f"none is left{others}; {remedy}"
         )
     return samples
 
 
-def encode(instructions: Sequence[Instruction], tokenizer: Any) -> list[Sample]:
-    """Encode samples and find the start of each response; raises CheckpointError if the tokenizer or its template fails."""
-    templated = bool(getattr(tokenizer, "chat_template", None))
-    chats: Sequence[Chat | None] = rendered(instructions, tokenizer) if templated else [None] * len(instructions)
+def encode(instructions: Sequence[Instruction], tokenizer: Any, reading: Reading) -> list[Sample]:
+    """Encode samples and find the start of each response.
+
+    Returns:
+        The tokens, in order, without samples that the chat template does not take; those are counted in `reading.dropped`.
+
+    Raises:
+        CheckpointError: the tokenizer fails, or the template takes too much time or memory.
+    """
+    chats = rendered(instructions, tokenizer) if _has_template(tokenizer) else [_without_template(i) for i in instructions]
+    samples = []
     with tokenizing(Path(tokenizer.name_or_path)):
-        return [_encoded(instruction, chat, tokenizer) for instruction, chat in zip(instructions, chats, strict=True)]
+        for instruction, chat in zip(instructions, chats, strict=True):
+            if isinstance(chat, str):
+                reading.drop(REFUSED, instruction.file, instruction.row, chat)
+                continue
+            samples.append(_encoded(instruction, chat, tokenizer))
+            reading.systems_moved += chat is not None and chat.system_moved
+    return samples
+
+
+def _has_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def _without_template(instruction: Instruction) -> str | None:
+    """Why a sample cannot be written as Alpaca's prompt, if it cannot."""
+    return "there is none, and tools are called" if instruction.uses_tools else None
 
 
 def _encoded(instruction: Instruction, chat: Chat | None, tokenizer: Any) -> Sample:
     if chat is not None:
-        before, whole = chat
+        before, whole = chat.before, chat.whole
         # Some templates open the turn otherwise than they write the answer (thinking marks): then no common prefix exists.
         after = whole.removeprefix(before).rstrip("\n") if whole.startswith(before) else instruction.response
         prompt = tokenizer(before, add_special_tokens=False, verbose=False)["input_ids"]

@@ -50,4 +50,10 @@ def read_data(request: RecoverRequest) -> Data:
     pool, held = hold_back(samples, options.held_back, options.seed)
     template = "chat template" if getattr(tokenizer, "chat_template", None) else "Alpaca prompt"
     facts = {"shapes": reading.shapes, "dropped": reading.dropped, "prompt": template, "pool": len(pool), "held_back": len(held)}
-    return Data(pool, held, facts)
+    notes = reading.complaints()
+    if reading.first:
+        facts["dropped_first"] = reading.first
+    if reading.systems_moved:
+        facts["system_in_question"] = reading.systems_moved
+        notes.append(f"{reading.systems_moved} system turns stand before the question: the chat template takes none")
+    return Data(pool, held, facts | ({"notes": notes} if notes else {}))

@@ -3,10 +3,14 @@
 A template is a program that comes with the model. The sandbox in which transformers runs it keeps it from files and modules,
 not from loops without end. The forked process needs no second tokenizer and can be killed from any thread; systems
 without fork render in this process, unbounded.
+
+A template that takes no system turn, or leaves it out, gets its text before the first question, where Gemma 3's own template
+puts it. One that shows no text of a plain turn gets parts, `[{"type": "text", ...}]`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -19,8 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from compresskit.checkpoint.small_files import first_line
-from compresskit.errors import CheckpointError, RequestError
+from compresskit.errors import CheckpointError
 from compresskit.recovery.data.instructions import Instruction
+from compresskit.recovery.data.turns import Turn, Turns
 
 SECONDS = 10.0
 """For one chat; templates in use take less than a millisecond."""
@@ -32,6 +37,9 @@ LARGEST_BYTES = 1 << 26
 """Of one chat's rendered texts."""
 LENGTH_BYTES = 8
 STATM = Path("/proc/self/statm")
+PROBE = "plainly"
+"""A word that no template writes by itself."""
+END_OF_THOUGHT = "</think>"
 
 
 class Chat(NamedTuple):
@@ -40,20 +48,22 @@ class Chat(NamedTuple):
     before: str
     """Up to the response, which it opens."""
     whole: str
+    system_moved: bool = False
+    """Whether the system turn's text went into the first question."""
 
 
-def rendered(instructions: Sequence[Instruction], tokenizer: Any) -> list[Chat]:
+def rendered(instructions: Sequence[Instruction], tokenizer: Any) -> list[Chat | str]:
     """Render all chats.
 
     Returns:
-        One for each instruction, in order.
+        One for each instruction, in order; for a chat that the template does not take, the reason.
 
     Raises:
         CheckpointError: the template takes too much time or memory.
-        RequestError: the template does not take a chat; the message names its row.
     """
     if not hasattr(os, "fork"):
-        return [_checked(_answer(each, tokenizer), each, tokenizer) for each in instructions]
+        parts = _takes_parts(tokenizer)
+        return [_checked(_answer(each, tokenizer, parts), each) for each in instructions]
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: the child uses none of their locks
@@ -61,24 +71,94 @@ def rendered(instructions: Sequence[Instruction], tokenizer: Any) -> list[Chat]:
     if child == 0:
         _render(instructions, tokenizer, writing)
     os.close(writing)
-    limit = time.monotonic() + SECONDS + SECONDS_EACH * len(instructions)
+    limit = time.monotonic() + 2 * SECONDS + SECONDS_EACH * len(instructions)
     try:
         with os.fdopen(reading, "rb", buffering=0) as pipe:
-            return [_checked(_received(pipe.fileno(), limit, tokenizer), each, tokenizer) for each in instructions]
+            _received(pipe.fileno(), limit, tokenizer)  # the template has been tried
+            return [_checked(_received(pipe.fileno(), limit, tokenizer), each) for each in instructions]
     finally:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def _answer(instruction: Instruction, tokenizer: Any) -> list[str]:
-    """[before, whole] of a chat, or [reason] if the template does not take it."""
-    answer = {"role": "assistant", "content": instruction.response}
+def _takes_parts(tokenizer: Any) -> bool:
+    """Whether the template shows the text of a turn only where it is given as parts, as those of some vision models do."""
+    shows = []
+    for content in (PROBE, [{"type": "text", "text": PROBE}]):
+        try:
+            shows.append(PROBE in tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+        except Exception:  # what it raises is said of each chat
+            shows.append(False)
+    return shows == [False, True]
+
+
+def _answer(instruction: Instruction, tokenizer: Any, parts: bool) -> list[str]:
+    """[before, whole] of a chat, with a third text if its system turn was moved; or [reason] if the template does not take it."""
+    reasons = []
+    for turns, moved in _forms([*instruction.turns, instruction.message]):
+        try:
+            texts = _texts(turns, instruction, tokenizer, parts)
+            reasons.append(_left_out(turns, texts[1], instruction, tokenizer, parts))
+        except Exception as error:  # a template may raise whatever it calls raises
+            reasons.append(first_line(error))
+        if not reasons[-1]:
+            return [*texts, "moved"] if moved else texts
+    return reasons[:1]
+
+
+def _forms(turns: Turns) -> Iterator[tuple[Turns, bool]]:
+    """The forms in which a template may take a chat, the usual one first, and whether its system turn was moved."""
+    forms = [turns]
+    if any("tool_calls" in turn for turn in turns):
+        forms.append([_with_text_arguments(turn) for turn in turns])  # DeepSeek's templates join them to other texts
+    yield from ((form, False) for form in forms)
+    if turns[0]["role"] == "system" and turns[1]["role"] == "user":
+        for system, question, *rest in forms:
+            asked = "\n\n".join(part for part in (system["content"].strip(), question["content"]) if part)
+            yield [question | {"content": asked}, *rest], True
+
+
+def _with_text_arguments(turn: Turn) -> Turn:
+    if "tool_calls" not in turn:
+        return turn
+    functions = [call["function"] for call in turn["tool_calls"]]
+    texts = [each | {"arguments": json.dumps(each["arguments"], ensure_ascii=False)} for each in functions]
+    return turn | {"tool_calls": [call | {"function": each} for call, each in zip(turn["tool_calls"], texts, strict=True)]}
+
+
+def _texts(turns: Turns, instruction: Instruction, tokenizer: Any, parts: bool) -> list[str]:
+    """What stands before the last turn, and the whole chat."""
+    before = _applied(turns[:-1], instruction, tokenizer, parts, opened=True)
+    whole = _applied(turns, instruction, tokenizer, parts)
+    if not whole.startswith(before):  # it opens an answer with the mark of a thought, and writes one without
+        common = next((i for i, (ours, theirs) in enumerate(zip(before, whole, strict=False)) if ours != theirs), len(whole))
+        closed = _applied(turns[:-1], instruction, tokenizer, parts)
+        before = before[:common] if common >= len(closed) else before
+    return [before, whole]
+
+
+def _applied(turns: Turns, instruction: Instruction, tokenizer: Any, parts: bool, opened: bool = False) -> str:
+    """The text of turns, with the begin of an answer where it is `opened`."""
+    if parts:
+        turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    more: dict[str, Any] = {"tools": instruction.tools} if instruction.tools else {}
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened, **more)
+    return text
+
+
+def _left_out(turns: Turns, whole: str, instruction: Instruction, tokenizer: Any, parts: bool) -> str:
+    """What the template leaves out in silence, system turns or calls; "" if nothing."""
+    if turns[0]["role"] == "system" and turns[0]["content"].strip() not in whole:
+        return "it leaves the system turn out"
+    if not any("tool_calls" in turn for turn in turns):
+        return ""
+    silent = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in turns]
     try:
-        before = tokenizer.apply_chat_template(instruction.turns, tokenize=False, add_generation_prompt=True)
-        return [before, tokenizer.apply_chat_template([*instruction.turns, answer], tokenize=False)]
-    except Exception as error:  # a template may raise whatever it calls raises
-        return [first_line(error)]
+        same = _applied(silent, instruction, tokenizer, parts) == whole
+    except Exception:  # it takes no such turn without calls, so it looks at them
+        return ""
+    return "it shows no tool calls" if same else ""
 
 
 def _render(instructions: Sequence[Instruction], tokenizer: Any, writing: int) -> NoReturn:
@@ -89,8 +169,9 @@ def _render(instructions: Sequence[Instruction], tokenizer: Any, writing: int) -
             signal.signal(number, signal.SIG_DFL)
         _limit_memory()
         with os.fdopen(writing, "wb") as pipe:
-            for each in instructions:
-                data = json.dumps(_answer(each, tokenizer)).encode()
+            parts = _takes_parts(tokenizer)
+            for answer in itertools.chain([[]], (_answer(each, tokenizer, parts) for each in instructions)):
+                data = json.dumps(answer).encode()
                 pipe.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
                 pipe.flush()
         status = 0
@@ -134,10 +215,13 @@ def _too_much(tokenizer: Any, what: str) -> CheckpointError:
     return CheckpointError(f"{tokenizer.name_or_path}: the chat template {what}; replace chat_template by the model's own")
 
 
-def _checked(answer: list[str], instruction: Instruction, tokenizer: Any) -> Chat:
+def _checked(answer: list[str], instruction: Instruction) -> Chat | str:
+    """The chat of an answer, or why it is not to be learned: templates leave out in silence what they do not know."""
     if len(answer) == 1:
-        raise RequestError(
-            f"{instruction.file}: row {instruction.row}: the chat template of {tokenizer.name_or_path} does not take it "
-            f"({answer[0]}); mend the row, or replace chat_template"
-        )
-    return Chat(*answer)
+        return answer[0]
+    chat = Chat(answer[0], answer[1], len(answer) > 2)
+    if instruction.response.rpartition(END_OF_THOUGHT)[2].strip() not in chat.whole:
+        return "it does not show the answer"
+    if instruction.beside and not chat.whole.startswith(chat.before):
+        return "it writes the turns before the answer otherwise where one follows"
+    return chat

@@ -25,7 +25,8 @@ def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
         sample = pool[choice.sample]
         instruction = sample.instruction
         row = {
-            "messages": [*instruction.turns, {"role": "assistant", "content": instruction.response}],
+            "messages": [*instruction.turns, instruction.message],
+            **({"tools": instruction.tools} if instruction.tools else {}),
             "source": instruction.source,
             "file": instruction.file,
             "row": instruction.row,
