@@ -20,12 +20,12 @@ from compresskit.checkpoint.manifest import changed_files, check_unchanged, fing
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.side_files import side_files
 from compresskit.checkpoint.work_folder import WorkFolder, check_out, check_space, read_progress
 from compresskit.checkpoint.writer import Writer
 from compresskit.errors import RequestError
 from compresskit.machine.device import Where, choose_device
-from compresskit.machine.memory import peak_memory_bytes
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
 from compresskit.models.load import open_any
@@ -257,37 +257,3 @@ def finished_request(request: Request, key: str) -> dict[str, Any] | None:
     after = (open_any(str(out), options.trust_remote_code).parameters, size) if (size := found["bytes_after"]) else before
     known = stage_result(request.stage, found["settings"], out, request.model.checkpoint, before, after)
     return known | found | {"note": f"{out}: had finished already"}
-
-
-def stage_result(
-    stage: str,
-    settings: dict[str, Any],
-    out: Path,
-    source: Checkpoint | list[Path],
-    before: tuple[int, int],
-    after: tuple[int, int],
-) -> dict[str, Any]:
-    """Describe what a stage read and wrote.
-
-    `settings`: with the name of the method. `source`: what was read, or the folders that were merged. `before`, `after`: the
-    parameters and the bytes of what was read and of what was written.
-
-    Returns:
-        The keys that `--json` prints for every such stage; stages add their own.
-    """
-    return {
-        "stage": stage,
-        "method": settings["method"],
-        "output": str(out),
-        "source": [str(each) for each in source] if isinstance(source, list) else str(source.folder),
-        "parameters_before": before[0],
-        "parameters_after": after[0],
-        "bytes_before": before[1],
-        "bytes_after": after[1],
-        "settings": settings,
-    }
-
-
-def time_and_memory(started: float) -> dict[str, Any]:
-    """The keys that close every result; `started`: of time.monotonic()."""
-    return {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}

@@ -27,7 +27,7 @@ class Act(CompensateMethod, frozen=True):
 
     def statistic(self, features: int, device: torch.device) -> Statistic:
         """Sum of the magnitudes of every input."""
-        from compresskit.walk.statistics import Magnitudes
+        from compresskit.compensation.magnitudes import Magnitudes
 
         return Magnitudes(features, device)
 
@@ -35,8 +35,8 @@ class Act(CompensateMethod, frozen=True):
         """diag(mean |X|)^2, (features, features); the identity for an expert that no token reached."""
         import torch
 
+        from compresskit.compensation.magnitudes import Magnitudes
         from compresskit.numerics.lowrank import Metric
-        from compresskit.walk.statistics import Magnitudes
 
         assert isinstance(statistic, Magnitudes)
         if not statistic.tokens:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit import distributed
+from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.method import OUTPUT_WEIGHT_WINDOWS, CompensateMethod
 from compresskit.compensation.request import CompensateOptions, CompensateRequest, open_request
 from compresskit.formats import peft
-from compresskit.job import HELD_BACK, Job, run_request, stage_result, time_and_memory
+from compresskit.job import HELD_BACK, Job, run_request
 from compresskit.machine.progress import timed
 from compresskit.models.load import open_model, with_adapter
 from compresskit.models.model import Model

@@ -11,12 +11,12 @@ from typing import Any
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint
+from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.whole_files import whole_file
 from compresskit.exporting.method import ExportMethod
 from compresskit.exporting.planned import facts
 from compresskit.exporting.request import ExportOptions, check_file_out, check_file_space
 from compresskit.formats.peft import CONFIG
-from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
 from compresskit.models.load import open_any

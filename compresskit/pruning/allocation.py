@@ -16,9 +16,9 @@ from torch import Tensor
 from compresskit.models.layouts import Widths
 from compresskit.models.model import FfnGroup, Model
 from compresskit.pruning.channels import channels_of, collected
+from compresskit.pruning.influence import AngularDistance
 from compresskit.pruning.method import PruneMethod
 from compresskit.walk.sequence import OnBlock
-from compresskit.walk.statistics import AngularDistance
 from compresskit.walk.walk import Walk
 
 CFSP_SHARPNESS = 13.1072

@@ -25,7 +25,8 @@ from compresskit.models.loadable import quantised_linears
 from compresskit.models.model import BITS_PER_BYTE, Model
 from compresskit.models.shapes import LowBitShapes, adapter_shapes, low_bit_shapes
 from compresskit.numerics.scheme import Scheme
-from compresskit.quantization.method import BlockMethod, GridMethod, QuantizeMethod
+from compresskit.quantization.block_method import BlockMethod
+from compresskit.quantization.method import GridMethod, QuantizeMethod
 from compresskit.stages import Options
 from compresskit.walk.cost import (
     block_bytes,

@@ -16,7 +16,8 @@ from compresskit.formats import peft
 from compresskit.job import HELD_BACK, Job, run_request
 from compresskit.models.load import open_model, with_adapter
 from compresskit.models.model import Model
-from compresskit.quantization.method import BlockMethod, GridMethod, QuantizeMethod
+from compresskit.quantization.block_method import BlockMethod
+from compresskit.quantization.method import GridMethod, QuantizeMethod
 from compresskit.quantization.request import QuantizeRequest, open_request
 from compresskit.stages import Options
 

@@ -16,7 +16,7 @@ from compresskit.formats.peft import factor_names
 from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedBlock, QuantizedLinear, Storage
-from compresskit.quantization.method import BlockMethod
+from compresskit.quantization.block_method import BlockMethod
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.quantization.sequential import put, write_shapes
 from compresskit.walk.block import Block

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.manifest import manifest
+from compresskit.checkpoint.results import stage_result
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats import peft
-from compresskit.job import stage_result
 from compresskit.models.load import open_model, with_adapter
 from compresskit.models.model import Model
 from compresskit.recovery.method import Selection

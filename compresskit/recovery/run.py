@@ -13,10 +13,11 @@ from typing import Any
 
 from compresskit.checkpoint.folder import held
 from compresskit.checkpoint.manifest import check_unchanged
+from compresskit.checkpoint.results import time_and_memory
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import storing, write_whole_json
 from compresskit.errors import RequestError
-from compresskit.job import finished_request, time_and_memory
+from compresskit.job import finished_request
 from compresskit.machine.device import choose_device
 from compresskit.machine.progress import ProgressBars, timed
 from compresskit.recovery.data.reading import read_data

@@ -15,6 +15,7 @@ from compresskit.checkpoint import source
 from compresskit.checkpoint.folder import whole_folder
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import sha256
+from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.side_files import SIDE_FILES, copy_side_files
 from compresskit.checkpoint.whole_files import write_whole_json
 from compresskit.checkpoint.work_folder import MANIFEST, check_out, check_space
@@ -26,7 +27,6 @@ from compresskit.formats.stored_forms import open_dense
 from compresskit.formats.ternary.container import Facts, Part, Ternary, write_container
 from compresskit.formats.ternary.golomb import entropy
 from compresskit.formats.ternary.threshold import Threshold, Values
-from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.models.layouts import own_config
 from compresskit.task_vectors.alpha import check_scored, pick_alpha

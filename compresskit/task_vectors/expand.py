@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint
+from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.formats.stored_forms import open_dense
-from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.stages import parse_bytes
 from compresskit.task_vectors.apply import applied_tensor, check_base

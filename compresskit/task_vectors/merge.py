@@ -14,11 +14,11 @@ from typing import Any
 from compresskit.checkpoint import source
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint, sha256
+from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.small_files import shown
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
 from compresskit.formats.stored_forms import open_dense
-from compresskit.job import stage_result, time_and_memory
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
 from compresskit.stages import parse_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,3 +49,20 @@ def _same(first: Any, second: Any) -> bool:
         # Blocks may leave something in a dictionary for later ones; an empty one is never shared.
         return bool(first) and first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
     return isinstance(first, (bool, int, float, str, type(None))) and bool(first == second)
+
+
+def note_taker(calls: Calls, inputs: list[Tensor] | None, returned: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    """Stands for a block: notes its arguments, and its `inputs` if asked, and hands its input on."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(shared_call(args, kwargs, calls))
+        if inputs is not None:
+            inputs.append(hidden_states)
+        return returned(hidden_states)
+
+    return forward
+
+
+def passing_on(hidden: Tensor | None, returned: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    """Stands for a block: gives `hidden`, or hands its input on."""
+    return lambda hidden_states, *args, **kwargs: returned(hidden_states if hidden is None else hidden)

@@ -27,7 +27,7 @@ from compresskit.machine.memory import release_freed_memory
 from compresskit.models import meta
 from compresskit.models.model import Model
 from compresskit.walk.block import Block, forward_replaced
-from compresskit.walk.calls import Calls, shared_call
+from compresskit.walk.calls import Calls, note_taker, passing_on
 from compresskit.walk.cost import micro_batch_size
 from compresskit.walk.images import Images, add_between, check_runs, image_note_taker, inputs_of
 
@@ -131,7 +131,7 @@ class Walk:
         meta.fill(self.model, self.network, "", self.device, self.dtype, bool(self.images))
         for batch in self.batches:
             seen = inputs_of(self.images, batch, self.network, self.device, self.dtype)
-            noted = image_note_taker if seen else _note_taker
+            noted = image_note_taker if seen else note_taker
             with ExitStack() as stack:
                 for index, module in enumerate(self.blocks()):
                     note = noted(calls[index], self.hidden if index == 0 else None, self._returned(index))
@@ -176,25 +176,10 @@ class Walk:
         tokens = torch.zeros(hidden.shape[-3:-1], dtype=torch.int64, device=self.device)
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):
-                passing = _passing(hidden if index == 0 else None, self._returned(index))
+                passing = passing_on(hidden if index == 0 else None, self._returned(index))
                 stack.enter_context(forward_replaced(module, passing))
             logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
         return logits
-
-
-def _note_taker(calls: Calls, inputs: list[Tensor] | None, returned: Callable[[Tensor], Any]) -> Callable[..., Any]:
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        calls.append(shared_call(args, kwargs, calls))
-        if inputs is not None:
-            inputs.append(hidden_states)
-        return returned(hidden_states)
-
-    return forward
-
-
-def _passing(hidden: Tensor | None, returned: Callable[[Tensor], Any]) -> Callable[..., Any]:
-    """Stands for a block: gives `hidden`, or hands its input on."""
-    return lambda hidden_states, *args, **kwargs: returned(hidden_states if hidden is None else hidden)
 
 
 def windows_of(hidden: Tensor) -> Tensor:

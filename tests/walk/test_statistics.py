@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compresskit.walk.statistics import AngularDistance, Gram, Moments
+from compresskit.walk.statistics import Gram, Moments
 
 
 @given(st.integers(1, 19), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99))
@@ -39,19 +36,3 @@ def test_moments_are_sums_whatever_the_order_of_the_parts() -> None:
     assert torch.allclose(first.squares, x.double().square().sum(dim=0), atol=1e-4)
     assert torch.equal(first.sum, second.sum) and torch.equal(first.squares, second.squares)
     assert first.tokens == 30
-
-
-@pytest.mark.parametrize(("angle", "expected"), [(0.0, 0.0), (math.pi / 2, 0.5), (math.pi, 1.0), (math.pi / 3, 1 / 3)])
-def test_the_angular_distance_is_the_angle_over_pi(angle: float, expected: float) -> None:
-    distance = AngularDistance()
-    distance.add(torch.tensor([[1.0, 0.0]]), torch.tensor([[3 * math.cos(angle), 3 * math.sin(angle)]]))
-    assert distance.mean == pytest.approx(expected, abs=1e-3)
-
-
-def test_angular_distances_add_up_over_tokens() -> None:
-    before, after = torch.randn(8, 6), torch.randn(8, 6)
-    whole, parts = AngularDistance(), AngularDistance()
-    whole.add(before, after)
-    parts.add(before[:3], after[:3])
-    parts.add(before[3:], after[3:])
-    assert parts.mean == pytest.approx(whole.mean)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compresskit.machine.precision import Precision
-from compresskit.quantization.method import BlockMethod
+from compresskit.quantization.block_method import BlockMethod
 
 
 class ApiQSettings(BlockMethod):
