@@ -8,15 +8,18 @@ imports Ray.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
+import io
 import os
 import secrets
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from compresskit.checkpoint.whole_files import write_whole
 from compresskit.errors import RequestError
@@ -32,6 +35,8 @@ ANSWER_SECONDS = 10
 CHECK_SECONDS = 120
 """Time for a node to look whether it can take steps; it starts a Python process for that."""
 LOCAL = "local"
+RAY_THREADS = "ray_"
+"""How the names of Ray's threads in this process begin."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 """How a client of HTTP/2, which Ray speaks, begins: the fixed text and empty settings (RFC 9113, section 3.4)."""
 SETTINGS = 4
@@ -99,9 +104,29 @@ def connected(on: str) -> Iterator[Any]:
         for each, handler in handlers.items():  # Ray ends the process on SIGTERM, without a word
             signal.signal(each, handler)
     try:
-        yield ray
+        with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
+            yield ray
     finally:
         ray.shutdown()
+
+
+class _WithoutRay(io.TextIOBase):
+    """Standard output without what Ray's threads print of dead workers and nodes; the run says of that what there is to say."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what another thread prints; the number of characters."""
+        return len(text) if threading.current_thread().name.startswith(RAY_THREADS) else self.stream.write(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self.stream.isatty()
 
 
 def _check_answer(address: str) -> None:

@@ -28,7 +28,7 @@ from compresskit.recipe.run import Wanted, run
 
 RECIPE = """
 source: {source}
-defaults: {{calibration: {text}, samples: 32, sequence_length: 64}}
+defaults: {{calibration: {text}, samples: 16, sequence_length: 64}}
 matrix: {{bits: [2, 3, 4, 8]}}
 steps:
   - {{prune: cfsp, sparsity: 0.25, round_to: 8}}
@@ -217,19 +217,17 @@ def test_a_node_that_dies_with_a_step_that_no_other_can_take_is_one_line(
     ],
 )
 def test_a_place_that_is_none_is_refused_before_anything_is_written(
-    on: str, said: str, run: Run, recipe: Path, tmp_path: Path
+    on: str, said: str, run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray", reason="runs on a cluster take the extra compresskit[ray]")
+    ray = pytest.importorskip("ray", reason="runs on a cluster take the extra compresskit[ray]")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     code, output, error = run("run", recipe, tmp_path / "out", "--on", on)
     assert (code, output, error.count("\n")) == (2, "", 1)
     assert error.startswith(f"compresskit: error: --on {on}: {said}")
     assert not (tmp_path / "out").exists()
 
 
-def test_without_ray_the_remedy_is_one_line(
-    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("compresskit.recipe.cluster.ENGINE", "ray")
+def test_without_ray_the_remedy_is_one_line(run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = run("run", recipe, tmp_path / "out", "--on", "ray")
     assert (code, error) == (2, "compresskit: error: --on ray: Ray is not installed; pip install 'compresskit[ray]'\n")
@@ -239,9 +237,9 @@ def test_without_ray_the_remedy_is_one_line(
 def test_an_address_where_no_ray_answers_is_one_line_within_the_stated_time(
     answer: bytes | None, run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray", reason="runs on a cluster take the extra compresskit[ray]")
+    ray = pytest.importorskip("ray", reason="runs on a cluster take the extra compresskit[ray]")
     monkeypatch.setattr("compresskit.recipe.cluster.ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         if answer is None:
