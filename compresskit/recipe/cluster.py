@@ -103,11 +103,11 @@ def connected(on: str) -> Iterator[Any]:
     finally:
         for each, handler in handlers.items():  # Ray ends the process on SIGTERM, without a word
             signal.signal(each, handler)
-    try:
-        with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
+    with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 class _WithoutRay(io.TextIOBase):

@@ -151,14 +151,14 @@ def _still_alive(ray: Any, before: Mapping[str, Node], left: Sequence[Due], say:
     """The nodes that are alive; raises CompresskitError if one has died and no other can take one of the steps that are left."""
     alive = {node.key: node for node in nodes_of(ray)}
     died = [node for key, node in before.items() if key not in alive]
-    for node in died:
-        say(f"compresskit: warning: node {node.name} died; the steps that ran there run again on another")
     for each in left if died else ():
         if not any(each.needs.fit(node) for node in alive.values()):
             raise CompresskitError(
                 f"node {died[0].name} died, and no other has {each.needs}, which step {each.step.name!r} needs; "
                 "the same command goes on when there is one"
             )
+    for node in died:
+        say(f"compresskit: warning: node {node.name} died; the steps that ran there run again on another")
     return alive
 
 
