@@ -56,7 +56,7 @@ def run_on(ray: Any, steps: Sequence[Step], progress: Progress) -> None:
     memory = {row["step"]: row["peak_memory_bytes"] for row in planned_steps(recipe, probe=False)}
     due = [Due(step, needs(step, memory[step.name], found)) for step in steps]
     with checked(ray, found, state.out, steps) as place:
-        run_steps(ray, due, place, progress)
+        run_steps(ray, found, due, place, progress)
     names = [step.name for step in recipe.steps]
     state.steps = {name: state.steps[name] for name in sorted(state.steps, key=lambda each: (*names, each).index(each))}
     state.save()
@@ -78,8 +78,8 @@ def _task(work: Work, place: Place, threads: int) -> tuple[dict[str, Any], list[
     return result, [str(each.message) for each in caught if issubclass(each.category, StorageWarning)], host
 
 
-def run_steps(ray: Any, due: Sequence[Due], place: Place, progress: Progress) -> None:
-    """Run steps, each as soon as what it refers to is done; at the first error the others are stopped.
+def run_steps(ray: Any, found: Sequence[Node], due: Sequence[Due], place: Place, progress: Progress) -> None:
+    """Run steps on the nodes `found`, each as soon as what it refers to is done; at the first error the others are stopped.
 
     Raises:
         Interrupted: a signal stopped the run.
@@ -87,7 +87,7 @@ def run_steps(ray: Any, due: Sequence[Due], place: Place, progress: Progress) ->
     """
     waiting = {each.step.name: each for each in due}
     running: dict[Any, Due] = {}
-    alive = {node.key: node for node in nodes_of(ray)}
+    alive = {node.key: node for node in found}
     remote = ray.remote(_task)
     try:
         while waiting or running:
