@@ -107,11 +107,12 @@ def run(
     variables: Mapping[str, str] | None = None,
     first: str | None = None,
     say: Callable[[str], None] | None = print,
+    on: str | None = None,
 ) -> dict[str, Any]:
     """Run a recipe (a YAML file or the name of a shipped one) in the folder OUT, and write report.html there.
 
     `variables` are the values of `--set` and `--source`. `first` redoes this step and all after it. `say` receives one line
-    per step.
+    per step. `on` is `ray` or `ray:ADDRESS`, for the steps to run on a cluster.
 
     Returns:
         The dictionary that `--json` prints. It includes failed gates ("passed", "gates"), which are not raised.
@@ -125,7 +126,7 @@ def run(
     from compresskit.recipe.shipped import find
     from compresskit.report.page import write_reports
 
-    result = run_recipe(load(find(str(recipe)), variables), Path(out), Wanted(first=first), say or (lambda line: None))
+    result = run_recipe(load(find(str(recipe)), variables), Path(out), Wanted(first=first, on=on), say or (lambda line: None))
     write_reports(Path(out), result)
     return result
 

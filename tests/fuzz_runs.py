@@ -15,8 +15,8 @@ from compresskit.models import layouts
 from compresskit.models.load import open_model
 from compresskit.recipe import verdict
 from compresskit.recipe.reading import load
-from compresskit.recipe.run import recovered_result
 from compresskit.recipe.state import open_state
+from compresskit.recipe.work import recovered_result
 from compresskit.report.collecting import read_result
 from compresskit.report.inspect import inspect, listing
 from compresskit.report.page import write_reports

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 import yaml
 
@@ -60,3 +62,48 @@ def test_the_gitlab_example_runs_a_shipped_recipe_and_reports_junit() -> None:
     assert command.split()[2] in shipped.names()
     assert job["artifacts"]["reports"]["junit"] in command
     assert job["artifacts"]["when"] == "always"
+
+
+def pods(spec: dict[str, Any]) -> dict[str, Any]:
+    """The pod specifications of a Ray cluster, by the name of their group."""
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]} | {"head": spec["headGroupSpec"]}
+    return {name: group["template"]["spec"] for name, group in groups.items()}
+
+
+def test_the_kubernetes_example_is_a_job_of_kuberay_whose_pods_share_the_folder_that_it_names() -> None:
+    """Required fields: KubeRay's types rayjob_types.go and raycluster_types.go, and those of Kubernetes for pods."""
+    job = yaml.safe_load((DOCS.parent / "kubernetes" / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,45}[a-z0-9])?", job["metadata"]["name"])
+    assert job["spec"].keys() <= {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"}
+    check_command(job["spec"]["entrypoint"])
+    shared = {"/" + word.split("/")[1] for word in job["spec"]["entrypoint"].split() if word.startswith("/")}
+    cluster = job["spec"]["rayClusterSpec"]
+    assert isinstance(cluster["rayVersion"], str)
+    assert isinstance(cluster["headGroupSpec"]["rayStartParams"]["num-cpus"], str)
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["rayStartParams"] is not None
+    images = set()
+    for name, pod in pods(cluster).items():
+        (container,) = pod["containers"]
+        images.add(container["image"])
+        assert {mount["mountPath"] for mount in container["volumeMounts"]} == shared, name
+        claimed = {volume["name"] for volume in pod["volumes"] if "claimName" in volume["persistentVolumeClaim"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == claimed, name
+        assert container["resources"]["limits"] == container["resources"]["requests"], name
+    assert len(images) == 1, "all pods have the same versions"
+    dockerfile = (DOCS.parent / "kubernetes" / "Dockerfile").read_text()
+    assert f"rayproject/ray:{cluster['rayVersion']}-" in dockerfile
+
+
+@pytest.mark.parametrize("name", ["ray.sbatch", "cells.sbatch"])
+def test_the_slurm_examples_are_scripts_whose_command_parses(name: str) -> None:
+    file = DOCS.parent / "slurm" / name
+    subprocess.run(["/bin/bash", "-n", file], check=True)
+    text = file.read_text().replace("\\\n", " ")
+    assert text.startswith("#!/usr/bin/env bash\n")
+    options = re.findall(r"^#SBATCH (--[\w-]+)=?", text, re.MULTILINE)
+    assert {"--job-name", "--cpus-per-task", "--mem", "--time"} <= set(options)
+    command = "compresskit " + text.partition(" compresskit ")[2].splitlines()[0]
+    check_command(re.sub(r"\$\w+", "1", command))

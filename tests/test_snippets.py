@@ -37,7 +37,7 @@ SIZES = {
 SHELLS = ("console", "sh")
 SHOWN = {
     "yaml": "test_recipe_docs.py", "py": "test_contributing.py", "text": "output", "": "the README's map",
-    "{toctree}": "made into links by the site",
+    "{toctree}": "made into links by the site", "{literalinclude}": "files of docs/, which test_recipe_docs.py checks",
 }  # fmt: skip
 """Languages of blocks that no shell can run, with who checks them."""
 GIVEN: dict[str, str] = {

@@ -52,6 +52,7 @@ def run(  # noqa: PLR0913, PLR0917 - each parameter is a flag
     first: Annotated[str | None, typer.Option("--from", help="Redo this step and all steps after it.")] = None,
     only: Annotated[str | None, typer.Option(help="Redo only this step.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done without doing it.")] = False,
+    on: Annotated[str | None, typer.Option(help="Run the steps on a Ray cluster, side by side: ray, or ray:HOST:PORT.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start over if the folder already holds a run.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Append a Markdown summary here and to $GITHUB_STEP_SUMMARY.")] = None,
@@ -73,7 +74,7 @@ def run(  # noqa: PLR0913, PLR0917 - each parameter is a flag
     files = None if dry_run else ci_files.asked_for(junit, summary)
     say = partial(log, quiet=quiet)
     with interruptible("" if overwrite or dry_run else "the same command goes on"):
-        result = run.run(loaded, out, run.Wanted(first, only, dry_run, overwrite, quiet), say)
+        result = run.run(loaded, out, run.Wanted(first, only, dry_run, overwrite, quiet, on), say)
         if files:
             from compresskit.report.page import write_reports
 

@@ -53,6 +53,25 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
     Raises:
         RequestError: a step cannot work, or disk or memory do not suffice.
     """
+    rows = planned_steps(recipe, probe)
+    disk = sum(row["disk_bytes"] or 0 for row in rows)
+    free = shutil.disk_usage(Path.cwd()).free
+    if disk > free:
+        raise RequestError(
+            f"{recipe.path}: its steps write {disk / 1e9:.2f} GB, {Path.cwd()} has {free / 1e9:.2f} GB free; free some space, "
+            "run from another disk, or drop steps of the matrix"
+        )
+    _check_memory(recipe, rows)
+    known = [row["seconds"] for row in rows]
+    return {
+        "stage": "plan", "recipe": str(recipe.path), "source": recipe.source, "steps": rows,
+        "disk_bytes": disk, "disk_free_bytes": free, "seconds": sum(known) if rows and None not in known else None,
+        "peak_memory_bytes": max((row["peak_memory_bytes"] or 0 for row in rows), default=0),
+    }  # fmt: skip
+
+
+def planned_steps(recipe: Recipe, probe: bool) -> list[dict[str, Any]]:
+    """What `plan` says of each step, whether or not this machine has room for it; raises RequestError if one cannot work."""
     import transformers.modeling_utils  # noqa: F401 - so that the process is as large as a stage's
 
     models: dict[str, Planned | None] = {}
@@ -70,20 +89,7 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
             row["seconds"] = None if speed is None else round(request.fixed_seconds + request.passes() * speed, 1)
             left_behind = max(left_behind, request.left_bytes)
         rows.append(row)
-    disk = sum(row["disk_bytes"] or 0 for row in rows)
-    free = shutil.disk_usage(Path.cwd()).free
-    if disk > free:
-        raise RequestError(
-            f"{recipe.path}: its steps write {disk / 1e9:.2f} GB, {Path.cwd()} has {free / 1e9:.2f} GB free; free some space, "
-            "run from another disk, or drop steps of the matrix"
-        )
-    _check_memory(recipe, rows)
-    known = [row["seconds"] for row in rows]
-    return {
-        "stage": "plan", "recipe": str(recipe.path), "source": recipe.source, "steps": rows,
-        "disk_bytes": disk, "disk_free_bytes": free, "seconds": sum(known) if rows and None not in known else None,
-        "peak_memory_bytes": max((row["peak_memory_bytes"] or 0 for row in rows), default=0),
-    }  # fmt: skip
+    return rows
 
 
 def _request(

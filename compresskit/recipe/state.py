@@ -61,7 +61,7 @@ class State:
         """Output of a step: its folder, or the path that it names if it had nothing to do and wrote none."""
         folder = self.folder(name)
         named = (self.steps.get(name, {}).get("result") or {}).get("output") or ""
-        return folder if folder.is_dir() or not _exists(named) else Path(named)
+        return folder if folder.is_dir() or not exists(named) else Path(named)
 
     def save(self) -> None:
         """Write run.json atomically."""
@@ -83,7 +83,7 @@ class State:
             if must_exist or text.startswith("demo:"):
                 self.digests[text] = digest(source.resolve(text))
             else:
-                found = [Path(part).expanduser() for part in text.split("+") if _exists(part)]
+                found = [Path(part).expanduser() for part in text.split("+") if exists(part)]
                 self.digests[text] = "".join(digest(path) for path in found)
         return self.digests[text] or None
 
@@ -182,7 +182,8 @@ def _texts(step: Step) -> list[str]:
     return found
 
 
-def _exists(text: str) -> bool:
+def exists(text: str) -> bool:
+    """Whether a text names a file or a folder of this disk."""
     try:
         return bool(text) and Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long for a file name, a home that nobody has, a null byte

@@ -17,7 +17,7 @@ from compresskit.recipe import verdict
 from compresskit.recipe.reading import load
 from compresskit.recipe.results import EVALUATION, RUN, STEP, check_run, check_step
 from compresskit.recipe.results import GATE as GATE_KINDS
-from compresskit.recipe.run import recovered_result
+from compresskit.recipe.work import recovered_result
 from compresskit.report.page import page
 
 WHOLE = result_of(Path("out"), STEPS) | {"gates": [GATE], "passed": False}

@@ -39,7 +39,7 @@ def test_a_step_starts_without_what_the_one_before_it_held(make: Make, tmp_path:
     content = "source: {source}\ndefaults: {{data: {text}, windows: 2, sequence_length: 256, calibration: {text}}}\nsteps: "
     recipe = load(make(content=content + steps.replace("{", "{{").replace("}", "}}")))
     mapped: list[list[str]] = []
-    monkeypatch.setattr("compresskit.recipe.run.restart_peak", lambda: mapped.append(mapped_below(tmp_path)))
+    monkeypatch.setattr("compresskit.recipe.work.restart_peak", lambda: mapped.append(mapped_below(tmp_path)))
     gc.disable()
     try:
         run(recipe, tmp_path / "out")

@@ -15,7 +15,7 @@ from compresskit.checkpoint.whole_files import write_whole
 from compresskit.errors import Interrupted, RequestError
 from compresskit.recipe.reading import load
 from compresskit.recipe.run import REPORT, Wanted, run
-from compresskit.recipe.state import State, _exists
+from compresskit.recipe.state import State, exists
 
 
 def test_a_second_run_does_nothing_and_says_so(done: Path, tmp_path: Path, tiny: dict[str, Path]) -> None:
@@ -197,4 +197,4 @@ def test_a_second_run_in_the_same_folder_is_refused_with_the_first_one_s_process
 
 @pytest.mark.parametrize("text", ["~nobody-of-this-name/text.txt", "a\0b", "x" * 5000])
 def test_a_text_that_is_no_path_counts_by_its_letters_alone(text: str, tmp_path: Path) -> None:
-    assert not _exists(text)
+    assert not exists(text)
