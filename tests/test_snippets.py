@@ -88,7 +88,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of the snippets, with the server behind `compresskit` at work."""
     programs = tmp_path_factory.mktemp("programs")
-    for name, line in {"compresskit": f"{SHELL} call", "python": ""}.items():
+    for name, line in {"compresskit": f"{SHELL} call", "python": "", "torchrun": "-m torch.distributed.run"}.items():
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {line} "$@"\n')
         (programs / name).chmod(0o755)
     with tempfile.TemporaryDirectory() as short:  # the path of a socket is limited to 107 bytes
