@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
+from compresskit.checkpoint.byte_ranges import Stamp, fill, stamp_of
+from compresskit.checkpoint.headers import BYTES_PER_ELEMENT, FLOATS, Header, TensorSpec, read_header, tensors_in
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import (
     LARGEST_CONFIG_BYTES,
@@ -30,17 +31,11 @@ from compresskit.errors import CheckpointError, NumericalError, near_miss
 if TYPE_CHECKING:
     from torch import Tensor
 
-BYTES_PER_ELEMENT = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-"""Bytes per element of each safetensors dtype."""
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""The dtypes of weights; all others hold codes, shapes and masks."""
-INTEGERS = ("I64", "I32", "I16", "I8", "U8")
-LARGEST_HEADER_BYTES = 1 << 24
-"""Of one safetensors file: a hundred thousand tensors, far above every model's shard."""
-LONGEST_TENSOR_NAME = 500
+__all__ = ["BYTES_PER_ELEMENT", "FLOATS", "Checkpoint", "Stored", "TensorSpec", "open_checkpoint", "sha256", "tensors_in"]
+"""With what callers know of a file's header."""
+
+INTEGERS = {"I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B"}
+"""Whole numbers, with the format characters of Python's `struct`."""
 MOST_NUMBERS = 4096
 """Elements of a tensor that describes another: a shape has 2, the JSON of a bitsandbytes state some 200."""
 MOST_HINTS = 20_000
@@ -48,25 +43,6 @@ MOST_HINTS = 20_000
 HASH_CHUNK_BYTES = 1 << 22
 FLOAT8_SECTION = 1 << 22
 """Elements that are looked at together."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, dtype (as safetensors names it) and shape of one stored tensor."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        """Stored size, without the header."""
-        return self.elements * BYTES_PER_ELEMENT[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -92,6 +68,8 @@ class Checkpoint:
     manifest: dict[str, Any] | None = field(default=None)
     stored: Stored | None = field(default=None)
     """What the files hold, if not these tensors. `file_of` then has the names of both."""
+    headers: dict[Path, Header] = field(default_factory=dict, repr=False, compare=False)
+    """The headers that were read, by weight file: to parse one takes milliseconds. Reading adds those that are missing."""
 
     @property
     def files(self) -> list[Path]:
@@ -146,77 +124,77 @@ class Checkpoint:
             The tensor in the shape and dtype of its spec, on the CPU.
 
         Raises:
-            CheckpointError: there is no such tensor, or the file was damaged after it was opened.
+            CheckpointError: there is no such tensor, or the file was damaged, replaced or removed after it was opened.
             NumericalError: the tensor holds NaN or infinity.
         """
-        self.spec(name)
-        path = self.file_of[name]
-        made = self.stored.readers.get(name) if self.stored else None
-        tensor = made() if made else _read(path, name)
-        if tensor.is_floating_point() and not _is_finite(tensor):
-            raise NumericalError(f"{path}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
-        return tensor
+        return self._finite(name, None)
 
     def read_slice(self, name: str, index: int) -> Tensor:
         """Read entry `index` of the first axis of a tensor; raises what `read` raises."""
-        self.spec(name)
-        path = self.file_of[name]
+        return self._finite(name, index)
+
+    def _finite(self, name: str, index: int | None) -> Tensor:
+        spec = self.spec(name)
         made = self.stored.readers.get(name) if self.stored else None
-        tensor = made()[index] if made else _read(path, name, index)
+        if made:
+            tensor = made() if index is None else made()[index]
+        else:
+            tensor = self._tensor(spec, index)
         if tensor.is_floating_point() and not _is_finite(tensor):
-            raise NumericalError(f"{path}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
+            raise NumericalError(f"{self.file_of[name]}: {name} holds NaN or infinity; use an intact copy of the checkpoint")
         return tensor
+
+    def _tensor(self, spec: TensorSpec, index: int | None) -> Tensor:
+        """A tensor, or entry `index` of its first axis, as it stands in its file."""
+        import torch
+
+        from compresskit.machine.precision import torch_dtype
+
+        shape, skipped = spec.shape, 0
+        if index is not None:
+            if not shape or not 0 <= index < shape[0]:
+                raise CheckpointError(f"{self.file_of[spec.name]}: {spec.name} has no entry {index}; download it again")
+            shape = shape[1:]
+            skipped = index * (spec.bytes // spec.shape[0])
+        data = torch.empty(math.prod(shape) * BYTES_PER_ELEMENT[spec.dtype], dtype=torch.uint8)
+        self._fill(data.numpy().data, spec, skipped)
+        return data.view(torch_dtype(spec.dtype)).reshape(shape)
 
     def read_numbers(self, name: str) -> list[int]:
         """Read a small integer tensor without importing torch, such as shapes and states that describe other tensors."""
-        self.spec(name)
-        leaf = name.rpartition(".")[2]
-        if leaf not in self._numbers:
-            self._numbers[leaf] = self._read_leaf(leaf)
-        return self._numbers[leaf][name]
+        spec = self.spec(name)
+        if spec.dtype not in INTEGERS or spec.elements > MOST_NUMBERS:
+            what = f"{name} is {spec.dtype} {list(spec.shape)}, expected a few whole numbers"
+            raise CheckpointError(f"{self.file_of[name]}: {what}; download it again")
+        data = bytearray(spec.bytes)
+        self._fill(memoryview(data), spec, 0)
+        return list(struct.unpack(f"<{spec.elements}{INTEGERS[spec.dtype]}", data))
 
-    def _read_leaf(self, leaf: str) -> dict[str, list[int]]:
-        """Read all small integer tensors with this last part of the name, because opening a file takes milliseconds."""
-        by_file: dict[Path, list[str]] = {}
-        for name, spec in self.tensors.items():
-            if name.rpartition(".")[2] != leaf:
-                continue
-            if spec.dtype not in INTEGERS or spec.elements > MOST_NUMBERS:
-                raise CheckpointError(
-                    f"{self.file_of[name]}: {name} is {spec.dtype} {list(spec.shape)}, expected a few whole numbers; "
-                    "download it again"
-                )
-            by_file.setdefault(self.file_of[name], []).append(name)
-        found: dict[str, list[int]] = {}
-        for path, names in by_file.items():
-            check_regular(path)
-            try:
-                with safe_open(path, framework="np") as file:
-                    found |= {name: file.get_tensor(name).reshape(-1).tolist() for name in names}
-            except Exception as error:  # safetensors raises its own kind, numpy others
-                raise CheckpointError(f"{path}: {leaf} cannot be read ({first_line(error)}); download it again") from error
-        return found
+    def _fill(self, data: memoryview, spec: TensorSpec, skipped: int) -> None:
+        """Fill `data` with a tensor's bytes, from the byte `skipped` on."""
+        path = self.file_of[spec.name]
+        check_regular(path)
+        try:
+            with path.open("rb", buffering=0) as file:
+                start = self._header(path, stamp_of(file.fileno())).start_of(spec)
+                fill(file.fileno(), start + skipped, data)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise CheckpointError(f"{path}: {spec.name} cannot be read ({reason}); download the file again") from error
 
-    @cached_property
-    def _numbers(self) -> dict[str, dict[str, list[int]]]:
-        """What `read_numbers` has read, by leaf and name."""
-        return {}
+    def _header(self, path: Path, stamp: Stamp) -> Header:
+        """The header of a file that has this stamp now; it is read again only if the file has changed."""
+        known = self.headers.get(path)
+        if known is None or known.stamp != stamp:
+            if known is not None and known.stamp.is_another(stamp):
+                raise ValueError("the file was replaced after it was opened")
+            known = self.headers[path] = read_header(path)
+        return known
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every weight file, by file name."""
         return {file.name: sha256(file) for file in self.files}
-
-
-def _read(path: Path, name: str, index: int | None = None) -> Tensor:
-    """Read a tensor, or entry `index` of its first axis, from a file."""
-    check_regular(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name) if index is None else file.get_slice(name)[index]
-    except Exception as error:  # safetensors raises its own kind, torch others
-        raise CheckpointError(f"{path}: {name} cannot be read ({first_line(error)}); download the file again") from error
-    return tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -239,40 +217,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tensors_in(path: Path) -> list[TensorSpec]:
-    """Read the header of a safetensors file; the library checks the offsets against the file size.
-
-    Returns:
-        Name, dtype and shape of every tensor, in file order.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or a dtype is not in `BYTES_PER_ELEMENT`.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path}: the shard is missing; download the checkpoint again")
-    check_regular(path)
-    try:
-        with path.open("rb") as start:
-            header_bytes = int.from_bytes(start.read(8), "little")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if header_bytes > LARGEST_HEADER_BYTES:
-        raise CheckpointError(f"{path}: truncated or damaged (a header of {header_bytes:,} bytes); download the file again")
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = ((name, file.get_slice(name)) for name in file.offset_keys())
-            specs = [TensorSpec(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
-    except Exception as error:  # safetensors raises its own kind, a name that is no text others
-        raise CheckpointError(f"{path}: truncated or damaged ({first_line(error)}); download the file again") from error
-    for spec in specs:
-        if not spec.name.isprintable() or not 0 < len(spec.name) <= LONGEST_TENSOR_NAME:
-            raise CheckpointError(f"{path}: {shown(spec.name)} is no name of a tensor; download the file again")
-        if spec.dtype not in BYTES_PER_ELEMENT:
-            known = ", ".join(BYTES_PER_ELEMENT)
-            raise CheckpointError(f"{path}: {spec.name} has dtype {spec.dtype}, known are {known}; convert it first")
-    return specs
-
-
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint folder; no weights are read.
 
@@ -292,8 +236,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     files, weight_map = weight_files(folder, config.get(NAMED))
     tensors: dict[str, TensorSpec] = {}
     file_of: dict[str, Path] = {}
-    for file in files:
-        for spec in tensors_in(file):
+    headers = {file: read_header(file) for file in files}
+    for file, header in headers.items():
+        for spec in header.specs.values():
             if spec.name in tensors:
                 other = file_of[spec.name].name
                 raise CheckpointError(f"{file}: holds {spec.name}, which {other} holds too; download the checkpoint again")
@@ -303,4 +248,4 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if name not in tensors or file_of[name].name != file_name:
             what = f"names {shown(name)} in {file_name}, which does not hold it"
             raise CheckpointError(f"{folder / INDEX}: {what}; download it again")
-    return Checkpoint(folder, config, tensors, file_of, read_manifest(folder))
+    return Checkpoint(folder, config, tensors, file_of, read_manifest(folder), headers=headers)

@@ -14,7 +14,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 """torch's dtype names by safetensors' names."""
 SAFETENSORS_NAMES = {name: key for key, name in TORCH_NAMES.items()}

@@ -5,7 +5,8 @@ The phases of a stage run one after the other, so the largest one sets the peak:
     capture   embedding + hidden states                                the walk's start
     block     block + hidden states + activations + second moments     edits of a block
 
-Bytes exclude the memory that the process already uses. Weight files are read one tensor at a time and do not count.
+Bytes exclude the memory that the process already uses, and the one tensor, in its stored dtype, that is being read from a
+weight file.
 """
 
 from __future__ import annotations
