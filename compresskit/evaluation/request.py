@@ -40,6 +40,8 @@ class EvaluateOptions(BaseModel):
     """Number of windows to score, from the start of the text."""
     sequence_length: Annotated[int, Field(ge=2)] = 1024
     """Tokens per window."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Start token before every window; auto as the model's tokenizer does it with a text."""
     speed: bool = False
     """Measure prefill and decode tokens per second and peak memory; loads the models whole."""
     generations: Annotated[int, Field(ge=0, le=len(PROMPTS))] = 0

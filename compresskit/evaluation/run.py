@@ -14,6 +14,7 @@ from compresskit.errors import RequestError
 from compresskit.evaluation.gates import check_gates, parse_gate
 from compresskit.evaluation.request import EvaluateOptions, EvaluateRequest, read_evaluation_text
 from compresskit.evaluation.scores import Scores, collapse_warning
+from compresskit.evaluation.start_token import first_token
 from compresskit.evaluation.task_files import Task, read_tasks
 from compresskit.machine.device import Where, choose_device
 from compresskit.machine.memory import peak_memory_bytes
@@ -78,10 +79,15 @@ def _scores(request: EvaluateRequest, where: Where, bars: ProgressBars) -> tuple
 
     options, model = request.options, request.model
     text, description = read_evaluation_text(options.data)
-    ids = calibration.encode(model.checkpoint.folder, text, True, options.trust_remote_code)
-    windows = cut_windows(torch.tensor(ids), options.sequence_length, options.windows)
+    first = first_token(model.checkpoint.folder, options.bos, options.trust_remote_code)
+    # The tokenizer's own ids: without a start token before each window, the text may still begin with something else.
+    ids = calibration.encode(model.checkpoint.folder, text, first is None and options.bos == "auto", options.trust_remote_code)
+    windows = cut_windows(torch.tensor(ids), options.sequence_length - (first is not None), options.windows)
+    if first is not None:
+        windows = torch.nn.functional.pad(windows, (1, 0), value=first)
     found = score(model, windows, where, request.reference, bars.of("scoring"))
-    return found, f"{description}, {windows.shape[0]} windows of {windows.shape[1]} tokens"
+    each = "" if first is None else f", each after the start token {first}"
+    return found, f"{description}, {windows.shape[0]} windows of {windows.shape[1]} tokens{each}"
 
 
 def _task_names(options: EvaluateOptions) -> list[str]:

@@ -67,7 +67,8 @@ def collapse_warning(scores: Scores) -> str | None:
 
     A collapsed model is worse than a uniform guess over the vocabulary (while the reference is better), or its perplexity is
     more than `COLLAPSED_RATIO` times the reference's, or its top-1 agreement is below `COLLAPSED_AGREEMENT`, or its KL is
-    above `COLLAPSED_KL`.
+    above `COLLAPSED_KL`. Where the reference itself is no better than a uniform guess, its most probable tokens say nothing,
+    so that agreement with them is not asked for.
 
     Returns:
         One sentence with the figure and its bound; None if the model has not collapsed.
@@ -78,7 +79,7 @@ def collapse_warning(scores: Scores) -> str | None:
         found = f"perplexity {scores.perplexity:.4g} is no better than a uniform guess over {scores.vocabulary_size} tokens"
     elif scores.perplexity_ratio is not None and scores.perplexity_ratio > COLLAPSED_RATIO:
         found = f"perplexity is {scores.perplexity_ratio:.4g} times the original's, more than {COLLAPSED_RATIO:g}"
-    elif scores.top1_agreement is not None and scores.top1_agreement < COLLAPSED_AGREEMENT:
+    elif scores.top1_agreement is not None and scores.top1_agreement < COLLAPSED_AGREEMENT and not reference_is_worse:
         found = f"only {scores.top1_agreement:.1%} of its top-1 tokens are the original's, less than {COLLAPSED_AGREEMENT:.0%}"
     elif scores.kl is not None and scores.kl > COLLAPSED_KL:
         found = f"KL to the original is {scores.kl:.4g} nats a token, more than {COLLAPSED_KL:g}"

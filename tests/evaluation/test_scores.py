@@ -37,6 +37,7 @@ USABLE: tuple[dict[str, float], ...] = (
     {"perplexity_ratio": 2.4, "top1_agreement": 0.5, "kl": 1.2},
     {"perplexity_ratio": 10.0},
     {"perplexity": 50000.0, "reference_perplexity": 50001.0, "perplexity_ratio": 1.0},
+    {"perplexity": 50000.0, "reference_perplexity": 50001.0, "perplexity_ratio": 1.0, "top1_agreement": 0.05},
 )
 
 
