@@ -17,8 +17,6 @@ COMMON = {"samples": 9, "sequence_length": 16}
 MICRO_BATCH_BYTES = 2 * 16 * 256 * 4
 RUNS = {
     "cfsp": (prune, "cfsp", {"sparsity": 0.4}),
-    "flap": (prune, "flap", {"sparsity": 0.4, "allocation": "global"}),
-    "experts": (prune, "cfsp", {"sparsity": 0.4, "allocation": "uniform"}),
     "rtn": (quantize, "rtn", {"bits": 4, "group_size": 16}),
     "gptq": (quantize, "gptq", {"bits": 3, "group_size": 16}),
     "gptq-experts": (quantize, "gptq", {"bits": 4, "group_size": 16}),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from compresskit import distributed
+from compresskit.walk import cost
 from tests import rank_runs
 from tests.tiny_models import make_model
 
@@ -42,13 +43,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks_writes_the_same_bytes(work: Path) -> None:
+def test_any_number_of_ranks_writes_the_same_bytes(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three micro-batches of text and two for the closing divergence: then the third rank has none."""
-    alone = subprocess.run(
-        [sys.executable, str(TESTS / "rank_runs.py"), str(work), str(work / "1")],
-        env=os.environ | SETTINGS, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
+    monkeypatch.setattr(cost, "MICRO_BATCH_BYTES", rank_runs.MICRO_BATCH_BYTES)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rank_runs.run_all(work, work / "1")
+    torch.set_num_threads(threads)
     expected = rank_runs.digests(work / "1")
     assert {name.partition("/")[0] for name in expected} == set(rank_runs.RUNS)
     run = torchrun(3, str(TESTS / "rank_runs.py"), str(work), str(work / "3"))

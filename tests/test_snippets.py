@@ -29,7 +29,7 @@ from compresskit.checkpoint.reader import sha256
 
 ROOT = Path(__file__).parents[1]
 SHELL = Path(__file__).with_name("snippet_shell.py")
-FENCE = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```([\w{}-]*)(?: [^\n]*)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SIZES = {
     "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
@@ -51,7 +51,10 @@ GIVEN: dict[str, str] = {
 """What the snippets of a page take for granted besides texts and models, as the shell makes it."""
 INSTALLS = ("python3 -m venv", ".venv/bin/pip install")
 """Commands that are left out: the tests run where everything is installed, and without a network."""
-NOT_RUN = {("README.md", 2): "it runs all tests, this one too; that .ci/run takes it as it stands is tested below"}
+NOT_RUN = {
+    ("README.md", 2): "it runs all tests, this one too; that .ci/run takes it as it stands is tested below",
+    ("scale.md", 1): "test_distributed.py runs such commands, and each rank imports everything anew",
+}
 """Page and number of the block, with the reason."""
 
 
@@ -88,7 +91,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of the snippets, with the server behind `compresskit` at work."""
     programs = tmp_path_factory.mktemp("programs")
-    for name, line in {"compresskit": f"{SHELL} call", "python": "", "torchrun": "-m torch.distributed.run"}.items():
+    for name, line in {"compresskit": f"{SHELL} call", "python": ""}.items():
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {line} "$@"\n')
         (programs / name).chmod(0o755)
     with tempfile.TemporaryDirectory() as short:  # the path of a socket is limited to 107 bytes
