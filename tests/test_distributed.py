@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from compresskit import distributed
+from compresskit.cli.application import called
+from compresskit.errors import RequestError
 from compresskit.walk import cost
 from tests import rank_runs
 from tests.tiny_models import make_model
@@ -66,11 +68,11 @@ def test_a_rank_that_fails_ends_the_run_with_one_line(work: Path) -> None:
     assert run.returncode != 0 and len(said) == 1 and "/dev/full" in said[0]
 
 
-@pytest.mark.slow
-def test_commands_that_share_nothing_say_so_once(work: Path) -> None:
-    run = torchrun(2, "-m", "compresskit", "recover", "random", str(work / "model"), str(work / "out"))
-    said = [line for line in run.stderr.splitlines() if line.startswith("compresskit: error")]
-    assert run.returncode != 0 and len(said) == 1 and "start it without torchrun" in said[0]
+@pytest.mark.parametrize("words", ["recover random", "quantize apiq", "quantize compeft", "run demo"])
+def test_commands_that_share_nothing_are_refused(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match=f"^{words}: does not share its work among processes, .*; start it without torchrun$"):
+        called([*words.split(), "model", "out"], completing=False)
 
 
 def test_without_torchrun_every_exchange_is_nothing() -> None:

@@ -169,22 +169,6 @@ def test_an_interrupt_stops_the_tasks_with_one_line_and_the_same_call_goes_on(
 
 
 @pytest.mark.slow
-def test_a_step_s_own_error_is_the_one_of_a_run_without_a_cluster(
-    cluster: RealCluster, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    bad = tmp_path / "recipe.yaml"
-    (tmp_path / "short.txt").write_text("too short")
-    bad.write_text(re.sub(r"calibration: [^,]+", f"calibration: {tmp_path}/short.txt", recipe.read_text()))
-    errors = []
-    for on in (None, "ray"):
-        with pytest.raises(CompresskitError) as caught:
-            run(load(bad), tmp_path / f"out-{on}", Wanted(on=on))
-        errors.append((type(caught.value), str(caught.value)))
-    assert errors[0] == errors[1]
-
-
-@pytest.mark.slow
 def test_a_node_that_does_not_see_out_is_named_before_any_step(
     cluster: RealCluster, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,11 +183,11 @@ def test_a_node_that_does_not_see_out_is_named_before_any_step(
 def test_a_node_that_dies_with_a_step_that_no_other_can_take_is_one_line(
     cluster: RealCluster, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last one on this cluster: the node is gone afterwards."""
+    """The last one on this cluster: the node is gone afterwards. The step may just have finished; then the next one lacks it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     out = tmp_path / "out"
     when_at_work([out / "prune"], lambda process: cluster.kill_large_node())
-    with pytest.raises(CompresskitError, match=r"^node [\w.-]+ \(\w{8}\) died, and no other has 2 CPUs, [\d.]+ MB of memory, which step 'prune' needs; [^\n]*goes on when there is one$"):  # fmt: skip  # noqa: E501
+    with pytest.raises(CompresskitError, match=r"^node [\w.-]+ \(\w{8}\) died, and no other has 2 CPUs, [\d.]+ MB of memory, which step '[\w-]+' needs; [^\n]*goes on when there is one$"):  # fmt: skip  # noqa: E501
         run(load(recipe), out, Wanted(on="ray"))
 
 
