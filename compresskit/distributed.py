@@ -172,15 +172,6 @@ def total_of(number: int) -> int:
     return sum(every(number))
 
 
-def largest(value: Tensor) -> Tensor:
-    """Largest of every entry over all ranks, in place."""
-    group = _group()
-    if group:
-        with _noticing():
-            group.all_reduce(value, op=group.ReduceOp.MAX)
-    return value
-
-
 def every(value: T) -> list[T]:
     """What each rank has, in their order; it must be picklable."""
     group = _group()

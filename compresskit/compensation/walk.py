@@ -185,17 +185,14 @@ def _tasks(
     for group in groups:
         found = statistics.pop(group[0], None)
         linear = block.linear(group[0])
-        metric = _once(partial(method.metric, found.statistic if found else None, linear.in_features, linear.weight.device))
+        statistic = found.statistic if found else None
+        # Made when the first linear of the group needs it: of several ranks only some do.
+        metric = functools.cache(partial(method.metric, statistic, linear.in_features, linear.weight.device))
         row = 0
         for name in group:
             rows = len(block.linear(name).weight)
             yield name, partial(_task, request, block, name, found, slice(row, row + rows), metric)
             row += rows
-
-
-def _once(make: Callable[[], Metric]) -> Callable[[], Metric]:
-    """The same measure for all linears of a group, made when the first of them needs it."""
-    return functools.cache(make)
 
 
 def _task(request: Repair, block: Block, name: str, found: Paired | None, rows: slice, metric: Callable[[], Metric]) -> Task:
@@ -228,16 +225,16 @@ def _repair_linear(
     scale = request.multipliers.get(name, 1.0)
     (rows, columns), device = linear.weight.shape, linear.weight.device
     first, second = (torch.zeros(shape, dtype=request.dtype, device=device) for shape in ((rank, columns), (rows, rank)))
-    errors = torch.zeros(2, dtype=torch.float64)
-    if owner == distributed.rank():
-        task = task_of()
-        if rank:
-            first, second = _factors(request, task, rank, scale)
-        update = scale * second.float() @ first.float()
-        errors = torch.tensor([task.error(torch.zeros_like(update)), task.error(update)], dtype=torch.float64)
-    for each in (first, second, errors):
+    task = task_of() if owner == distributed.rank() else None
+    if task and rank:
+        first, second = _factors(request, task, rank, scale)
+    for each in (first, second):
         distributed.send(each, owner)
     update = scale * second.float() @ first.float()
+    errors = torch.zeros(2, dtype=torch.float64)
+    if task:
+        errors = torch.tensor([task.error(torch.zeros_like(update)), task.error(update)], dtype=torch.float64)
+    distributed.send(errors, owner)
     sign = -1 if request.method.splits else 1
     weight = linear.weight.float() + sign * update
     if request.merged is not None:
