@@ -24,7 +24,7 @@ Equation 3 with equation 1 gives the loss without a product with H. Differs from
 alone: of 10.6 million codes of three blocks of SmolLM2, 1 to 2 in 100,000 differ, in 5 to 9 rows where a tie fell the
 other way (docs/evidence/quantize.md).
 
-Panels of columns: errors of the panels before reach a panel in one product, those inside it column by column.
+Panels of columns: errors of the panels before reach a panel in one product, those inside it column by column (panels.py).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from compresskit.errors import NumericalError
 from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.grid import Grid
 from compresskit.numerics.scheme import Scheme
+from compresskit.quantization.panels import round_panel
 
 PANEL = 128
 """Columns that errors reach one by one (the paper's B)."""
@@ -146,23 +147,6 @@ def _rounded_rows(weight: Tensor, found: Feedback, grid: Grid, scheme: Scheme) -
 def _columns(weight: Tensor, found: Feedback) -> Tensor:
     """The columns of a weight (out, in) as rows in the order of the factor, (in, out) float32."""
     return weight.float().T[found.order]
-
-
-def round_panel(
-    given: Tensor, lower: Tensor, steps: tuple[Tensor, Tensor], scheme: Scheme, results: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    """Equations 2 and 3 inside a panel, its last column first; a column of the weight is a row here.
-
-    given (panel, out): W. lower (panel, panel): L. `steps`: scale and zero point of every weight, (panel, out) each.
-    `results`: codes, targets and errors W - W', (panel, out) float32 each, to be filled; the targets come with all errors from
-    outside the panel.
-    """
-    (scale, zero_point), (codes, targets, errors) = steps, results
-    for i in range(len(given) - 1, -1, -1):
-        codes[i] = scheme.nearest(targets[i] / scale[i], zero_point[i])
-        torch.sub(given[i], (codes[i] - zero_point[i]).mul_(scale[i]), out=errors[i])
-        if i:
-            targets[:i].addr_(lower[i, :i], errors[i])
 
 
 def output_energies(weight: Tensor, found: Feedback) -> Tensor:
