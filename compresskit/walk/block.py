@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
+from compresskit.walk.kept import Kept, SeenEnough
 
 
 class Statistic(Protocol):
@@ -44,6 +45,8 @@ class Block:
     advanced: bool = field(default=False)
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
+    kept: Kept | None = None
+    """What the next run need not compute, if `collect` was told which linear alone changes before it."""
 
     def linear(self, name: str) -> nn.Linear:
         """Return the linear with this plain, model-wide name."""
@@ -86,27 +89,53 @@ class Block:
             raise NumericalError(f"{self.name}: its output holds NaN or infinity; check the weights, or use --dtype float32")
         return result
 
-    def collect(self, statistics: Mapping[str, Statistic], attention_is_final: bool = False) -> None:
+    def collect(
+        self, statistics: Mapping[str, Statistic], attention_is_final: bool = False, only_it_changes: bool = False
+    ) -> None:
         """Run all micro-batches and add the inputs of the named linears to their statistics, without advancing the block.
 
         `attention_is_final` means that nothing feeding the attention is edited from here on. The attention outputs, (tokens,
-        hidden) in all, are then kept and not computed again.
+        hidden) in all, are then kept and not computed again. `only_it_changes`: of the block's weights only those of the one
+        named linear change before the next run. Its inputs are then kept (kept.py).
         """
         if not statistics:
             return
+        # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
+        stop = len(statistics) == 1
+        kept = self._to_keep(next(iter(statistics))) if only_it_changes and stop else None
+        runs = list(enumerate(self.hidden))
         with ExitStack() as stack:
-            if self.remembered or (attention_is_final and self.attention):
-                module = self.module.get_submodule(self.attention)
-                attend = _replaying(list(self.remembered)) if self.remembered else _keeping(module.forward, self.remembered)
-                stack.enter_context(forward_replaced(module, attend))
-            # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
-            self._record(statistics, stack, stop=len(statistics) == 1)
-            for number, hidden in enumerate(self.hidden):
-                with suppress(_SeenEnough):
+            self._skip(stack, attention_is_final)
+            if kept and runs:
+                stack.enter_context(kept.filling())
+                with ExitStack() as first, suppress(SeenEnough):
+                    self._record(statistics, first, stop=False)
+                    first.enter_context(kept.watching())
+                    self.run(runs.pop(0)[1], 0)
+            self._record(statistics, stack, stop)
+            for number, hidden in runs:
+                with suppress(SeenEnough):
                     self.run(hidden, number)
+        self.kept = kept
         for statistic in statistics.values():
             statistic.share()
         release_freed_memory()
+
+    def _to_keep(self, name: str) -> Kept | None:
+        """The attention or the linear's parent, whichever ends with this linear; None if that is the block itself."""
+        inner = name.removeprefix(self.name + ".")
+        path = self.attention if inner.startswith(self.attention + ".") else inner.rpartition(".")[0]
+        return Kept(self.module.get_submodule(path), self.linear(name)) if path else None
+
+    def _skip(self, stack: ExitStack, attention_is_final: bool = False, for_good: bool = False) -> None:
+        """Do not compute again what is kept; `for_good` frees what is remembered."""
+        if self.kept:
+            stack.enter_context(forward_replaced(self.kept.module, self.kept.instead_of(self.kept.module.forward)))
+        if self.remembered or (attention_is_final and self.attention):
+            module = self.module.get_submodule(self.attention)
+            outputs = self.remembered if for_good else list(self.remembered)
+            attend = _replaying(outputs) if outputs else _keeping(module.forward, self.remembered)
+            stack.enter_context(forward_replaced(module, attend))
 
     def advance(self, statistics: Mapping[str, Statistic] | None = None) -> None:
         """Run all micro-batches; the outputs become the next block's inputs. Fills `statistics` like `collect`."""
@@ -122,9 +151,7 @@ class Block:
     def steps(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Run all micro-batches and advance; yields the (input, output) of each, both (batch, length, hidden)."""
         with ExitStack() as stack:
-            if self.remembered:
-                module = self.module.get_submodule(self.attention)
-                stack.enter_context(forward_replaced(module, _replaying(self.remembered)))
+            self._skip(stack, for_good=True)
             for index, hidden in enumerate(self.hidden):
                 output = self.run(hidden, index)
                 self.hidden[index] = output
@@ -145,16 +172,12 @@ class Block:
             stack.enter_context(_recorded_inputs(self.linear(name), statistic.add, stop))
 
 
-class _SeenEnough(Exception):
-    """Stops a block's run early when its output is not needed."""
-
-
 @contextmanager
 def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
     def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         add(args[0].detach().flatten(0, -2))
         if stop:
-            raise _SeenEnough
+            raise SeenEnough
 
     handle = linear.register_forward_pre_hook(record)
     try:
@@ -178,9 +201,12 @@ def _replaying(kept: list[Any]) -> Callable[..., Any]:
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward but keep the module and its attributes in place."""
+    """Replace the module's forward, also one that replaces it already, but keep the module and its attributes in place."""
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
+        if before is not None:
+            module.forward = before
