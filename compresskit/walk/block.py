@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
-from compresskit.walk.kept import Kept, SeenEnough
+from compresskit.walk.kept import Kept, SeenEnough, keeping, replaying
 
 
 class Statistic(Protocol):
@@ -134,7 +134,7 @@ class Block:
         if self.remembered or (attention_is_final and self.attention):
             module = self.module.get_submodule(self.attention)
             outputs = self.remembered if for_good else list(self.remembered)
-            attend = _replaying(outputs) if outputs else _keeping(module.forward, self.remembered)
+            attend = replaying(outputs) if outputs else keeping(module.forward, self.remembered)
             stack.enter_context(forward_replaced(module, attend))
 
     def advance(self, statistics: Mapping[str, Statistic] | None = None) -> None:
@@ -184,19 +184,6 @@ def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: boo
         yield
     finally:
         handle.remove()
-
-
-def _keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
-    def keeping(*args: Any, **kwargs: Any) -> Any:
-        kept.append(forward(*args, **kwargs))
-        return kept[-1]
-
-    return keeping
-
-
-def _replaying(kept: list[Any]) -> Callable[..., Any]:
-    """Return the kept outputs in order, freeing each."""
-    return lambda *args, **kwargs: kept.pop(0)
 
 
 @contextmanager
