@@ -1,6 +1,7 @@
 """The checkpoint that another tool makes of the same model on as many tokens of the same text, its time and peak memory.
 
-    PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--length 512] [--iterations 50]
+    PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--length 512]
+        [--iterations 50]
     PEER/bin/python benchmarks/peers.py llm-compressor-scheme MODEL OUT --text FILE.parquet --scheme NVFP4A16 [--gptq]
 
 TOOL is llm-compressor (GPTQ, static act-order, damping 1%), llm-compressor-scheme (one of its preset schemes, rounded to

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
-from compresskit.walk.kept import Kept, SeenEnough, keeping, replaying
+from compresskit.walk.kept import Kept, SeenEnough, forward_replaced, keeping, replaying
 
 
 class Statistic(Protocol):
@@ -90,13 +90,18 @@ class Block:
         return result
 
     def collect(
-        self, statistics: Mapping[str, Statistic], attention_is_final: bool = False, only_it_changes: bool = False
+        self,
+        statistics: Mapping[str, Statistic],
+        attention_is_final: bool = False,
+        only_it_changes: bool = False,
+        comparing: bool = False,
     ) -> None:
         """Run all micro-batches and add the inputs of the named linears to their statistics, without advancing the block.
 
         `attention_is_final` means that nothing feeding the attention is edited from here on. The attention outputs, (tokens,
         hidden) in all, are then kept and not computed again. `only_it_changes`: of the block's weights only those of the one
-        named linear change before the next run. Its inputs are then kept (kept.py).
+        named linear change before the next run, or, if the next run is `comparing`, others that leave its inputs as they are.
+        They are then kept (kept.py).
         """
         if not statistics:
             return
@@ -106,8 +111,10 @@ class Block:
         runs = list(enumerate(self.hidden))
         with ExitStack() as stack:
             self._skip(stack, attention_is_final)
-            if kept and runs:
+            if kept:
+                kept.compared = comparing
                 stack.enter_context(kept.filling())
+            if kept and runs and not comparing:
                 with ExitStack() as first, suppress(SeenEnough):
                     self._record(statistics, first, stop=False)
                     first.enter_context(kept.watching())
@@ -184,16 +191,3 @@ def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: boo
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward, also one that replaces it already, but keep the module and its attributes in place."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before

@@ -33,6 +33,8 @@ class Kept:
     """Number of values, all None, that the module returns after the linear's output; -1 if it returns that output alone."""
     usable: bool = False
     """Whether the module was seen to return the linear's output."""
+    compared: bool = False
+    """Whether the next run's first micro-batch says if they are usable: it runs in full, and has to give the same inputs."""
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -50,29 +52,33 @@ class Kept:
             yield
         finally:
             handle.remove()
-        if not self.usable:
+        if not self.usable and not self.compared:
             self.inputs.clear()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Find out in one run, which ends with the module, whether the linear's output is what the module returns."""
-        outputs: list[tuple[Tensor, int]] = []
 
-        def note(_: nn.Module, args: Any, output: Tensor) -> None:
-            outputs.append((output, output._version))
-
-        def end(_: nn.Module, args: Any, result: Any) -> None:
-            first, *others = result if isinstance(result, tuple) else (result,)
-            self.usable = len(outputs) == 1 and _is(first, *outputs[0]) and all(other is None for other in others)
-            self.others = len(others) if isinstance(result, tuple) else -1
+        def end(*args: Any, **kwargs: Any) -> Any:
+            self._watched(forward, args, kwargs)
             raise SeenEnough
 
-        handles = [self.linear.register_forward_hook(note), self.module.register_forward_hook(end)]
-        try:
+        forward = self.module.forward
+        with forward_replaced(self.module, end):
             yield
+
+    def _watched(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Tensor | None, Any]:
+        """Run the module and see if its result is the linear's output; (the linear's inputs, the result)."""
+        seen: list[tuple[Tensor, Tensor, int]] = []
+        handle = self.linear.register_forward_hook(lambda _, given, output: seen.append((given[0], output, output._version)))
+        try:
+            result = forward(*args, **kwargs)
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
+        first, *others = result if isinstance(result, tuple) else (result,)
+        self.others = len(others) if isinstance(result, tuple) else -1
+        self.usable = len(seen) == 1 and _is(first, *seen[0][1:]) and all(other is None for other in others)
+        return (seen[0][0] if seen else None), result
 
     def instead_of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The module's forward from the kept inputs, each of which is freed, and `forward` once there are no more."""
@@ -80,10 +86,20 @@ class Kept:
         def from_inputs(*args: Any, **kwargs: Any) -> Any:
             if not self.inputs:
                 return forward(*args, **kwargs)
+            if self.compared:
+                return self._compared(forward, args, kwargs)
             output = self.linear(self.inputs.pop(0))
             return output if self.others < 0 else (output, *(None,) * self.others)
 
         return from_inputs
+
+    def _compared(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run the module in full, and use no more of what is kept if it is not what the linear gets."""
+        inputs, result = self._watched(forward, args, kwargs)
+        if not self.usable or inputs is None or not torch.equal(inputs, self.inputs.pop(0)):
+            self.inputs.clear()
+        self.compared = False
+        return result
 
     def narrow(self, features: Tensor) -> None:
         """Keep only these features (count,) int64 of the inputs."""
@@ -112,3 +128,16 @@ def keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
 def replaying(kept: list[Any]) -> Callable[..., Any]:
     """Return the kept outputs in order, freeing each."""
     return lambda *args, **kwargs: kept.pop(0)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the module's forward, also one that replaces it already, but keep the module and its attributes in place."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before

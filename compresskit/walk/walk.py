@@ -26,10 +26,11 @@ from compresskit.machine.device import Where
 from compresskit.machine.memory import release_freed_memory
 from compresskit.models import meta
 from compresskit.models.model import Model
-from compresskit.walk.block import Block, forward_replaced
+from compresskit.walk.block import Block
 from compresskit.walk.calls import Calls, note_taker, passing_on
 from compresskit.walk.cost import micro_batch_size
 from compresskit.walk.images import Images, add_between, check_runs, image_note_taker, inputs_of
+from compresskit.walk.kept import forward_replaced
 
 
 class Walk:

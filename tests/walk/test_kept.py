@@ -13,6 +13,7 @@ from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.walk import kept
 from compresskit.walk.sequence import chosen_sequence, collected, replace_weight
+from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
 
 CPU = torch.device("cpu")
@@ -85,3 +86,29 @@ def test_a_module_that_goes_on_after_its_last_linear_is_not_replaced(in_place: b
     with tried.filling(), pytest.raises(kept.SeenEnough), tried.watching():
         module(torch.ones(1, 4))
     assert not tried.usable and tried.inputs == []
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@torch.no_grad()
+def test_inputs_that_lose_features_are_compared_before_they_are_used(changed: bool, tiny: dict[str, Path]) -> None:
+    """As pruning does it; with a changed gate the kept inputs are wrong, and are not used."""
+    model = open_model(tiny["llama"])
+    tokens = torch.randint(3, VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(1))
+    plain, keeping = (Walk(model, tokens, Where(CPU, torch.float32), micro_batch=1) for _ in range(2))
+    for one, other in zip(plain, keeping, strict=True):
+        ffn = model.ffn_groups(one.index)[0].members[0]
+        gram = Gram(model.linear_shape(ffn.out_projection)[1])
+        other.collect({ffn.out_projection: gram}, attention_is_final=True, only_it_changes=True, comparing=True)
+        features = torch.arange(0, model.ffn_groups(one.index)[0].width, 2)
+        for block in (one, other):
+            for name in ffn.in_projections:
+                replace_weight(block.linear(name), block.linear(name).weight[features])
+            down = block.linear(ffn.out_projection)
+            replace_weight(down, down.weight[:, features] * 1.1)
+            if changed:
+                block.linear(ffn.in_projections[0]).weight[0] += 1
+        assert other.kept
+        other.kept.narrow(features)
+        runs = list(zip(one.steps(), other.steps(), strict=True))
+        assert all(torch.equal(expected, found) for (_, expected), (_, found) in runs)
+        assert other.kept.inputs == [] and len(runs) == 3
