@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from compresskit.numerics.scheme import Scheme
-from compresskit.quantization.panels import Results, Steps
 
 ROWS_OF_A_PROGRAM = 32
 """Rows of the weight in one program: 128 columns of 32 rows are 4,096 numbers, 32 a thread."""
@@ -19,7 +18,9 @@ ROUNDING = tl.constexpr(1.5 * 2**23)
 """Added and taken away it rounds a float32 below 2^22 to the nearest whole number, halves to the even one."""
 
 
-def round_panel_at_once(given: Tensor, lower: Tensor, steps: Steps, scheme: Scheme, results: Results) -> None:
+def round_panel_at_once(
+    given: Tensor, lower: Tensor, steps: tuple[Tensor, ...], scheme: Scheme, results: tuple[Tensor, ...]
+) -> None:
     """As `panels.round_whole_numbers`; all matrices (panel, out) and `lower` (panel, panel) are contiguous float32."""
     columns, rows = given.shape
     grid = (triton.cdiv(rows, ROWS_OF_A_PROGRAM),)
