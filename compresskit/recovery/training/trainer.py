@@ -9,6 +9,7 @@ LoRA: arXiv 2106.09685, W + B A with lora_alpha = rank.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from compresskit.models import meta
 from compresskit.models.model import Model
 from compresskit.recovery.training.batches import TrainingData, collate
 from compresskit.recovery.training.distillation import distillation_losses
+from compresskit.recovery.training.grid import GridModel
 
 WARM_UP = 0.05
 """Share of the steps for the learning rate's warm-up."""
@@ -218,6 +220,13 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.progress(state.global_step, state.max_steps)
 
 
+def _optimizer(trained: nn.Module, data: TrainingData) -> torch.optim.Optimizer | None:
+    """The optimiser of a grid, whose parts have rates of their own; None for Trainer's."""
+    if not isinstance(trained, GridModel):
+        return None
+    return torch.optim.AdamW(trained.parameter_groups(data.learning_rate, data.code_rate), weight_decay=0.0)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose files are as they were saved, None if there is none."""
     found = [path for path in folder.glob(CHECKPOINTS) if (path / COMPLETE).is_file()]
@@ -238,8 +247,24 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
+@torch.no_grad()
+def mean_loss(trained: nn.Module, data: TrainingData, device: torch.device) -> float:
+    """Mean loss over all learned positions, in nats; NaN without samples. Products are those of training."""
+    total, positions = 0.0, 0
+    in_bfloat16 = takes_bfloat16(device, data.precision)
+    for step in range(len(data.steps)):
+        for made in collate(data, step):
+            batch = {name: value.to(device) for name, value in made.items()}
+            with torch.autocast(device.type, torch.bfloat16, in_bfloat16):
+                texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
+                logits = trained(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
+                total += float(_losses(logits, batch).sum())
+            positions += len(batch["rows"])
+    return total / positions if positions else math.nan
+
+
 def train(
-    trained: PeftModel | BlockWeights, data: TrainingData, device: torch.device, workspace: Path, progress: Progress
+    trained: PeftModel | BlockWeights | GridModel, data: TrainingData, device: torch.device, workspace: Path, progress: Progress
 ) -> list[dict[str, float]]:
     """Train the parameters that require gradients in place, resuming from the last complete checkpoint in `workspace`.
 
@@ -264,6 +289,7 @@ def train(
         warnings.simplefilter("ignore")  # peft and the data loader warn about settings that are intended here
         trainer = _Trainer(
             model=trained, args=arguments, train_dataset=_Steps(len(data.steps)), callbacks=[_Watch(progress)],
+            optimizers=(_optimizer(trained, data), None),
             data_collator=lambda items: {"batches": collate(data, items[0])},
         )  # fmt: skip
         trainer.in_bfloat16 = in_bfloat16
