@@ -221,6 +221,56 @@ def send(value: Tensor, owner: int) -> None:
         value.copy_(sent)
 
 
+def send_each(values: Sequence[Tensor]) -> None:
+    """Give every rank the tensors of all pieces, in place; each comes from the rank that `own` gives its number."""
+    for number, value in enumerate(values):
+        send(value, number % count())
+
+
+def add_in_order(total: Tensor | None, like: Tensor, value: Tensor | None, sources: Sequence[int], owner: int) -> Tensor | None:
+    """Add the values of some ranks, in this order, to the owner's total, in place.
+
+    `like` has their shape and dtype; `value` is this rank's, if it is a source, and may become the total.
+
+    Returns:
+        The total on the owner, what was given elsewhere; None where nothing has been added yet.
+    """
+    for source in sources:
+        if owner == rank():
+            found = value if source == owner else _received(like, source)
+            total = found if total is None else total.add_(found)  # type: ignore[arg-type]
+        elif source == rank() and value is not None:
+            with _noticing():
+                _group().send(_as_bytes(value), owner)
+    return total
+
+
+def add_everywhere(total: Tensor, value: Tensor | None, sources: int) -> None:
+    """Add to every rank's total, in place, the values of the first `sources` ranks, in their order; `value`: this rank's."""
+    for source in range(sources):
+        found = value if source == rank() else total.new_empty(total.shape)
+        assert found is not None
+        send(found, source)
+        total.add_(found)
+
+
+def _received(like: Tensor, source: int) -> Tensor:
+    """A tensor from another rank, with the shape and dtype of `like`."""
+    import torch
+
+    found = torch.empty_like(like, memory_format=torch.contiguous_format)
+    with _noticing():
+        _group().recv(_as_bytes(found), source)
+    return found
+
+
+def _as_bytes(value: Tensor) -> Tensor:
+    """The same memory, or a copy of it in order, as bytes: every backend sends these."""
+    import torch
+
+    return value.contiguous().flatten().view(torch.uint8)
+
+
 def own_device(name: str) -> str:
     """The name of a device, with this rank's number where `cuda` is to mean its own."""
     return f"cuda:{local_rank()}" if name == "cuda" and asked_count() > 1 else name

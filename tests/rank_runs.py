@@ -23,6 +23,8 @@ RUNS = {
     "gptq-mixed": (quantize, "gptq", {"bits": 2.5, "group_size": 16}),
     "gptq-int8": (quantize, "gptq", {"format": "int8", "activations": "dynamic", "smoothing": 0.5}),
     "rtn-fp8": (quantize, "rtn", {"format": "fp8", "activations": "static", "kv_cache": "fp8"}),
+    "apiq": (quantize, "apiq", {"bits": 2, "group_size": 16, "epochs": 2, "batch": 3, "saliency": "fisher"}),
+    "apiq-experts": (quantize, "apiq", {"bits": 3, "group_size": 16, "epochs": 1, "symmetric": True, "rank": 0}),
     "eora": (compensate, "eora", {"rank": 4}),
     "eora-budget": (compensate, "eora", {"rank_budget": 4, "aim": "block"}),
     "act": (compensate, "act", {"rank": 4}),

@@ -68,7 +68,7 @@ def test_a_rank_that_fails_ends_the_run_with_one_line(work: Path) -> None:
     assert run.returncode != 0 and len(said) == 1 and "/dev/full" in said[0]
 
 
-@pytest.mark.parametrize("words", ["recover random", "quantize apiq", "quantize compeft", "run demo"])
+@pytest.mark.parametrize("words", ["recover random", "quantize compeft", "run demo"])
 def test_commands_that_share_nothing_are_refused(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RequestError, match=f"^{words}: does not share its work among processes, .*; start it without torchrun$"):
@@ -82,4 +82,7 @@ def test_without_torchrun_every_exchange_is_nothing() -> None:
     assert distributed.every("x") == ["x"] and distributed.in_order([3, 4], 2) == [3, 4]
     assert list(distributed.own(3)) == [0, 1, 2]
     assert list(distributed.pieces(5, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert distributed.add_in_order(None, value, value, [0], 0) is value
+    distributed.add_everywhere(total := torch.zeros(6), value, 1)
+    assert torch.equal(total, value)
     assert distributed.from_first(lambda: 5) == 5 and distributed.after_first(lambda: 6) == 6

@@ -16,7 +16,7 @@ from compresskit.errors import RequestError
 
 SHARED_STAGES = ("prune", "quantize", "compensate", "evaluate")
 """Commands whose work ranks share."""
-UNSHARED_METHODS = ("quantize apiq", "quantize compeft")
+UNSHARED_METHODS = ("quantize compeft",)
 HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
 
 
