@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
@@ -84,7 +85,8 @@ def _own_samples(recovery: Recovery) -> list[Sample]:
         return []
     how = Sampling(options.seed + 1, recovery.where, recovery.bars.of("sampling text"))
     with timed(recovery.seconds, "sampling"):
-        tokens, _ = self_tokens(recovery.original, (options.self_samples, options.sequence_length), how)
+        size = options.self_samples, options.sequence_length
+        tokens = distributed.from_first(lambda: self_tokens(recovery.original, size, how)[0])
     texts: list[list[int]] = tokens.tolist()
     return [Sample(Instruction(i, "self", [], "", "self"), text, 1) for i, text in enumerate(texts)]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
+from compresskit import distributed
 from compresskit.checkpoint.reader import sha256
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.stock import quiet
@@ -36,6 +38,7 @@ from compresskit.models import meta
 from compresskit.models.model import Model
 from compresskit.recovery.training.batches import TrainingData, collate
 from compresskit.recovery.training.distillation import distillation_losses
+from compresskit.recovery.training.sharing import SharedGradients
 
 WARM_UP = 0.05
 """Share of the steps for the learning rate's warm-up."""
@@ -174,19 +177,37 @@ class _Trainer(Trainer):  # type: ignore[misc]
         model.train()
         batches = self._prepare_inputs(inputs)["batches"]
         positions = sum(len(batch["rows"]) for batch in batches)
+        own: list[Tensor] = []
+        gradients = SharedGradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+        for first in range(0, len(batches), distributed.count()):
+            together = batches[first : first + distributed.count()]
+            if distributed.rank() < len(together):
+                own.append(self._backpropagate(model, together[distributed.rank()], positions))
+            gradients.add(len(together))
+        gradients.set()
         total = torch.zeros((), device=self.args.device)
-        for batch in batches:
-            with self.compute_loss_context_manager(), torch.autocast(self.args.device.type, torch.bfloat16, self.in_bfloat16):
-                texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
-                logits = model(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
-                loss = _losses(logits, batch).sum() / positions
-            self.accelerator.backward(loss)
-            total += loss.detach()
-            del logits, loss
+        for loss in distributed.in_order(own, len(batches)):
+            total += loss
         if not bool(total.isfinite()):
             raise NumericalError(f"training step {self.state.global_step + 1}: the loss is {float(total)}; lower --learning-rate")
         self.state.log_history.append({"step": self.state.global_step + 1, "loss": float(total), "tokens": positions})
         return total
+
+    def _backpropagate(self, model: Any, batch: Mapping[str, Tensor], positions: int) -> Tensor:
+        """Add a micro-batch's gradients of its losses' sum divided by `positions`; returns that."""
+        with self.compute_loss_context_manager(), torch.autocast(self.args.device.type, torch.bfloat16, self.in_bfloat16):
+            texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
+            logits = model(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
+            loss = _losses(logits, batch).sum() / positions
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The steps; every rank gets all, where the stock loader would deal them."""
+        if distributed.count() == 1:
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        return DataLoader(self.train_dataset, sampler=SequentialSampler(self.train_dataset), collate_fn=self.data_collator)
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
         return SequentialSampler(self.train_dataset)
@@ -195,6 +216,9 @@ class _Trainer(Trainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(*arguments, **named)
+            distributed.wait()
+            if not distributed.is_first():
+                return
             for path in folder.rglob("*"):
                 sync(path)
             write_whole_json(folder / COMPLETE, _hashes(folder))
@@ -268,7 +292,9 @@ def train(
         )  # fmt: skip
         trainer.in_bfloat16 = in_bfloat16
         trainer.remove_callback(PrinterCallback)
-        last = last_checkpoint(workspace)
+        if distributed.count() > 1:  # without DistributedDataParallel: its sums depend on the number of ranks
+            trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
+        last = distributed.from_first(lambda: last_checkpoint(workspace))
         with freed_memory_kept():
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [entry for entry in trainer.state.log_history if "tokens" in entry]
