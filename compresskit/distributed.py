@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ from compresskit.errors import RankError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
@@ -252,6 +253,57 @@ def add_everywhere(total: Tensor, value: Tensor | None, sources: int) -> None:
         assert found is not None
         send(found, source)
         total.add_(found)
+
+
+def swapped(value: Tensor) -> Tensor:
+    """Of a row cut in as many pieces as there are ranks, this rank's piece of every rank's row, in the order of the ranks."""
+    import torch
+
+    found = torch.empty_like(value)
+    with _noticing():
+        _group().all_to_all_single(found, value)
+    return found
+
+
+def can_shard() -> bool:
+    """Whether there are ranks to which a network's weights can be dealt, by a torch that lets us add up their gradients."""
+    if count() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, "set_custom_reduce_scatter")
+
+
+def shard(network: Module, parts: Mapping[Module, Any]) -> None:
+    """Deal the weights of a network to the ranks (FSDP2): a part is whole only while it runs, the rest during a pass.
+
+    `parts`: of each what adds up its gradients, called as torch's ReduceScatter.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(next(network.parameters()).device.type, (count(),))
+    for part, adding in parts.items():
+        fully_shard(part, mesh=mesh).set_custom_reduce_scatter(adding)
+    fully_shard(network, mesh=mesh)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor with the pieces of all ranks; each takes part. Itself, if it is in no pieces."""
+    if not hasattr(value, "full_tensor"):
+        return value
+    with _noticing():
+        found: Tensor = value.full_tensor()
+    return found
+
+
+def dealt_as(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor that every rank has, dealt as a sharded parameter of its shape is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    found: Tensor = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return found
 
 
 def _received(like: Tensor, source: int) -> Tensor:
