@@ -109,8 +109,10 @@ class DealtWeightsTrainer(StepTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         state = self.optimizer.state_dict()
-        for numbers in state["state"].values():
-            numbers |= {name: distributed.whole(value).cpu() for name, value in numbers.items()}
+        state["state"] = {
+            number: {name: distributed.whole(value).cpu() for name, value in kept.items()}
+            for number, kept in state["state"].items()
+        }
         if distributed.is_first():
             torch.save(state, Path(output_dir) / OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
