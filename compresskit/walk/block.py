@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compresskit import distributed
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
@@ -41,6 +42,8 @@ class Block:
     """Number of leading positions of `Model.linear_sequence` after which that module's output is final."""
     micro_batches: int = 0
     """Number of micro-batches of all ranks together."""
+    exchanged: bool = False
+    """Whether every rank holds all micro-batches, runs its own and gets the outputs of the others."""
     advanced: bool = field(default=False)
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
@@ -55,6 +58,11 @@ class Block:
     def runs(self) -> bool:
         """Whether text runs through the block; cross-attention to images does not run without them."""
         return bool(self.calls) or not self.hidden
+
+    @property
+    def own(self) -> range:
+        """Numbers of the micro-batches that this rank runs, among those in `hidden`."""
+        return distributed.own(len(self.hidden)) if self.exchanged else range(len(self.hidden))
 
     def run(self, hidden: Tensor, number: int) -> Tensor:
         """Run the block with the arguments of micro-batch `number`.
@@ -72,7 +80,11 @@ class Block:
 
     def run_all(self, stream: Sequence[Tensor]) -> list[Tensor]:
         """Run a stream of hidden states, one tensor per micro-batch of the walk."""
-        return [self.run(hidden, number) for number, hidden in enumerate(stream)]
+        own = self.own
+        outputs = [self.run(each, number) if number in own else torch.empty_like(each) for number, each in enumerate(stream)]
+        if self.exchanged:
+            distributed.send_each(outputs)
+        return outputs
 
     def run_with(self, hidden: Tensor, number: int, weights: Mapping[str, Tensor]) -> Tensor:
         """Like `run`, with other weights, keyed by their names inside the block; gradients flow to them."""
@@ -101,9 +113,9 @@ class Block:
                 stack.enter_context(forward_replaced(module, attend))
             # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
             self._record(statistics, stack, stop=len(statistics) == 1)
-            for number, hidden in enumerate(self.hidden):
+            for number in self.own:
                 with suppress(_SeenEnough):
-                    self.run(hidden, number)
+                    self.run(self.hidden[number], number)
         for statistic in statistics.values():
             statistic.share()
         release_freed_memory()
@@ -125,10 +137,14 @@ class Block:
             if self.remembered:
                 module = self.module.get_submodule(self.attention)
                 stack.enter_context(forward_replaced(module, _replaying(self.remembered)))
+            own = self.own
             for index, hidden in enumerate(self.hidden):
-                output = self.run(hidden, index)
+                output = self.run(hidden, index) if index in own else torch.empty_like(hidden)
                 self.hidden[index] = output
-                yield hidden, output
+                if index in own:
+                    yield hidden, output
+        if self.exchanged:
+            distributed.send_each(self.hidden)
         self.advanced = True
 
     def take_inputs(self, hidden: Sequence[Tensor]) -> None:

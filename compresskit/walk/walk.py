@@ -58,7 +58,7 @@ class Walk:
         self.images, size = images or {}, 1 if images else micro_batch or micro_batch_size(model, tokens.shape[1])
         self.all_batches = list(torch.split(tokens, size)) if len(tokens) else []
         """Micro-batches of all ranks together."""
-        self.dealt = dealt
+        self.dealt, self.exchanged = dealt, False
         self.hidden: list[Tensor] = []
 
     def take(self, samples: int) -> Walk:
@@ -78,6 +78,12 @@ class Walk:
     def numbers(self) -> range:
         """Their numbers among all."""
         return distributed.own(len(self.all_batches)) if self.dealt else range(len(self.all_batches))
+
+    def held_by_all(self) -> Walk:
+        """Return the walk in which every rank holds all micro-batches, runs its own and gets the outputs of the others."""
+        part = copy.copy(self)
+        part.hidden, part.dealt, part.exchanged = [], False, True
+        return part
 
     def resumed(self, finished: Mapping[int, Model]) -> Walk:
         """Return the walk with some blocks read, as edited, from other models."""
@@ -122,7 +128,8 @@ class Walk:
                 meta.resize(self.network, source, group)
         meta.fill(source, self.network, name, self.device, self.dtype)
         mixer, positions = self.model.architecture.block(index).mixer, self.model.mixer_positions(index)
-        return Block(index, name, self.network.get_submodule(name), hidden, calls, mixer, positions, len(self.all_batches))
+        module, total = self.network.get_submodule(name), len(self.all_batches)
+        return Block(index, name, module, hidden, calls, mixer, positions, total, self.exchanged)
 
     def _capture(self) -> list[Calls]:
         """Run the model with recording blocks to capture the first hidden states and every block's arguments."""

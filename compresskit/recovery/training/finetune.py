@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
@@ -84,7 +85,8 @@ def _own_samples(recovery: Recovery) -> list[Sample]:
         return []
     how = Sampling(options.seed + 1, recovery.where, recovery.bars.of("sampling text"))
     with timed(recovery.seconds, "sampling"):
-        tokens, _ = self_tokens(recovery.original, (options.self_samples, options.sequence_length), how)
+        size = options.self_samples, options.sequence_length
+        tokens = distributed.from_first(lambda: self_tokens(recovery.original, size, how)[0])
     texts: list[list[int]] = tokens.tolist()
     return [Sample(Instruction(i, "self", [], "", "self"), text, 1) for i, text in enumerate(texts)]
 
@@ -103,7 +105,7 @@ def _network(recovery: Recovery) -> PreTrainedModel:
     from compresskit.checkpoint.stock import quiet
 
     with quiet():  # peft imports bitsandbytes, which says what it lacks on a CPU
-        from compresskit.recovery.training.trainer import whole_network
+        from compresskit.recovery.training.networks import whole_network
 
     options, where = recovery.request.options, recovery.where
     if options.update == "full":  # a narrower dtype would round small steps away; products may still use one
@@ -145,9 +147,14 @@ def _training_data(
 
 def _train_weights(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
     """Train every weight of the blocks."""
-    from compresskit.recovery.training.trainer import BlockWeights, block_weights, train
+    from compresskit.recovery.training.dealt_weights import DealtWeights
+    from compresskit.recovery.training.networks import BlockWeights, block_weights
+    from compresskit.recovery.training.trainer import train
 
-    trained = BlockWeights(network, recovery.request.model.architecture.blocks)
+    architecture = recovery.request.model.architecture
+    # Which experts have gradients differs among ranks, and a sharded network has none to leave out.
+    dealt = distributed.can_shard() and not architecture.has_experts
+    trained = (DealtWeights if dealt else BlockWeights)(network, architecture.blocks)
     checkpoints = recovery.request.workspace / TRAINER
     history = train(trained, data, recovery.where.device, checkpoints, recovery.bars.of("training"))
     return Training(weights=block_weights(trained)), history
@@ -155,7 +162,8 @@ def _train_weights(recovery: Recovery, network: PreTrainedModel, data: TrainingD
 
 def _train_pairs(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
     """Train a low-rank pair on every linear."""
-    from compresskit.recovery.training.trainer import add_factors, factors, train
+    from compresskit.recovery.training.networks import add_factors, factors
+    from compresskit.recovery.training.trainer import train
 
     model, ranks = recovery.request.model, recovery.request.ranks
     trained = add_factors(network, ranks, model.adapter, data.seed)
