@@ -6,8 +6,8 @@
     python benchmarks/storage.py cost SOURCE [--samples 32]
 
 The harness is tests/fault_harness.py. It takes a C compiler and Linux. Prints a table, or a JSON line, and exits with 1 if
-an invariant is broken. `cost` prints which share of a stage's time goes into fsync and into waiting for SHA-256, on the disk of the
-working directory.
+an invariant is broken. `cost` prints which share of a stage's time goes into fsync and into waiting for SHA-256, on the disk
+of the working directory.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ and stored tensors; both only transpose, so they preserve all bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -156,13 +157,12 @@ def to_stored(model: Model, name: str, weight: Tensor) -> Tensor:
 def fill(
     model: Model, network: PreTrainedModel, prefix: str, device: torch.device, dtype: torch.dtype, images: bool = False
 ) -> None:
-    """Read every parameter and stored buffer below the module `prefix`.
+    """Read every parameter and stored buffer below the module `prefix` that is not there yet.
 
     "" stands for those outside the blocks, and outside the towers unless `images` are to run through these.
     """
-    for name, parameter in _parameters(model, network, prefix, images):
-        if parameter.is_meta and model.has(name):
-            _set(network, name, read_plain(model, name).to(device=device, dtype=dtype).contiguous())
+    for name in wanted(model, network, prefix, images):
+        _set(network, name, read_on(model, name, device, dtype))
     for parameters, stored in _conversions(model, prefix):
         read = {name: model.checkpoint.read(name) for name in stored}
         for name, tensor in converted(network, read).items():
@@ -171,6 +171,25 @@ def fill(
     _fill_buffers(model, network, prefix, device)
     if not prefix:
         _tie(model, network)
+
+
+def wanted(model: Model, network: PreTrainedModel, prefix: str, images: bool = False) -> list[str]:
+    """Plain names of the parameters below a module that are not read yet and that the checkpoint stores."""
+    return [name for name, each in _parameters(model, network, prefix, images) if each.is_meta and model.has(name)]
+
+
+def place(network: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Give the network parameters that were read before, by plain name."""
+    for name, tensor in weights.items():
+        _set(network, name, tensor)
+
+
+def read_on(model: Model, name: str, device: torch.device, dtype: torch.dtype, pinned: bool = False) -> Tensor:
+    """`read_plain` in this dtype on a device; from `pinned` memory the copy may still be under way on the current stream."""
+    tensor = read_plain(model, name)
+    if pinned and tensor.device.type == "cpu":
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=pinned).to(dtype).contiguous()
 
 
 def _conversions(model: Model, prefix: str) -> list[tuple[set[str], tuple[str, ...]]]:
