@@ -116,34 +116,34 @@ class PackQuantized:
                 return scheme
         raise CheckpointError(f"{self.checkpoint.folder}: {name} is packed, but no config group targets it")
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read the weight, (out, in), in its scale's dtype; readers that keep it packed compute in the model's own dtype."""
         with unpacking(self.checkpoint, name):
-            return self._unpacked(name)
+            return self._unpacked(name, device)
 
-    def read_codes(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def read_codes(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Read (codes (out, in) int8, zero points (out, groups) int8, scales (out, groups) in their stored dtype) of a linear."""
         import torch
 
         from compresskit.numerics.bit_packing import unpacked
 
         bits, (rows, columns) = self.scheme(name).bits, self.shape(name)
-        scale = self.checkpoint.read(f"{name}.weight_scale")
-        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed"), bits, columns)
+        scale = self.checkpoint.read(f"{name}.weight_scale").to(device)
+        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed").to(device), bits, columns)
         if self.scheme(name).symmetric:
-            return codes, torch.zeros(scale.shape, dtype=torch.int8), scale
-        return codes, unpacked(self.checkpoint.read(f"{name}.weight_zero_point").T, bits, rows).T, scale
+            return codes, torch.zeros(scale.shape, dtype=torch.int8, device=device), scale
+        return codes, unpacked(self.checkpoint.read(f"{name}.weight_zero_point").to(device).T, bits, rows).T, scale
 
-    def _unpacked(self, name: str) -> Tensor:
+    def _unpacked(self, name: str, device: torch.device | str) -> Tensor:
         import torch
 
         config = self.checkpoint.config
-        codes, zero_point, scale = self.read_codes(name)
+        codes, zero_point, scale = self.read_codes(name, device)
         if not config["quantization_config"].get("dequantize"):
             scale = scale.to(getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32")))
         groups, zero_point = scale.shape, zero_point.to(scale.dtype)
         if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # column groups reordered by activation order
-            group_of = self.checkpoint.read(f"{name}.weight_g_idx").long()
+            group_of = self.checkpoint.read(f"{name}.weight_g_idx").to(device).long()
             if int(group_of.min()) < 0 or int(group_of.max()) >= groups[1]:
                 raise CheckpointError(f"{self.checkpoint.folder}: {name}.weight_g_idx names no stored group; download it again")
             found: Tensor = (codes.to(scale.dtype) - zero_point[:, group_of]) * scale[:, group_of]

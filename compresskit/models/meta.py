@@ -24,6 +24,9 @@ from compresskit.models.model import FfnGroup, Model
 from compresskit.models.names import converted
 from compresskit.models.network import META, build_network, configuration_of
 
+UNPACKING = ("cpu", "cuda")
+"""Devices on which every low-bit format is unpacked."""
+
 
 def build(model: Model, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Build the stock causal language model in plain form, without weights.
@@ -129,18 +132,23 @@ def _is_transposed(model: Model, name: str) -> bool:
     return name.removesuffix(".weight") in model.block_linears(model.block_of(name))
 
 
-def read_plain(model: Model, name: str) -> Tensor:
-    """Read the weight with this plain name, (out, in), in its stored dtype; low-bit weights are unpacked, adapters added."""
+def read_plain(model: Model, name: str, device: torch.device | None = None) -> Tensor:
+    """Read the weight with this plain name; low-bit weights are unpacked, adapters added.
+
+    Returns:
+        The weight (out, in), in its stored dtype: a low-bit one on the device, if that can unpack it, all others on the CPU.
+    """
     linear = name.removesuffix(".weight")
+    base = _read_base(model, name, device)
     if model.adapter is not None and name.endswith(".weight") and model.adapter.holds(linear):
-        return _read_base(model, name).float() + model.adapter.update(linear)
-    return _read_base(model, name)
+        return base.float() + model.adapter.update(linear).to(base.device)
+    return base
 
 
-def _read_base(model: Model, name: str) -> Tensor:
+def _read_base(model: Model, name: str, device: torch.device | None) -> Tensor:
     linear = name.removesuffix(".weight")
     if model.format is not None and model.is_low_bit(linear):
-        return model.format.read(model.stored_name(linear))
+        return model.format.read(model.stored_name(linear), device if device and device.type in UNPACKING else "cpu")
     part = model.packed(name)
     if part is not None:
         matrix = model.checkpoint.read_slice(part.stored, part.expert)
@@ -186,7 +194,7 @@ def place(network: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
 
 def read_on(model: Model, name: str, device: torch.device, dtype: torch.dtype, pinned: bool = False) -> Tensor:
     """`read_plain` in this dtype on a device; from `pinned` memory the copy may still be under way on the current stream."""
-    tensor = read_plain(model, name)
+    tensor = read_plain(model, name, device)
     if pinned and tensor.device.type == "cpu":
         tensor = tensor.contiguous().pin_memory()
     return tensor.to(device, non_blocking=pinned).to(dtype).contiguous()
