@@ -33,6 +33,7 @@ from compresskit.methods import name_of
 from compresskit.models.load import open_any
 from compresskit.models.model import Model
 from compresskit.stages import Method, Options, parse_bytes
+from compresskit.walk.cost import scratch_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +107,12 @@ class Request:
         """Forward passes for sampling the text; the cache may hold it already."""
         return PASSES_SAMPLING * self.options.samples if self.options.calibration == "self" else 0.0
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Room on disk, during the work alone, for hidden states that would take too much memory."""
+        text = self.text if self.options.device in ("auto", "cpu") else None
+        return scratch_bytes(self.model, text.samples * text.sequence_length) if text else 0
+
     def settings(self, where: Where) -> dict[str, Any]:
         """Settings that determine the weights, besides the models and the text."""
         shared = self.options.model_dump(include=set(TEXT_SETTINGS))
@@ -119,7 +126,7 @@ class Request:
         options = self.options
         if distributed.is_first():
             check_out(self.out, self.model.checkpoint.folder, options.overwrite, options.resume)
-            check_space(self.out, needed_bytes)
+            check_space(self.out, needed_bytes + self.scratch_bytes)
         if self.outputs().config is not None:
             side_files(self.model.checkpoint.folder)
 
@@ -214,6 +221,7 @@ def begin(request: Request, work: WorkFolder, bars: ProgressBars) -> Job:
     """
     options = request.options
     where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
+    where = where._replace(scratch=work.path / "scratch")
     settings = request.settings(where)
     found = distributed.from_first(lambda: _found(request, settings, work, where, bars))
     return Job(request, work, where, settings=settings, bars=bars, **found)

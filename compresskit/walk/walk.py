@@ -27,9 +27,11 @@ from compresskit.machine.memory import release_freed_memory
 from compresskit.models import meta
 from compresskit.models.model import Model
 from compresskit.walk.ahead import Ahead
-from compresskit.walk.block import Block, forward_replaced
+from compresskit.walk.block import Block
 from compresskit.walk.calls import Calls, note_taker, passing_on
-from compresskit.walk.cost import micro_batch_size
+from compresskit.walk.cost import lie_on_disk, micro_batch_size
+from compresskit.walk.hidden_states import tensors_in
+from compresskit.walk.hooks import forward_replaced
 from compresskit.walk.images import Images, add_between, check_runs, image_note_taker, inputs_of
 
 
@@ -59,8 +61,9 @@ class Walk:
         self.images, size = images or {}, 1 if images else micro_batch or micro_batch_size(model, tokens.shape[1])
         self.all_batches = list(torch.split(tokens, size)) if len(tokens) else []
         """Micro-batches of all ranks together."""
-        self.dealt = dealt
+        self.dealt, self.scratch = dealt, where.scratch
         self.hidden: list[Tensor] = []
+        self.attention: list[Any] = []
 
     def take(self, samples: int) -> Walk:
         """Return the walk over the first micro-batches that hold at least `samples` samples, or over all if there are fewer."""
@@ -131,12 +134,16 @@ class Walk:
         meta.place(self.network, known or {})
         meta.fill(source, self.network, name, self.device, self.dtype)
         mixer, positions = self.model.architecture.block(index).mixer, self.model.mixer_positions(index)
-        return Block(index, name, self.network.get_submodule(name), hidden, calls, mixer, positions, len(self.all_batches))
+        self.attention.clear()
+        module, count = self.network.get_submodule(name), len(self.all_batches)
+        return Block(index, name, module, hidden, calls, mixer, positions, count, self.attention)
 
     def _capture(self) -> list[Calls]:
         """Run the model with recording blocks to capture the first hidden states and every block's arguments."""
         calls: list[Calls] = [[] for _ in range(self.model.block_count)]
-        self.hidden.clear()
+        tokens = sum(batch.numel() for batch in self.batches)
+        scratch = self.scratch if self.device.type == "cpu" and lie_on_disk(self.model, tokens) else None
+        self.hidden, self.attention = tensors_in(scratch), tensors_in(scratch)
         meta.fill(self.model, self.network, "", self.device, self.dtype, bool(self.images))
         for batch in self.batches:
             seen = inputs_of(self.images, batch, self.network, self.device, self.dtype)
