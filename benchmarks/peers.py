@@ -107,7 +107,8 @@ def main() -> None:
     print(json.dumps({
         "tool": arguments.tool, "bits": arguments.bits, "samples": arguments.samples,
         **({"iterations": arguments.iterations, "extension": arguments.extension} if arguments.tool == "auto-round" else {}),
-        "processor_seconds": round(time.process_time() - worked), "seconds": round(time.monotonic() - started), "peak_gb": round(peak / 1e9, 2),
+        "processor_seconds": round(time.process_time() - worked), "seconds": round(time.monotonic() - started),
+        "peak_gb": round(peak / 1e9, 2),
     }))  # fmt: skip
 
 
