@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ from compresskit.errors import RankError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
@@ -219,6 +220,107 @@ def send(value: Tensor, owner: int) -> None:
         group.broadcast(sent.view(torch.uint8) if sent.dtype.itemsize == 1 else sent, src=owner)
     if sent is not value:
         value.copy_(sent)
+
+
+def send_each(values: Sequence[Tensor]) -> None:
+    """Give every rank the tensors of all pieces, in place; each comes from the rank that `own` gives its number."""
+    for number, value in enumerate(values):
+        send(value, number % count())
+
+
+def add_in_order(total: Tensor | None, like: Tensor, value: Tensor | None, sources: Sequence[int], owner: int) -> Tensor | None:
+    """Add the values of some ranks, in this order, to the owner's total, in place.
+
+    `like` has their shape and dtype; `value` is this rank's, if it is a source, and may become the total.
+
+    Returns:
+        The total on the owner, what was given elsewhere; None where nothing has been added yet.
+    """
+    for source in sources:
+        if owner == rank():
+            found = value if source == owner else _received(like, source)
+            total = found if total is None else total.add_(found)  # type: ignore[arg-type]
+        elif source == rank() and value is not None:
+            with _noticing():
+                _group().send(_as_bytes(value), owner)
+    return total
+
+
+def add_everywhere(total: Tensor, value: Tensor | None, sources: int) -> None:
+    """Add to every rank's total, in place, the values of the first `sources` ranks, in their order; `value`: this rank's."""
+    for source in range(sources):
+        found = value if source == rank() else total.new_empty(total.shape)
+        assert found is not None
+        send(found, source)
+        total.add_(found)
+
+
+def swapped(value: Tensor) -> Tensor:
+    """Of a row cut in as many pieces as there are ranks, this rank's piece of every rank's row, in the order of the ranks."""
+    import torch
+
+    found = torch.empty_like(value)
+    with _noticing():
+        _group().all_to_all_single(found, value)
+    return found
+
+
+def can_shard() -> bool:
+    """Whether there are ranks to which a network's weights can be dealt, by a torch that lets us add up their gradients."""
+    if count() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, "set_custom_reduce_scatter")
+
+
+def shard(network: Module, parts: Mapping[Module, Any]) -> None:
+    """Deal the weights of a network to the ranks (FSDP2): a part is whole only while it runs, the rest during a pass.
+
+    `parts`: of each what adds up its gradients, called as torch's ReduceScatter.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(next(network.parameters()).device.type, (count(),))
+    for part, adding in parts.items():
+        fully_shard(part, mesh=mesh).set_custom_reduce_scatter(adding)
+    fully_shard(network, mesh=mesh)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor with the pieces of all ranks; each takes part. Itself, if it is in no pieces."""
+    if not hasattr(value, "full_tensor"):
+        return value
+    with _noticing():
+        found: Tensor = value.full_tensor()
+    return found
+
+
+def dealt_as(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor that every rank has, dealt as a sharded parameter of its shape is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    found: Tensor = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return found
+
+
+def _received(like: Tensor, source: int) -> Tensor:
+    """A tensor from another rank, with the shape and dtype of `like`."""
+    import torch
+
+    found = torch.empty_like(like, memory_format=torch.contiguous_format)
+    with _noticing():
+        _group().recv(_as_bytes(found), source)
+    return found
+
+
+def _as_bytes(value: Tensor) -> Tensor:
+    """The same memory, or a copy of it in order, as bytes: every backend sends these."""
+    import torch
+
+    return value.contiguous().flatten().view(torch.uint8)
 
 
 def own_device(name: str) -> str:

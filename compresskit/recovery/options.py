@@ -55,8 +55,8 @@ class RecoverOptions(Options):
     """Mean rank of the low-rank updates, distributed by block importance if pruning measured it."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of the cosine schedule; default: 1e-3 for low-rank and grid, 2e-4 for full."""
-    code_rate: Annotated[float, Field(gt=0)] = 0.02
-    """Peak rate of the codes with --update grid, in steps of the grid."""
+    code_distance: Annotated[float, Field(gt=0)] = 0.5
+    """Total distance that the weight behind a code can move with --update grid, in steps of the grid."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between training checkpoints for --resume."""
     gradient_checkpointing: bool = False

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from compresskit import distributed
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
+from compresskit.walk.hooks import SeenEnough, forward_replaced, keeping, recorded_inputs, replaying
 
 
 class Statistic(Protocol):
@@ -41,9 +43,11 @@ class Block:
     """Number of leading positions of `Model.linear_sequence` after which that module's output is final."""
     micro_batches: int = 0
     """Number of micro-batches of all ranks together."""
-    advanced: bool = field(default=False)
+    exchanged: bool = False
+    """Whether every rank holds all micro-batches, runs its own and gets the outputs of the others."""
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
+    advanced: bool = field(default=False)
 
     def linear(self, name: str) -> nn.Linear:
         """Return the linear with this plain, model-wide name."""
@@ -55,6 +59,11 @@ class Block:
     def runs(self) -> bool:
         """Whether text runs through the block; cross-attention to images does not run without them."""
         return bool(self.calls) or not self.hidden
+
+    @property
+    def own(self) -> range:
+        """Numbers of the micro-batches that this rank runs, among those in `hidden`."""
+        return distributed.own(len(self.hidden)) if self.exchanged else range(len(self.hidden))
 
     def run(self, hidden: Tensor, number: int) -> Tensor:
         """Run the block with the arguments of micro-batch `number`.
@@ -72,7 +81,11 @@ class Block:
 
     def run_all(self, stream: Sequence[Tensor]) -> list[Tensor]:
         """Run a stream of hidden states, one tensor per micro-batch of the walk."""
-        return [self.run(hidden, number) for number, hidden in enumerate(stream)]
+        own = self.own
+        outputs = [self.run(each, number) if number in own else torch.empty_like(each) for number, each in enumerate(stream)]
+        if self.exchanged:
+            distributed.send_each(outputs)
+        return outputs
 
     def run_with(self, hidden: Tensor, number: int, weights: Mapping[str, Tensor]) -> Tensor:
         """Like `run`, with other weights, keyed by their names inside the block; gradients flow to them."""
@@ -97,13 +110,13 @@ class Block:
         with ExitStack() as stack:
             if self.remembered or (attention_is_final and self.attention):
                 module = self.module.get_submodule(self.attention)
-                attend = _replaying(list(self.remembered)) if self.remembered else _keeping(module.forward, self.remembered)
+                attend = replaying(list(self.remembered)) if self.remembered else keeping(module.forward, self.remembered)
                 stack.enter_context(forward_replaced(module, attend))
             # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
             self._record(statistics, stack, stop=len(statistics) == 1)
-            for number, hidden in enumerate(self.hidden):
-                with suppress(_SeenEnough):
-                    self.run(hidden, number)
+            for number in self.own:
+                with suppress(SeenEnough):
+                    self.run(self.hidden[number], number)
         for statistic in statistics.values():
             statistic.share()
         release_freed_memory()
@@ -124,11 +137,15 @@ class Block:
         with ExitStack() as stack:
             if self.remembered:
                 module = self.module.get_submodule(self.attention)
-                stack.enter_context(forward_replaced(module, _replaying(self.remembered)))
+                stack.enter_context(forward_replaced(module, replaying(self.remembered)))
+            own = self.own
             for index, hidden in enumerate(self.hidden):
-                output = self.run(hidden, index)
+                output = self.run(hidden, index) if index in own else torch.empty_like(hidden)
                 self.hidden[index] = output
-                yield hidden, output
+                if index in own:
+                    yield hidden, output
+        if self.exchanged:
+            distributed.send_each(self.hidden)
         self.advanced = True
 
     def take_inputs(self, hidden: Sequence[Tensor]) -> None:
@@ -142,45 +159,4 @@ class Block:
 
     def _record(self, statistics: Mapping[str, Statistic], stack: ExitStack, stop: bool) -> None:
         for name, statistic in statistics.items():
-            stack.enter_context(_recorded_inputs(self.linear(name), statistic.add, stop))
-
-
-class _SeenEnough(Exception):
-    """Stops a block's run early when its output is not needed."""
-
-
-@contextmanager
-def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        add(args[0].detach().flatten(0, -2))
-        if stop:
-            raise _SeenEnough
-
-    handle = linear.register_forward_pre_hook(record)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
-    def keeping(*args: Any, **kwargs: Any) -> Any:
-        kept.append(forward(*args, **kwargs))
-        return kept[-1]
-
-    return keeping
-
-
-def _replaying(kept: list[Any]) -> Callable[..., Any]:
-    """Return the kept outputs in order, freeing each."""
-    return lambda *args, **kwargs: kept.pop(0)
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward but keep the module and its attributes in place."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
+            stack.enter_context(recorded_inputs(self.linear(name), statistic.add, stop))

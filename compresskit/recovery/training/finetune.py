@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compresskit import calibration
+from compresskit import calibration, distributed
 from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.calibration.sources import TextRequest
 from compresskit.machine.precision import matrix_products
@@ -95,8 +95,9 @@ def _text_samples(recovery: Recovery) -> list[Sample]:
     count, length = options.text_samples, options.sequence_length
     asked = TextRequest(options.calibration, count, length, options.seed, count)
     with timed(recovery.seconds, "text"):
-        found = calibration.calibrate(asked, recovery.original, recovery.where, recovery.bars.of("sampling text"))
-    return _whole_texts(found.tokens, "text")
+        bar = recovery.bars.of("sampling text")
+        tokens = distributed.from_first(lambda: calibration.calibrate(asked, recovery.original, recovery.where, bar).tokens)
+    return _whole_texts(tokens, "text")
 
 
 def _whole_texts(tokens: Tensor, source: str) -> list[Sample]:
@@ -111,7 +112,8 @@ def _own_samples(recovery: Recovery) -> list[Sample]:
         return []
     how = Sampling(options.seed + 1, recovery.where, recovery.bars.of("sampling text"))
     with timed(recovery.seconds, "sampling"):
-        tokens, _ = self_tokens(recovery.original, (options.self_samples, options.sequence_length), how)
+        size = options.self_samples, options.sequence_length
+        tokens = distributed.from_first(lambda: self_tokens(recovery.original, size, how)[0])
     return _whole_texts(tokens, "self")
 
 
@@ -129,7 +131,7 @@ def _network(recovery: Recovery) -> PreTrainedModel:
     from compresskit.checkpoint.stock import quiet
 
     with quiet():  # peft imports bitsandbytes, which says what it lacks on a CPU
-        from compresskit.recovery.training.trainer import whole_network
+        from compresskit.recovery.training.networks import whole_network
 
     options, where = recovery.request.options, recovery.where
     if options.update != "low-rank":  # a narrower dtype would round small steps away; products may still use one
@@ -163,7 +165,7 @@ def _training_data(
         teacher=teacher,
         hard_weights=[weight if i < given else 0.0 for i in range(len(samples))],
         learning_rate=options.learning_rate or DEFAULT_LEARNING_RATES[options.update],
-        code_rate=options.code_rate,
+        code_distance=options.code_distance,
         seed=options.seed,
         checkpoint_steps=options.checkpoint_steps,
         precision=options.precision,
@@ -173,9 +175,14 @@ def _training_data(
 
 def _train_weights(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
     """Train every weight of the blocks."""
-    from compresskit.recovery.training.trainer import BlockWeights, block_weights, train
+    from compresskit.recovery.training.dealt_weights import DealtWeights
+    from compresskit.recovery.training.networks import BlockWeights, block_weights
+    from compresskit.recovery.training.trainer import train
 
-    trained = BlockWeights(network, recovery.request.model.architecture.blocks)
+    architecture = recovery.request.model.architecture
+    # Which experts have gradients differs among ranks, and a sharded network has none to leave out.
+    dealt = distributed.can_shard() and not architecture.has_experts
+    trained = (DealtWeights if dealt else BlockWeights)(network, architecture.blocks)
     checkpoints = recovery.request.workspace / TRAINER
     history = train(trained, data, recovery.where.device, checkpoints, recovery.bars.of("training"))
     return Training(weights=block_weights(trained)), history
@@ -183,7 +190,8 @@ def _train_weights(recovery: Recovery, network: PreTrainedModel, data: TrainingD
 
 def _train_pairs(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
     """Train a low-rank pair on every linear."""
-    from compresskit.recovery.training.trainer import add_factors, factors, train
+    from compresskit.recovery.training.networks import add_factors, factors
+    from compresskit.recovery.training.trainer import train
 
     model, ranks = recovery.request.model, recovery.request.ranks
     trained = add_factors(network, ranks, model.adapter, data.seed)
@@ -196,7 +204,8 @@ def _train_pairs(recovery: Recovery, network: PreTrainedModel, data: TrainingDat
 def _train_grid(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
     """Train the grids of all packed linears, the norms and the biases; the start is kept where held-back text is worse after."""
     from compresskit.recovery.training.grid import GridModel
-    from compresskit.recovery.training.trainer import mean_loss, train
+    from compresskit.recovery.training.steps import mean_loss
+    from compresskit.recovery.training.trainer import train
 
     model, device = replace(recovery.request.model, adapter=None), recovery.where.device
     trained = GridModel(network, model, recovery.original if recovery.request.options.train == "all" else None)
@@ -205,7 +214,7 @@ def _train_grid(recovery: Recovery, network: PreTrainedModel, data: TrainingData
     history = train(trained, data, device, recovery.request.workspace / TRAINER, recovery.bars.of("training"))
     after = mean_loss(trained, judged, device)
     better = not judged.samples or after < before
-    facts = {"code_rate": data.code_rate, "judged": {"before": before, "after": after}, "kept": "trained" if better else "start"}
+    facts = {"judged": {"before": before, "after": after}, "kept": "trained" if better else "start"}
     return Training(facts=facts, stored=trained.stored() if better else {}), history
 
 

@@ -109,7 +109,7 @@ def test_a_low_bit_model_keeps_its_format_and_comes_nearer(
     train: str, family: str, symmetric: bool, tiny: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
     source, out = low(tiny[family], tmp_path / "low", symmetric=symmetric), tmp_path / "out"
-    asked = options(tiny[family], data, steps=16, update="grid", train=train, learning_rate=1e-2, code_rate=0.05)
+    asked = options(tiny[family], data, steps=16, update="grid", train=train, learning_rate=1e-2, code_distance=0.5)
     result = recover(Random(budget=0.5), str(source), out, asked)
     report = json.loads((out / "recover.json").read_text())
     assert report["kept"] == "trained" and result["held_back_after"]["loss"] < result["held_back_before"]["loss"]
@@ -131,7 +131,7 @@ def test_a_training_that_makes_held_back_text_worse_keeps_the_start(
     tiny: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out, said = low(tiny["llama"], tmp_path / "low"), tmp_path / "out", [1.5, 2.5]
-    monkeypatch.setattr("compresskit.recovery.training.trainer.mean_loss", lambda *_: said.pop(0))
+    monkeypatch.setattr("compresskit.recovery.training.steps.mean_loss", lambda *_: said.pop(0))
     asked = options(tiny["llama"], data, steps=2, update="grid")
     recover(Random(budget=0.5), str(source), out, asked)
     assert json.loads((out / "recover.json").read_text())["kept"] == "start"
