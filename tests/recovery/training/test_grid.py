@@ -165,3 +165,22 @@ def test_what_has_no_grid_to_train_is_refused(
         assert not isinstance(open_model(folder).format, PackQuantized)
     with pytest.raises(RequestError, match=message):
         recover(Random(budget=0.5), str(folder), tmp_path / "out", options(tiny["llama"], data, update="grid", **changes))
+
+
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    tiny: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = low(tiny["llama"], tmp_path / "low")
+    asked = options(tiny["llama"], data, steps=4, update="grid", checkpoint_steps=2, precision="float32", held_back=0.0)
+    recover(Random(budget=0.5), str(source), tmp_path / "whole", asked)
+
+    def interrupted(_: Any, __: Any, state: Any, control: Any, **___: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("compresskit.recovery.training.trainer._Watch.on_step_end", interrupted)
+        recover(Random(budget=0.5), str(source), tmp_path / "out", asked)
+    recover(Random(budget=0.5), str(source), tmp_path / "out", asked.model_copy(update={"resume": True}))
+    digests = [sha256(tmp_path / name / "model.safetensors") for name in ("whole", "out")]
+    assert digests[0] == digests[1] != sha256(source / "model.safetensors")
