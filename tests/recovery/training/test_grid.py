@@ -24,7 +24,7 @@ from compresskit.quantization.rtn import RTN
 from compresskit.quantization.run import quantize
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
-from compresskit.recovery.training.grid import GridLinear, Relative, start_latent
+from compresskit.recovery.training.grid import GridAdam, GridLinear, Relative, start_latent
 from compresskit.stages import Options
 
 pytest.importorskip("scipy")
@@ -75,7 +75,7 @@ def test_a_linear_starts_at_the_stored_weight_and_on_its_originals_side(scheme: 
     assert torch.equal(latent.round(), codes.float())
     exact = weight / grid.scale.repeat_interleave(8 // grid.scale.shape[1], 1)
     exact += grid.zero_point.repeat_interleave(8 // grid.scale.shape[1], 1)
-    assert torch.equal(latent > codes, exact > codes)
+    assert torch.equal(latent > codes, exact > codes) and float((latent - codes).abs().max()) <= 0.451
     linear = GridLinear(latent, grid.zero_point, grid.scale.to(dtype), scheme, None)
     stored, fixed = linear.stored(), GridLinear(codes, grid.zero_point, grid.scale.to(dtype), scheme, None)
     assert torch.equal(stored["weight_scale"], grid.scale.to(dtype))
@@ -92,6 +92,26 @@ def test_a_vector_moves_in_shares_of_its_values_and_is_rounded_to_its_dtype() ->
     relative = Relative(torch.tensor([2.0, -0.5, 0.0]), torch.bfloat16)
     found = relative(torch.tensor([0.251, 0.251, 0.251]))
     assert torch.equal(found, torch.tensor([2.502, -0.3745, 0.0]).bfloat16().float())
+
+
+def test_the_optimiser_is_adam_and_with_one_moment_a_row_moves_latents_as_far_as_their_gradients_are_large() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(3, 8, generator=generator) for _ in range(4)]
+    found = [torch.zeros(3, 8, requires_grad=True) for _ in range(3)]
+    ours = GridAdam([{"params": [found[0]], "lr": 0.1}, {"params": [found[1]], "lr": 0.1, "by_row": True}])
+    stock = torch.optim.Adam([found[2]], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
+    for gradient in gradients:
+        for each in found:
+            each.grad = gradient.clone()
+        ours.step()
+        stock.step()
+    assert torch.allclose(found[0], found[2], atol=1e-6)
+    mean, square, expected = torch.zeros(3, 8), torch.zeros(3), torch.zeros(3, 8)
+    for step, gradient in enumerate(gradients, start=1):
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.99 * square + 0.01 * gradient.square().sum(dim=1) / 8
+        expected -= 0.1 * (mean / (1 - 0.9**step)) / (square / (1 - 0.99**step)).sqrt()[:, None]
+    assert torch.allclose(found[1], expected, atol=1e-6)
 
 
 def low(source: Path, folder: Path, **settings: Any) -> Path:
