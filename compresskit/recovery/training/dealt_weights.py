@@ -3,7 +3,7 @@
 A block's weights are put together where it runs, so every rank runs whenever one does. Gradients are added in the order of the
 micro-batches, as one rank adds them, and their norm is that of whole weights. So the bytes are those of one rank where the rows
 of all weights are multiples of 16. On a CPU, AdamW's kernel rounds the numbers after a share's last whole vector otherwise: with
-rows of 52 to 62, 6 of 40,000 weights differed after four steps, by one unit in the last place.
+rows of 52 to 62, 6 of 25,920 weights differed after four steps, by one unit in the last place.
 """
 
 from __future__ import annotations
