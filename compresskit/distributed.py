@@ -2,7 +2,7 @@
 
 Every rank runs the same code on its own share of the text. Sums of statistics go over all ranks, rows of solves are dealt out
 and exchanged, gradients of a training step are added in the order of one rank, and the first rank alone writes. A process
-without torchrun is the only rank of one, and every function here then returns at once. Only this file and sharding.py use
+without torchrun is the only rank of one, and every function here then returns at once. Only this file and machine/sharding.py use
 torch.distributed.
 
 The same bytes come out for any number of ranks, because no result depends on who computed it or on the order of a sum:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit import distributed, sharding
+from compresskit import distributed
+from compresskit.machine import sharding
 from compresskit.recovery.training.networks import BlockWeights
 from compresskit.recovery.training.sharing import SharedGradients
 from compresskit.recovery.training.steps import StepTrainer

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compresskit import distributed, sharding
+from compresskit import distributed
 from compresskit.calibration.sampling import Sampling, self_tokens
+from compresskit.machine import sharding
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
 from compresskit.recovery.data.encoding import Sample

@@ -18,9 +18,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit import sharding
 from compresskit.checkpoint.stock import quiet
 from compresskit.formats.peft import Adapter, factor_names
+from compresskit.machine import sharding
 from compresskit.machine.device import Where
 from compresskit.models import meta
 from compresskit.models.model import Model
