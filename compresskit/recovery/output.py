@@ -36,7 +36,7 @@ def write(recovery: Recovery, selection: Selection, training: Training | None, f
     """
     request, settings, source = recovery.request, recovery.settings, recovery.request.model.checkpoint
     before = after = request.model.parameters, request.model.bytes
-    writer = Writer(recovery.work, request.outputs(), request.options.shard_bytes, recovery.key)
+    writer = Writer(recovery.work, request.outputs(), request.options.shard_bytes, lambda: recovery.key)
     writer.start(source.folder)
     if training is not None:
         from compresskit.recovery.losses import held_back_losses

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from compresskit import distributed
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
+from compresskit.walk.hooks import SeenEnough, forward_replaced, keeping, recorded_inputs, replaying
 
 
 class Statistic(Protocol):
@@ -44,9 +45,9 @@ class Block:
     """Number of micro-batches of all ranks together."""
     exchanged: bool = False
     """Whether every rank holds all micro-batches, runs its own and gets the outputs of the others."""
-    advanced: bool = field(default=False)
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
+    advanced: bool = field(default=False)
 
     def linear(self, name: str) -> nn.Linear:
         """Return the linear with this plain, model-wide name."""
@@ -109,12 +110,12 @@ class Block:
         with ExitStack() as stack:
             if self.remembered or (attention_is_final and self.attention):
                 module = self.module.get_submodule(self.attention)
-                attend = _replaying(list(self.remembered)) if self.remembered else _keeping(module.forward, self.remembered)
+                attend = replaying(list(self.remembered)) if self.remembered else keeping(module.forward, self.remembered)
                 stack.enter_context(forward_replaced(module, attend))
             # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
             self._record(statistics, stack, stop=len(statistics) == 1)
             for number in self.own:
-                with suppress(_SeenEnough):
+                with suppress(SeenEnough):
                     self.run(self.hidden[number], number)
         for statistic in statistics.values():
             statistic.share()
@@ -136,7 +137,7 @@ class Block:
         with ExitStack() as stack:
             if self.remembered:
                 module = self.module.get_submodule(self.attention)
-                stack.enter_context(forward_replaced(module, _replaying(self.remembered)))
+                stack.enter_context(forward_replaced(module, replaying(self.remembered)))
             own = self.own
             for index, hidden in enumerate(self.hidden):
                 output = self.run(hidden, index) if index in own else torch.empty_like(hidden)
@@ -158,45 +159,4 @@ class Block:
 
     def _record(self, statistics: Mapping[str, Statistic], stack: ExitStack, stop: bool) -> None:
         for name, statistic in statistics.items():
-            stack.enter_context(_recorded_inputs(self.linear(name), statistic.add, stop))
-
-
-class _SeenEnough(Exception):
-    """Stops a block's run early when its output is not needed."""
-
-
-@contextmanager
-def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        add(args[0].detach().flatten(0, -2))
-        if stop:
-            raise _SeenEnough
-
-    handle = linear.register_forward_pre_hook(record)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
-    def keeping(*args: Any, **kwargs: Any) -> Any:
-        kept.append(forward(*args, **kwargs))
-        return kept[-1]
-
-    return keeping
-
-
-def _replaying(kept: list[Any]) -> Callable[..., Any]:
-    """Return the kept outputs in order, freeing each."""
-    return lambda *args, **kwargs: kept.pop(0)
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward but keep the module and its attributes in place."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
+            stack.enter_context(recorded_inputs(self.linear(name), statistic.add, stop))
