@@ -1,8 +1,9 @@
-"""Several processes work on one request: `torchrun --nproc-per-node N -m compresskit ...`. Nothing else uses torch.distributed.
+"""Several processes work on one request: `torchrun --nproc-per-node N -m compresskit ...`.
 
 Every rank runs the same code on its own share of the text. Sums of statistics go over all ranks, rows of solves are dealt out
-and exchanged, and the first rank alone writes. A process without torchrun is the only rank of one, and every function here
-then returns at once.
+and exchanged, gradients of a training step are added in the order of one rank, and the first rank alone writes. A process
+without torchrun is the only rank of one, and every function here then returns at once. Only this file and machine/sharding.py use
+torch.distributed.
 
 The same bytes come out for any number of ranks, because no result depends on who computed it or on the order of a sum:
 statistics add float32 sums of one micro-batch each in float64, which holds them exactly unless one entry's sums span more than
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,6 @@ from compresskit.errors import RankError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
@@ -66,10 +66,10 @@ def joined() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _noticing():
+    with noticing():
         group.init_process_group(backend, timeout=PATIENCE)
     yield
-    with _noticing():
+    with noticing():
         group.barrier()
         group.destroy_process_group()
 
@@ -98,7 +98,7 @@ def _group() -> Any:
 
 
 @contextmanager
-def _noticing() -> Iterator[None]:
+def noticing() -> Iterator[None]:
     """Name the failure of an exchange: another rank has ended."""
     try:
         yield
@@ -129,7 +129,7 @@ def wait() -> None:
     """Wait until every rank has come here; what the first wrote before is then there for all."""
     group = _group()
     if group:
-        with _noticing():
+        with noticing():
             group.barrier()
 
 
@@ -139,7 +139,7 @@ def from_first(make: Callable[[], T]) -> T:
     if not group:
         return make()
     made = [make() if is_first() else None]
-    with _noticing():
+    with noticing():
         group.broadcast_object_list(made, src=0)
     return made[0]  # type: ignore[return-value]
 
@@ -163,7 +163,7 @@ def total(value: Tensor) -> Tensor:
     """Add up a tensor over all ranks, in place; in float64 or whole numbers, so that the order does not matter."""
     group = _group()
     if group:
-        with _noticing():
+        with noticing():
             group.all_reduce(value)
     return value
 
@@ -179,7 +179,7 @@ def every(value: T) -> list[T]:
     if not group:
         return [value]
     found: list[Any] = [None] * count()
-    with _noticing():
+    with noticing():
         group.all_gather_object(found, value)
     return found
 
@@ -216,7 +216,7 @@ def send(value: Tensor, owner: int) -> None:
     import torch
 
     sent = value.contiguous()
-    with _noticing():
+    with noticing():
         group.broadcast(sent.view(torch.uint8) if sent.dtype.itemsize == 1 else sent, src=owner)
     if sent is not value:
         value.copy_(sent)
@@ -241,7 +241,7 @@ def add_in_order(total: Tensor | None, like: Tensor, value: Tensor | None, sourc
             found = value if source == owner else _received(like, source)
             total = found if total is None else total.add_(found)  # type: ignore[arg-type]
         elif source == rank() and value is not None:
-            with _noticing():
+            with noticing():
                 _group().send(_as_bytes(value), owner)
     return total
 
@@ -260,49 +260,8 @@ def swapped(value: Tensor) -> Tensor:
     import torch
 
     found = torch.empty_like(value)
-    with _noticing():
+    with noticing():
         _group().all_to_all_single(found, value)
-    return found
-
-
-def can_shard() -> bool:
-    """Whether there are ranks to which a network's weights can be dealt, by a torch that lets us add up their gradients."""
-    if count() == 1:
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return hasattr(FSDPModule, "set_custom_reduce_scatter")
-
-
-def shard(network: Module, parts: Mapping[Module, Any]) -> None:
-    """Deal the weights of a network to the ranks (FSDP2): a part is whole only while it runs, the rest during a pass.
-
-    `parts`: of each what adds up its gradients, called as torch's ReduceScatter.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(next(network.parameters()).device.type, (count(),))
-    for part, adding in parts.items():
-        fully_shard(part, mesh=mesh).set_custom_reduce_scatter(adding)
-    fully_shard(network, mesh=mesh)
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor with the pieces of all ranks; each takes part. Itself, if it is in no pieces."""
-    if not hasattr(value, "full_tensor"):
-        return value
-    with _noticing():
-        found: Tensor = value.full_tensor()
-    return found
-
-
-def dealt_as(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor that every rank has, dealt as a sharded parameter of its shape is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(parameter, DTensor)
-    found: Tensor = distribute_tensor(value, parameter.device_mesh, parameter.placements)
     return found
 
 
@@ -311,7 +270,7 @@ def _received(like: Tensor, source: int) -> Tensor:
     import torch
 
     found = torch.empty_like(like, memory_format=torch.contiguous_format)
-    with _noticing():
+    with noticing():
         _group().recv(_as_bytes(found), source)
     return found
 

@@ -25,12 +25,24 @@ TEXT = " ".join(f"the {number} foxes jump over {number * 7 % 13} dogs, and the d
 SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
 
 
-def torchrun(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python command in several processes, as torchrun does."""
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
+        port: int = found.getsockname()[1]
+    return port
+
+
+def torchrun(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python command in several processes, as torchrun does."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        "--master-port",
+        str(free_port()),
+    ]
     environment = os.environ | SETTINGS
     return subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, check=False, timeout=500)
 
@@ -61,8 +73,7 @@ def test_any_number_of_ranks_writes_the_same_bytes(work: Path, monkeypatch: pyte
     torch.set_num_threads(threads)
     expected = rank_runs.digests(work / "1")
     assert {name.partition("/")[0] for name in expected} == set(rank_runs.RUNS)
-    run = torchrun(3, str(TESTS / "rank_runs.py"), str(work), str(work / "3"))
-    assert run.returncode == 0, run.stderr
+    rank_runs.run_ranks(3, free_port(), work, work / "3")
     assert rank_runs.digests(work / "3") == expected
 
 

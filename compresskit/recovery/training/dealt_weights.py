@@ -1,7 +1,9 @@
 """Train whole weights on several ranks: each holds, and moves, its share of every weight (FSDP2).
 
 A block's weights are put together where it runs, so every rank runs whenever one does. Gradients are added in the order of the
-micro-batches, as one rank adds them, and their norm is that of whole weights: the bytes are those of one rank.
+micro-batches, as one rank adds them, and their norm is that of whole weights. So the bytes are those of one rank where the rows
+of all weights are multiples of 16. On a CPU, AdamW's kernel rounds the numbers after a share's last whole vector otherwise: with
+rows of 52 to 62, 6 of 25,920 weights differed after four steps, by one unit in the last place.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit import distributed
+from compresskit.machine import sharding
 from compresskit.recovery.training.networks import BlockWeights
 from compresskit.recovery.training.sharing import SharedGradients
 from compresskit.recovery.training.steps import StepTrainer
@@ -50,18 +53,18 @@ class DealtWeights(BlockWeights):
     def __init__(self, network: PreTrainedModel, blocks: str):
         super().__init__(network, blocks)
         self.sums = {block: InOrder() for block in network.get_submodule(blocks).children()}
-        distributed.shard(network, self.sums)
+        sharding.shard(network, self.sums)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Trained weights, whole, on the CPU; all ranks take part."""
-        return {name: distributed.whole(value).cpu() for name, value in super().state_dict().items()}
+        return {name: sharding.whole(value).cpu() for name, value in super().state_dict().items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take over whole trained weights."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
-                    parameter.copy_(distributed.dealt_as(state_dict[name].to(parameter), parameter))
+                    parameter.copy_(sharding.dealt_as(state_dict[name].to(parameter), parameter))
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
 
@@ -97,6 +100,11 @@ class DealtWeightsTrainer(StepTrainer):
         """What adds up the gradients of a step."""
         return DealtGradients(parameters, self.model.sums.values())
 
+    def backpropagate(self, model: Any, batch: Mapping[str, Tensor], positions: int, weight: float = 1.0) -> Tensor:
+        """Add the gradients of a micro-batch, in exchanges with the other ranks."""
+        with sharding.noticing_lost():
+            return super().backpropagate(model, batch, positions, weight)
+
     def join(self, model: Any, batch: Mapping[str, Tensor], positions: int) -> None:
         """Run another rank's micro-batch for nothing, to have the weights put together."""
         self.backpropagate(model, batch, positions, 0.0)
@@ -110,8 +118,7 @@ class DealtWeightsTrainer(StepTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         state = self.optimizer.state_dict()
         state["state"] = {
-            number: {name: distributed.whole(value).cpu() for name, value in kept.items()}
-            for number, kept in state["state"].items()
+            number: {name: sharding.whole(value).cpu() for name, value in kept.items()} for number, kept in state["state"].items()
         }
         if distributed.is_first():
             torch.save(state, Path(output_dir) / OPTIMIZER)
@@ -125,7 +132,7 @@ class DealtWeightsTrainer(StepTrainer):
         for numbers, parameter in zip(state["state"].values(), _trained(self.optimizer), strict=True):
             for name, value in numbers.items():
                 if value.shape == parameter.shape:
-                    numbers[name] = distributed.dealt_as(value.to(parameter), parameter)
+                    numbers[name] = sharding.dealt_as(value.to(parameter), parameter)
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(read(Path(checkpoint) / SCHEDULER))
 
@@ -143,7 +150,7 @@ def clip(parameters: Iterable[Tensor], max_norm: float, norm_type: int = 2) -> T
         The norm before.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = [torch.linalg.vector_norm(distributed.whole(each), norm_type) for each in gradients]
+    norms = [torch.linalg.vector_norm(sharding.whole(each), norm_type) for each in gradients]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     for each in gradients:
         each.mul_((max_norm / (norm + SMALLEST_NORM)).clamp(max=1.0))

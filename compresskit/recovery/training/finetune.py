@@ -15,6 +15,7 @@ from torch import Tensor
 from compresskit import calibration, distributed
 from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.calibration.sources import TextRequest
+from compresskit.machine import sharding
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
 from compresskit.recovery.data.encoding import Sample
@@ -181,7 +182,7 @@ def _train_weights(recovery: Recovery, network: PreTrainedModel, data: TrainingD
 
     architecture = recovery.request.model.architecture
     # Which experts have gradients differs among ranks, and a sharded network has none to leave out.
-    dealt = distributed.can_shard() and not architecture.has_experts
+    dealt = sharding.can_shard() and not architecture.has_experts
     trained = (DealtWeights if dealt else BlockWeights)(network, architecture.blocks)
     checkpoints = recovery.request.workspace / TRAINER
     history = train(trained, data, recovery.where.device, checkpoints, recovery.bars.of("training"))

@@ -18,9 +18,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit import distributed
 from compresskit.checkpoint.stock import quiet
 from compresskit.formats.peft import Adapter, factor_names
+from compresskit.machine import sharding
 from compresskit.machine.device import Where
 from compresskit.models import meta
 from compresskit.models.model import Model
@@ -112,4 +112,4 @@ class BlockWeights(nn.Module):
 def block_weights(trained: BlockWeights) -> dict[str, Tensor]:
     """Trained weights by plain name, float32 on the CPU."""
     named = trained.network.named_parameters()
-    return {name: distributed.whole(p.detach()).float().cpu() for name, p in named if p.requires_grad}
+    return {name: sharding.whole(p.detach()).float().cpu() for name, p in named if p.requires_grad}
