@@ -61,7 +61,11 @@ RUNS = {
     "apiq-experts": (quantize, "apiq", {"bits": 3, "samples": 5, "group_size": 16, "epochs": 1, "symmetric": True}),
     "recover": (recover, "paser", {**FINE_TUNING, "budget": 0.5, "neighbours": 5, "loss": "distill"}),
     "recover-full": (recover_in_two, "random", {**FINE_TUNING, "budget": 1.0, "update": "full"}),
-    "recover-grid": (recover, "random", {**FINE_TUNING, "budget": 1.0, "steps": 3, "update": "grid", "learning_rate": 0.002}),
+    "recover-grid": (
+        recover,
+        "random",
+        {**FINE_TUNING, "budget": 1.0, "steps": 3, "update": "grid", "train": "all", "learning_rate": 0.002},
+    ),
     "eora": (compensate, "eora", {"rank": 4}),
     "eora-budget": (compensate, "eora", {"rank_budget": 4, "aim": "block"}),
     "act": (compensate, "act", {"rank": 4}),

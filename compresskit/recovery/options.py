@@ -49,8 +49,8 @@ class RecoverOptions(Options):
     update: Update = "low-rank"
     """Trained weights: low-rank (a pair per linear), full (every weight of the blocks, dense sources only) or grid (codes, scales
     and norms of a low-bit source, which keeps its size and format)."""
-    train: Train = "all"
-    """What --update grid trains: all, or scales (with norms and biases; codes stay)."""
+    train: Train = "scales"
+    """What --update grid trains: scales (with norms and biases; codes stay), or all (codes too)."""
     rank: Annotated[int, Field(ge=1)] = 16
     """Mean rank of the low-rank updates, distributed by block importance if pruning measured it."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None

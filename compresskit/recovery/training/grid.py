@@ -1,6 +1,6 @@
 """Distillation into the grid: a low-bit model's codes, scales, norms and biases are trained; its file keeps size and format.
 
-EfficientQAT, arXiv 2407.11062, section 3.3, trains the scales of the whole model on its loss; here the codes too, by
+EfficientQAT, arXiv 2407.11062, section 3.3, trains the scales of the whole model on its loss; with --train all the codes too, by
 straight-through rounding, as quantisation-aware distillation does (arXiv 2601.20088). The loss is that of `recover`.
 
     W_q = s (clamp(round(V), lowest, highest) - z)                                                        (1)
@@ -16,9 +16,11 @@ z       zero point, which stays                              (out, groups)   zer
 v, v_0  a norm or a bias, and its start
 d       relative change, 0 at the start
 
-V starts at the original weight, moved into the cell of the stored code: the model starts as it is stored, and each weight knows
-to which of its neighbours it is nearer. Every step computes with s and v rounded to their stored dtypes, so what is written is
-what was trained. The released code of EfficientQAT trains float32 scales and rounds them after it has measured them.
+V starts at the original weight, moved into the cell of the stored code and a little away from its borders: the model starts as it
+is stored, and each weight knows to which of its neighbours it is nearer. AdamW moves all V by about the same distance, so their
+starts must differ: where all started at their codes, they crossed into the next ones within a few steps, and the model was lost.
+Every step computes with s and v rounded to their stored dtypes, so what is written is what was trained. The released code of
+EfficientQAT trains float32 scales and rounds them after it has measured them. Measured in docs/evidence/recover.md.
 """
 
 from __future__ import annotations
@@ -38,10 +40,8 @@ from compresskit.models.model import Model
 from compresskit.numerics.grid import Grid, grouped
 from compresskit.numerics.scheme import Scheme
 
-BETAS = 0.9, 0.99
-"""Of the optimiser's means of gradients and of their squares."""
-SMALLEST_ROOT = 1e-12
-"""Keeps steps finite where a gradient is 0."""
+LATENT_EPSILON = 1e-12
+"""Of AdamW for latents: their gradients are those of weights times a scale, and its own 1e-8 would hold them."""
 INSIDE = 0.45
 """Furthest that V starts from the stored code, in steps: at half a step the first move of any size would change the code."""
 
@@ -176,7 +176,7 @@ class GridModel(nn.Module):
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         latents = [p for name, p in trained if name.endswith(".latent")]
         groups: list[dict[str, Any]] = [{"params": [p for name, p in trained if not name.endswith(".latent")], "lr": rate}]
-        return groups + ([{"params": latents, "lr": code_rate, "by_row": True}] if latents else [])
+        return groups + ([{"params": latents, "lr": code_rate, "eps": LATENT_EPSILON}] if latents else [])
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
@@ -190,38 +190,6 @@ class GridModel(nn.Module):
             owner, leaf = _owner(self.network, name)
             found[name] = getattr(owner, leaf).to(dtype).cpu()
         return found
-
-
-class GridAdam(torch.optim.Optimizer):
-    """Adam whose second moments are one a row for latents (Adam-mini, arXiv 2406.16793), one a value for all else.
-
-    With a second moment of its own every latent moves by the same distance, whether the loss depends on it or not; they then
-    cross into the next code together, and the model is lost. In its row a latent moves as far as its gradient is large.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]]):
-        """`groups` of parameters with their "lr", and "by_row" where second moments are those of rows."""
-        super().__init__(groups, {"by_row": False})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step along the means of the gradients."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, parameter.grad, group)
-
-    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        square = gradient.square().mean(dim=-1, keepdim=True) if group["by_row"] else gradient.square()
-        state = self.state[parameter]
-        if not state:
-            state |= {"step": torch.zeros(()), "mean": torch.zeros_like(parameter), "square": torch.zeros_like(square)}
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - BETAS[0])
-        state["square"].lerp_(square, 1 - BETAS[1])
-        first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
-        root = (state["square"] / second).sqrt_().add_(SMALLEST_ROOT)
-        parameter.addcdiv_(state["mean"], root, value=-group["lr"] / first)
 
 
 def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -20,7 +20,7 @@ from compresskit.machine.precision import takes_bfloat16
 from compresskit.recovery.training.batches import TrainingData, collate
 from compresskit.recovery.training.checkpoints import last_checkpoint
 from compresskit.recovery.training.dealt_weights import DealtWeights, DealtWeightsTrainer
-from compresskit.recovery.training.grid import GridAdam, GridModel
+from compresskit.recovery.training.grid import GridModel
 from compresskit.recovery.training.networks import BlockWeights
 from compresskit.recovery.training.steps import Steps, StepTrainer
 
@@ -58,7 +58,7 @@ def _optimizer(trained: Any, data: TrainingData) -> torch.optim.Optimizer | None
         return None
     # Under the warm-up and the cosine a rate sums to half its peak times the steps.
     code_rate = 2 * data.code_distance / len(data.steps)
-    return GridAdam(trained.parameter_groups(data.learning_rate, code_rate))
+    return torch.optim.AdamW(trained.parameter_groups(data.learning_rate, code_rate), weight_decay=0.0)
 
 
 def train(

@@ -24,7 +24,7 @@ from compresskit.quantization.rtn import RTN
 from compresskit.quantization.run import quantize
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
-from compresskit.recovery.training.grid import GridAdam, GridLinear, Relative, start_latent
+from compresskit.recovery.training.grid import GridLinear, Relative, start_latent
 from compresskit.stages import Options
 
 pytest.importorskip("scipy")
@@ -92,26 +92,6 @@ def test_a_vector_moves_in_shares_of_its_values_and_is_rounded_to_its_dtype() ->
     relative = Relative(torch.tensor([2.0, -0.5, 0.0]), torch.bfloat16)
     found = relative(torch.tensor([0.251, 0.251, 0.251]))
     assert torch.equal(found, torch.tensor([2.502, -0.3745, 0.0]).bfloat16().float())
-
-
-def test_the_optimiser_is_adam_and_with_one_moment_a_row_moves_latents_as_far_as_their_gradients_are_large() -> None:
-    generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(3, 8, generator=generator) for _ in range(4)]
-    found = [torch.zeros(3, 8, requires_grad=True) for _ in range(3)]
-    ours = GridAdam([{"params": [found[0]], "lr": 0.1}, {"params": [found[1]], "lr": 0.1, "by_row": True}])
-    stock = torch.optim.Adam([found[2]], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
-    for gradient in gradients:
-        for each in found:
-            each.grad = gradient.clone()
-        ours.step()
-        stock.step()
-    assert torch.allclose(found[0], found[2], atol=1e-6)
-    mean, square, expected = torch.zeros(3, 8), torch.zeros(3), torch.zeros(3, 8)
-    for step, gradient in enumerate(gradients, start=1):
-        mean = 0.9 * mean + 0.1 * gradient
-        square = 0.99 * square + 0.01 * gradient.square().sum(dim=1) / 8
-        expected -= 0.1 * (mean / (1 - 0.9**step)) / (square / (1 - 0.99**step)).sqrt()[:, None]
-    assert torch.allclose(found[1], expected, atol=1e-6)
 
 
 def low(source: Path, folder: Path, **settings: Any) -> Path:
@@ -191,7 +171,9 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     tiny: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = low(tiny["llama"], tmp_path / "low")
-    asked = options(tiny["llama"], data, steps=4, update="grid", checkpoint_steps=2, precision="float32", held_back=0.0)
+    asked = options(
+        tiny["llama"], data, steps=4, update="grid", train="all", checkpoint_steps=2, precision="float32", held_back=0.0
+    )
     recover(Random(budget=0.5), str(source), tmp_path / "whole", asked)
 
     def interrupted(_: Any, __: Any, state: Any, control: Any, **___: Any) -> None:
