@@ -18,6 +18,8 @@ from compresskit.models.model import Model
 
 MICRO_BATCH_BYTES = 1 << 25
 """Bound on the activations of the widest linear in one micro-batch (32 MiB)."""
+KEPT_BYTES = 1 << 28
+"""Bound on the inputs of a linear that are kept for the next run (kept.py): 256 MiB, 8,192 tokens of 8,192 features."""
 FLOAT32_BYTES = 4
 ACTIVATIONS = 5
 """Number of live tensors as large as the widest linear's inputs: two projections, the activation, the product, attention's."""
@@ -90,7 +92,8 @@ def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
     windows, length = tokens
     hidden = 0 if lie_on_disk(model, windows * length) else hidden_bytes(model, windows * length)
     activations = window_bytes(model, length) * micro_batch_size(model, length)
-    return max(embedding_bytes(model) + hidden, block_bytes(model) + 2 * hidden + activations + edited)
+    kept = min(KEPT_BYTES, windows * window_bytes(model, length) // ACTIVATIONS) if edited else 0
+    return max(embedding_bytes(model) + hidden, block_bytes(model) + 2 * hidden + activations + edited + kept)
 
 
 def head_share(model: Model) -> float:
