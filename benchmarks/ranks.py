@@ -1,7 +1,8 @@
 """Several ranks on one machine: time against one rank, and kill -9 of a rank at random moments.
 
     python benchmarks/ranks.py speed SOURCE --text FILE [--ranks 2] [--samples 16] [--length 512] [--rounds 1]
-        [--stage "quantize gptq --bits 3"]
+        [--stage "quantize gptq --bits 3" | "quantize apiq --bits 2 --rank 0 --epochs 1"
+            | "recover random --budget 1 --original SOURCE --data FILE.jsonl"]
     python benchmarks/ranks.py kills SOURCE --text FILE [--ranks 2] [--kills 20] [--stage ...]
 
 `speed` runs the command with one rank and with several in turn, one thread each, and prints a JSON line: the median of each,

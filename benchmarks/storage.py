@@ -6,8 +6,8 @@
     python benchmarks/storage.py cost SOURCE [--samples 32]
 
 The harness is tests/fault_harness.py. It takes a C compiler and Linux. Prints a table, or a JSON line, and exits with 1 if
-an invariant is broken. `cost` prints which share of a stage's time goes into fsync and into SHA-256, on the disk of the
-working directory.
+an invariant is broken. `cost` prints which share of a stage's time goes into fsync and into waiting for SHA-256, on the disk
+of the working directory.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def run_pairs(arguments: argparse.Namespace) -> int:
 
 
 def run_cost(arguments: argparse.Namespace) -> int:
-    """The share of fsync and of hashes in a pruning, and in a quantisation that reads its result."""
+    """The share of fsync, and of waiting for hashes, in a pruning, and in a quantisation that reads its result."""
     from compresskit import prune, quantize
 
     common = {"calibration": "builtin", "samples": arguments.samples, "quiet": True}
@@ -177,7 +177,7 @@ def run_cost(arguments: argparse.Namespace) -> int:
             seconds = time.monotonic() - started
             found: dict[str, Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
             of = {what: sum(row[3] for (file, _, each), row in found.items() if each == what and "compresskit" in file)
-                  for what in ("sync", "sha256", "check_unchanged")}  # fmt: skip
+                  for what in ("sync", "hashes")}  # fmt: skip
             shares = {what: round(each / seconds, 4) for what, each in of.items()}
             print(json.dumps({"stage": name, "seconds": round(seconds, 1), "shares": shares}), flush=True)
     return 0

@@ -1,8 +1,9 @@
-"""Several processes work on one request: `torchrun --nproc-per-node N -m compresskit ...`. Nothing else uses torch.distributed.
+"""Several processes work on one request: `torchrun --nproc-per-node N -m compresskit ...`.
 
 Every rank runs the same code on its own share of the text. Sums of statistics go over all ranks, rows of solves are dealt out
-and exchanged, and the first rank alone writes. A process without torchrun is the only rank of one, and every function here
-then returns at once.
+and exchanged, gradients of a training step are added in the order of one rank, and the first rank alone writes. A process
+without torchrun is the only rank of one, and every function here then returns at once. Only this file and machine/sharding.py use
+torch.distributed.
 
 The same bytes come out for any number of ranks, because no result depends on who computed it or on the order of a sum:
 statistics add float32 sums of one micro-batch each in float64, which holds them exactly unless one entry's sums span more than
@@ -65,10 +66,10 @@ def joined() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _noticing():
+    with noticing():
         group.init_process_group(backend, timeout=PATIENCE)
     yield
-    with _noticing():
+    with noticing():
         group.barrier()
         group.destroy_process_group()
 
@@ -97,7 +98,7 @@ def _group() -> Any:
 
 
 @contextmanager
-def _noticing() -> Iterator[None]:
+def noticing() -> Iterator[None]:
     """Name the failure of an exchange: another rank has ended."""
     try:
         yield
@@ -128,7 +129,7 @@ def wait() -> None:
     """Wait until every rank has come here; what the first wrote before is then there for all."""
     group = _group()
     if group:
-        with _noticing():
+        with noticing():
             group.barrier()
 
 
@@ -138,7 +139,7 @@ def from_first(make: Callable[[], T]) -> T:
     if not group:
         return make()
     made = [make() if is_first() else None]
-    with _noticing():
+    with noticing():
         group.broadcast_object_list(made, src=0)
     return made[0]  # type: ignore[return-value]
 
@@ -162,7 +163,7 @@ def total(value: Tensor) -> Tensor:
     """Add up a tensor over all ranks, in place; in float64 or whole numbers, so that the order does not matter."""
     group = _group()
     if group:
-        with _noticing():
+        with noticing():
             group.all_reduce(value)
     return value
 
@@ -178,7 +179,7 @@ def every(value: T) -> list[T]:
     if not group:
         return [value]
     found: list[Any] = [None] * count()
-    with _noticing():
+    with noticing():
         group.all_gather_object(found, value)
     return found
 
@@ -215,10 +216,70 @@ def send(value: Tensor, owner: int) -> None:
     import torch
 
     sent = value.contiguous()
-    with _noticing():
+    with noticing():
         group.broadcast(sent.view(torch.uint8) if sent.dtype.itemsize == 1 else sent, src=owner)
     if sent is not value:
         value.copy_(sent)
+
+
+def send_each(values: Sequence[Tensor]) -> None:
+    """Give every rank the tensors of all pieces, in place; each comes from the rank that `own` gives its number."""
+    for number, value in enumerate(values):
+        send(value, number % count())
+
+
+def add_in_order(total: Tensor | None, like: Tensor, value: Tensor | None, sources: Sequence[int], owner: int) -> Tensor | None:
+    """Add the values of some ranks, in this order, to the owner's total, in place.
+
+    `like` has their shape and dtype; `value` is this rank's, if it is a source, and may become the total.
+
+    Returns:
+        The total on the owner, what was given elsewhere; None where nothing has been added yet.
+    """
+    for source in sources:
+        if owner == rank():
+            found = value if source == owner else _received(like, source)
+            total = found if total is None else total.add_(found)  # type: ignore[arg-type]
+        elif source == rank() and value is not None:
+            with noticing():
+                _group().send(_as_bytes(value), owner)
+    return total
+
+
+def add_everywhere(total: Tensor, value: Tensor | None, sources: int) -> None:
+    """Add to every rank's total, in place, the values of the first `sources` ranks, in their order; `value`: this rank's."""
+    for source in range(sources):
+        found = value if source == rank() else total.new_empty(total.shape)
+        assert found is not None
+        send(found, source)
+        total.add_(found)
+
+
+def swapped(value: Tensor) -> Tensor:
+    """Of a row cut in as many pieces as there are ranks, this rank's piece of every rank's row, in the order of the ranks."""
+    import torch
+
+    found = torch.empty_like(value)
+    with noticing():
+        _group().all_to_all_single(found, value)
+    return found
+
+
+def _received(like: Tensor, source: int) -> Tensor:
+    """A tensor from another rank, with the shape and dtype of `like`."""
+    import torch
+
+    found = torch.empty_like(like, memory_format=torch.contiguous_format)
+    with noticing():
+        _group().recv(_as_bytes(found), source)
+    return found
+
+
+def _as_bytes(value: Tensor) -> Tensor:
+    """The same memory, or a copy of it in order, as bytes: every backend sends these."""
+    import torch
+
+    return value.contiguous().flatten().view(torch.uint8)
 
 
 def own_device(name: str) -> str:

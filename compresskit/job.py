@@ -10,13 +10,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compresskit import calibration, distributed
 from compresskit.calibration.sources import TextRequest
+from compresskit.checkpoint.digests import beside
 from compresskit.checkpoint.folder import held
-from compresskit.checkpoint.manifest import changed_files, check_unchanged, fingerprint, finished_result, manifest
+from compresskit.checkpoint.manifest import changed_files, damage_named, fingerprint, finished_result, manifest, verified_hashes
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.recorded import read_manifest
@@ -31,6 +33,7 @@ from compresskit.methods import name_of
 from compresskit.models.load import open_any
 from compresskit.models.model import Model
 from compresskit.stages import Method, Options, parse_bytes
+from compresskit.walk.cost import scratch_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +107,12 @@ class Request:
         """Forward passes for sampling the text; the cache may hold it already."""
         return PASSES_SAMPLING * self.options.samples if self.options.calibration == "self" else 0.0
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Room on disk, during the work alone, for hidden states that would take too much memory."""
+        text = self.text if self.options.device in ("auto", "cpu") else None
+        return scratch_bytes(self.model, text.samples * text.sequence_length) if text else 0
+
     def settings(self, where: Where) -> dict[str, Any]:
         """Settings that determine the weights, besides the models and the text."""
         shared = self.options.model_dump(include=set(TEXT_SETTINGS))
@@ -117,7 +126,7 @@ class Request:
         options = self.options
         if distributed.is_first():
             check_out(self.out, self.model.checkpoint.folder, options.overwrite, options.resume)
-            check_space(self.out, needed_bytes)
+            check_space(self.out, needed_bytes + self.scratch_bytes)
         if self.outputs().config is not None:
             side_files(self.model.checkpoint.folder)
 
@@ -144,16 +153,19 @@ class Job:
     text: dict[str, str | None]
     """What text they are, for the manifest."""
     settings: dict[str, Any]
-    key: str
-    """Fingerprint of everything that determines the result; an interrupted run is resumed only with the same key."""
     progress: dict[str, Any] | None
     """Progress of an interrupted run, None if there is none."""
     bars: ProgressBars
 
+    @cached_property
+    def key(self) -> str:
+        """`_key` of this request; the first use waits for the hashes of the weight files."""
+        return _key(self.request, self.settings, self.text)
+
     def writer(self, outputs: Outputs, facts: dict[str, Any]) -> Writer:
         """The writer for these outputs, new with these facts for the manifest, or resumed: its `done` lists finished blocks."""
         folder = self.request.model.checkpoint.folder
-        writer = Writer(self.work, outputs, self.request.options.shard_bytes, self.key)
+        writer = Writer(self.work, outputs, self.request.options.shard_bytes, lambda: self.key)
         if self.progress:
             writer.resume(folder, self.progress)
         else:
@@ -186,41 +198,47 @@ def run_request(open_request: Callable[[], R], work: Callable[[R, Job], dict[str
     started = time.monotonic()
     request = distributed.after_first(open_request)
     options = request.options
-    with held(request.out, options.overwrite, options.resume) as folder, ProgressBars(quiet) as bars:
+    hashed = [(each.digests, each.files) for each in request.stores] if distributed.is_first() else []
+    with held(request.out, options.overwrite, options.resume) as folder, ProgressBars(quiet) as bars, beside(hashed):
         job = begin(request, folder, bars)
-        result = distributed.from_first(lambda: finished_request(request, job.key)) or work(request, job)
+        is_there = options.resume and os.path.lexists(request.out)
+        finished = distributed.from_first(lambda: finished_request(request, job.key) if is_there else None)
+        with damage_named(lambda: job.key if distributed.is_first() else None):
+            result = finished or work(request, job)
     return result | time_and_memory(started)
 
 
 def begin(request: Request, work: WorkFolder, bars: ProgressBars) -> Job:
-    """Verify the weight files, choose the device, read the text and look for an interrupted run.
+    """Choose the device, read the text and look for an interrupted run.
 
     Returns:
         The running request; nothing is written yet.
 
     Raises:
-        CheckpointError: a weight file is not what its manifest says.
+        CheckpointError: a weight file is not what its manifest says; without an interrupted run, the job's key finds that out.
         RequestError: there is no such device, or another request's unfinished output is in the way.
         CalibrationError: the text is unusable or too short.
     """
     options = request.options
     where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
+    where = where._replace(scratch=work.path / "scratch")
     settings = request.settings(where)
     found = distributed.from_first(lambda: _found(request, settings, work, where, bars))
     return Job(request, work, where, settings=settings, bars=bars, **found)
 
 
 def _found(request: Request, settings: dict[str, Any], work: WorkFolder, where: Where, bars: ProgressBars) -> dict[str, Any]:
-    """Verify the weight files; the text, the fingerprint and the progress. Of several ranks the first does it for all."""
-    options = request.options
-    if options.verify:
-        for each in request.stores:
-            check_unchanged(each)
+    """The text and the progress. Of several ranks the first finds them for all."""
     tokens, images, text = _text(request, where, bars)
-    hashes = [each.hashes for each in request.stores]
-    key = fingerprint(request.stage, settings, options.shard_bytes, *hashes, text["calibration_digest"])
-    progress = read_progress(work, key) if options.resume else None
-    return {"tokens": tokens, "images": images, "text": text, "key": key, "progress": progress}
+    is_begun = request.options.resume and work.progress.is_file()
+    progress = read_progress(work, _key(request, settings, text)) if is_begun else None
+    return {"tokens": tokens, "images": images, "text": text, "progress": progress}
+
+
+def _key(request: Request, settings: dict[str, Any], text: Mapping[str, str | None]) -> str:
+    """Fingerprint of everything that determines the result; an interrupted run is resumed only with the same key."""
+    hashes = verified_hashes(request.stores, request.options.verify)
+    return fingerprint(request.stage, settings, request.options.shard_bytes, *hashes, text["calibration_digest"])
 
 
 def _text(

@@ -20,7 +20,7 @@ from ternary_files import read as read_ternary
 
 from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.formats import bitsandbytes, open_format
-from compresskit.formats.compressed_tensors import configuration
+from compresskit.formats.packed_configuration import configuration
 from compresskit.formats.stored_forms import open_dense
 from compresskit.formats.ternary.container import INDEX, metadata_checksum
 from compresskit.numerics.scheme import Scheme

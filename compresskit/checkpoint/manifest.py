@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from compresskit.checkpoint.reader import Checkpoint, sha256
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import inside
 from compresskit.checkpoint.work_folder import MANIFEST
-from compresskit.errors import CheckpointError
+from compresskit.errors import CheckpointError, NumericalError
 
 FORMAT_VERSION = 1
 FINISHED: dict[str, Kind] = {"stage": TEXT.always, "method": TEXT.always, "settings": OBJECT.always, "facts": OBJECT}
@@ -77,6 +79,23 @@ def check_unchanged(store: Checkpoint) -> None:
                 f"{file}: SHA-256 is {store.hashes[file.name]}, {folder / MANIFEST} recorded {expected}; use an intact copy, "
                 "or pass --no-verify if you changed it"
             )
+
+
+def verified_hashes(stores: Sequence[Checkpoint], verify: bool) -> list[dict[str, str]]:
+    """SHA-256 of opened folders' weight files, by name; raises CheckpointError if `verify` and a manifest recorded another."""
+    for store in stores if verify else ():
+        check_unchanged(store)
+    return [store.hashes for store in stores]
+
+
+@contextmanager
+def damage_named(verify: Callable[[], object]) -> Iterator[None]:
+    """Where the work fails on what it read, `verify` the weight files first: it names the damaged one, if that is the cause."""
+    try:
+        yield
+    except (CheckpointError, NumericalError):
+        verify()
+        raise
 
 
 def _recorded_hashes(recorded: dict[str, Any]) -> dict[str, str]:

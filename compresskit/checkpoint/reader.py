@@ -5,17 +5,17 @@ Opening a checkpoint does not import torch, so unusable input is refused in well
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit.checkpoint import digests
 from compresskit.checkpoint.byte_ranges import Stamp, fill, stamp_of
+from compresskit.checkpoint.digests import Digests, sha256
 from compresskit.checkpoint.headers import BYTES_PER_ELEMENT, FLOATS, Header, TensorSpec, read_header, tensors_in
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.checkpoint.small_files import (
@@ -40,7 +40,6 @@ MOST_NUMBERS = 4096
 """Elements of a tensor that describes another: a shape has 2, the JSON of a bitsandbytes state some 200."""
 MOST_HINTS = 20_000
 """Names that are compared for a near miss; each takes some 20 microseconds."""
-HASH_CHUNK_BYTES = 1 << 22
 FLOAT8_SECTION = 1 << 22
 """Elements that are looked at together."""
 
@@ -70,6 +69,8 @@ class Checkpoint:
     """What the files hold, if not these tensors. `file_of` then has the names of both."""
     headers: dict[Path, Header] = field(default_factory=dict, repr=False, compare=False)
     """The headers that were read, by weight file: to parse one takes milliseconds. Reading adds those that are missing."""
+    digests: Digests = field(default_factory=dict, repr=False, compare=False)
+    """SHA-256 of the weight files, known or being computed."""
 
     @property
     def files(self) -> list[Path]:
@@ -191,10 +192,13 @@ class Checkpoint:
             known = self.headers[path] = read_header(path)
         return known
 
-    @cached_property
+    @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of every weight file, by file name."""
-        return {file.name: sha256(file) for file in self.files}
+        """SHA-256 of every weight file, by file name; each is computed once."""
+        missing = [file for file in self.files if file not in self.digests]
+        if missing:
+            digests.begin(self.digests, missing)
+        return {file.name: self.digests[file].result() for file in self.files}
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -206,15 +210,6 @@ def _is_finite(tensor: Tensor) -> bool:
         sections = (flat[start : start + FLOAT8_SECTION] for start in range(0, len(flat), FLOAT8_SECTION))
         return all(bool(section.float().isfinite().all()) for section in sections)
     return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -9,13 +9,14 @@ their tensors can be read back.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit import distributed
-from compresskit.checkpoint import folder
-from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import Checkpoint, sha256
+from compresskit.checkpoint import digests, folder
+from compresskit.checkpoint.outputs import Outputs, Shard
+from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.side_files import copy_side_files
 from compresskit.checkpoint.weight_files import INDEX
 from compresskit.checkpoint.whole_files import storing, sync, write_whole, write_whole_json
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 class Writer:
     """Writer of a checkpoint folder; call `start` or `resume` first. Without `commit` nothing appears.
 
-    `fingerprint` identifies the request; unfinished output is only resumed by the same request. Of several ranks the first
-    writes; the others keep account, and wait where they may read afterwards what was written.
+    `fingerprint()` identifies the request; unfinished output is only resumed by the same request. A file is hashed in a thread
+    as soon as it is whole. Of several ranks the first writes; the others keep account, and wait where they may read afterwards
+    what was written.
     """
 
-    def __init__(self, work: WorkFolder, outputs: Outputs, max_shard_bytes: int, fingerprint: str):
+    def __init__(self, work: WorkFolder, outputs: Outputs, max_shard_bytes: int, fingerprint: Callable[[], str]):
         self.work = work
         self.outputs = outputs
         self.partial = work.result
@@ -45,6 +47,7 @@ class Writer:
         self.done: list[int] = []
         """Blocks on disk."""
         self.fingerprint = fingerprint
+        self.digests: digests.Digests = {}
         self.facts: dict[str, Any] = {}
 
     def start(self, source: Path) -> None:
@@ -115,6 +118,7 @@ class Writer:
             raise CheckpointError(f"{name}: {data.nbytes} bytes were announced as {spec.bytes} of {spec.dtype}")
         shard = self.shard_of[name]
         path = self.partial / shard.name
+        digests.forget(self.digests, path)
         with storing(path), path.open("r+b") as file:
             file.seek(shard.offsets[name])
             file.write(data.data)
@@ -134,6 +138,7 @@ class Writer:
     def copy_missing(self, source: Checkpoint, prefix: str = "") -> None:
         """Copy all unwritten tensors with this name prefix from the source."""
         self.copy([name for name in self.specs if name in self.missing and name.startswith(prefix)], source)
+        self._hash_whole_files()
 
     def finish_block(self, index: int, facts: dict[str, Any]) -> None:
         """Record that this block is on disk, with the method's facts about it."""
@@ -141,10 +146,11 @@ class Writer:
         self.done.append(index)
         if distributed.is_first():
             written = sorted(set(self.specs) - self.missing)
-            progress = {"fingerprint": self.fingerprint, "blocks": self.done, "written": written, "facts": self.facts}
+            progress = {"fingerprint": self.fingerprint(), "blocks": self.done, "written": written, "facts": self.facts}
             for shard in self.shards:
                 sync(self.partial / shard.name)
             write_whole_json(self.work.progress, progress)
+        self._hash_whole_files()
 
     @property
     def written(self) -> tuple[int, int]:
@@ -153,7 +159,17 @@ class Writer:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the weight files."""
-        return {shard.name: sha256(self.partial / shard.name) for shard in self.shards}
+        self._hash(self.shards)
+        return {shard.name: self.digests[self.partial / shard.name].result() for shard in self.shards}
+
+    def _hash_whole_files(self) -> None:
+        """Begin to hash the files of which every tensor is written."""
+        unfinished = {self.shard_of[name].name for name in self.missing}
+        self._hash([shard for shard in self.shards if shard.name not in unfinished])
+
+    def _hash(self, shards: list[Shard]) -> None:
+        for shard in shards if distributed.is_first() else ():
+            digests.begin(self.digests, [self.partial / shard.name])
 
     def commit(self, manifest: dict[str, Any]) -> None:
         """Write the manifest and give the folder its final name, replacing an older one if that was asked for.
@@ -165,7 +181,7 @@ class Writer:
         if self.missing:
             raise CheckpointError(f"{self.partial}: {len(self.missing)} tensors were never written, first {min(self.missing)}")
         if distributed.is_first():
-            self.write_text(MANIFEST, json.dumps(manifest | {"request": self.fingerprint}, indent=1) + "\n")
+            self.write_text(MANIFEST, json.dumps(manifest | {"request": self.fingerprint()}, indent=1) + "\n")
             folder.commit(self.work)
         distributed.wait()
 

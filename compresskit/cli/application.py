@@ -14,9 +14,9 @@ from compresskit.cli.recipes import add_recipe_commands
 from compresskit.cli.stages import add_stages
 from compresskit.errors import RequestError
 
-SHARED_STAGES = ("prune", "quantize", "compensate", "evaluate")
+SHARED_STAGES = ("prune", "quantize", "compensate", "recover", "evaluate")
 """Commands whose work ranks share."""
-UNSHARED_METHODS = ("quantize apiq", "quantize compeft")
+UNSHARED_METHODS = ("quantize compeft",)
 HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
 
 

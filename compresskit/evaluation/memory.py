@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux states a container's memory limit (cgroups version 2)."""
+from compresskit.machine.memory import free_memory_bytes
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,24 +72,4 @@ def available_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    known = [found for found in (_system_bytes(), _container_bytes()) if found is not None]
-    return min(known, default=None)
-
-
-def _system_bytes() -> int | None:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        sizes = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in sizes:
-            return int(sizes["MemAvailable"].split()[0]) * 1024
-    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _container_bytes() -> int | None:
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if not limit.is_file() or not used.is_file():
-        return None
-    stated = limit.read_text().strip()
-    return None if stated == "max" else max(0, int(stated) - int(used.read_text()))
+    return free_memory_bytes()

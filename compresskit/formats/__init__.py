@@ -6,19 +6,25 @@ A `Format` describes the low-bit linears of one checkpoint: which ones they are,
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from compresskit.checkpoint.reader import Checkpoint, open_checkpoint
+from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
     from torch import Tensor
 
     from compresskit.formats.compressed_tensors import PackQuantized
     from compresskit.formats.eight_bits import IntQuantized
     from compresskit.formats.four_bit_floats import PackedFloats
+    from compresskit.numerics.scheme import Scheme
+
+
+Device: TypeAlias = "torch.device | str"
 
 
 class Format(Protocol):
@@ -36,8 +42,8 @@ class Format(Protocol):
     def stored_tensors(self, name: str) -> list[str]:
         """Stored tensors that make up the weight."""
 
-    def read(self, name: str) -> Tensor:
-        """Read the weight as stock tools unpack it, (out, in), on the CPU."""
+    def read(self, name: str, device: Device = "cpu") -> Tensor:
+        """Read the weight as stock tools unpack it, (out, in); it is unpacked on this device."""
 
 
 def open_format(checkpoint: Checkpoint) -> Format | None:
@@ -84,8 +90,15 @@ def _compressed_tensors(checkpoint: Checkpoint) -> PackQuantized | IntQuantized 
     return PackQuantized.of(checkpoint)
 
 
-def as_read(folder: Path, name: str) -> Tensor:
-    """Read the packed linear of this stored name as readers of the folder do, (out, in); the others may be missing yet."""
-    from compresskit.formats.compressed_tensors import PackQuantized
+def as_read(tensors: Mapping[str, Tensor], scheme: Scheme, dtype: torch.dtype) -> Tensor:
+    """The weight that readers unpack of packed integers, by leaf name, if they compute in `dtype`: (out, in)."""
+    import torch
 
-    return PackQuantized.of(open_checkpoint(folder)).read(name)
+    from compresskit.numerics.bit_packing import unpacked
+
+    rows, columns = tensors["weight_shape"].tolist()
+    scale, zero_point = tensors["weight_scale"].to(dtype), torch.zeros((), dtype=torch.int8)
+    if not scheme.symmetric:
+        zero_point = unpacked(tensors["weight_zero_point"].T, scheme.bits, rows).T
+    codes = unpacked(tensors["weight_packed"], scheme.bits, columns).to(dtype).reshape(*scale.shape, -1)
+    return ((codes - zero_point.to(scale).unsqueeze(-1)) * scale.unsqueeze(-1)).flatten(1)

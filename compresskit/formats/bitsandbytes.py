@@ -21,6 +21,7 @@ from compresskit.checkpoint.small_files import parse_json, shown
 from compresskit.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 STATE = "quant_state.bitsandbytes__nf4"
@@ -168,14 +169,15 @@ class Nf4:
         names = (f"{name}.weight", *(f"{name}.weight.{leaf}" for leaf in LEAVES))
         return [each for each in names if each in self.checkpoint.tensors]
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read the weight, (out, in), in the dtype before quantisation."""
         import torch
 
         library = _library()
-        stored = {each.removeprefix(f"{name}.weight."): self.checkpoint.read(each) for each in self.stored_tensors(name)}
+        found = {each.removeprefix(f"{name}.weight."): self.checkpoint.read(each) for each in self.stored_tensors(name)}
+        stored = {key: tensor.to(device) for key, tensor in found.items()}
         codes = stored.pop(f"{name}.weight")
-        weight: Tensor = library.dequantize_4bit(codes, library.QuantState.from_dict(stored, device=torch.device("cpu")))
+        weight: Tensor = library.dequantize_4bit(codes, library.QuantState.from_dict(stored, device=torch.device(device)))
         return weight
 
 
@@ -212,9 +214,9 @@ class Int8:
         names = (f"{name}.weight", f"{name}.SCB", f"{name}.weight_format")
         return [each for each in names if each in self.checkpoint.tensors]
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read the weight, (out, in) float32."""
-        codes, largest = self.checkpoint.read(f"{name}.weight"), self.checkpoint.read(f"{name}.SCB")
+        codes, largest = (self.checkpoint.read(f"{name}.{leaf}").to(device) for leaf in ("weight", "SCB"))
         weight: Tensor = codes.float() * (largest.float().reshape(-1, 1) / INT8_STEPS)
         return weight
 

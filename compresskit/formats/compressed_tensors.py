@@ -12,10 +12,8 @@ schemes load only without it, and must therefore be symmetric.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
 from compresskit.errors import CheckpointError, NumericalError
@@ -76,43 +74,6 @@ def stored_linear(
     return found, from_codes(codes, grid, scheme, unpacked or scale_dtype)
 
 
-def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:
-    """`quantization_config` of config.json. `schemes`: by module name, one per block; `ignored`: dense linears."""
-    distinct = list(dict.fromkeys(schemes.values()))
-    groups = {}
-    for index, scheme in enumerate(distinct):
-        targets = ["Linear"] if len(distinct) == 1 else [_pattern([n for n, each in schemes.items() if each == scheme])]
-        weights = {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": scheme.symmetric,
-            "strategy": "group" if scheme.group_size else "channel",
-            "group_size": scheme.group_size or None,
-            "dynamic": False,
-            "observer": "minmax",
-        }
-        groups[f"group_{index}"] = {
-            "targets": targets, "weights": weights, "input_activations": None, "output_activations": None, "format": FORMAT,
-        }  # fmt: skip
-    config: dict[str, Any] = {
-        "quant_method": "compressed-tensors",
-        "format": FORMAT,
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": ignored,
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-    }
-    return config | {"dequantize": True} if len(distinct) == 1 else config
-
-
-def _pattern(names: list[str]) -> str:
-    """Build a target pattern for the blocks of these linears, which have one scheme per block."""
-    blocks = dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", name) for name in names)
-    prefix = next(iter(blocks)).rpartition(".")[0]
-    return f"re:{re.escape(prefix)}\\.({'|'.join(block.rpartition('.')[2] for block in blocks)})\\..*"
-
-
 @dataclass(frozen=True)
 class PackQuantized:
     """The packed linears of a checkpoint."""
@@ -155,34 +116,34 @@ class PackQuantized:
                 return scheme
         raise CheckpointError(f"{self.checkpoint.folder}: {name} is packed, but no config group targets it")
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read the weight, (out, in), in its scale's dtype; readers that keep it packed compute in the model's own dtype."""
         with unpacking(self.checkpoint, name):
-            return self._unpacked(name)
+            return self._unpacked(name, device)
 
-    def read_codes(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def read_codes(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Read (codes (out, in) int8, zero points (out, groups) int8, scales (out, groups) in their stored dtype) of a linear."""
         import torch
 
         from compresskit.numerics.bit_packing import unpacked
 
         bits, (rows, columns) = self.scheme(name).bits, self.shape(name)
-        scale = self.checkpoint.read(f"{name}.weight_scale")
-        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed"), bits, columns)
+        scale = self.checkpoint.read(f"{name}.weight_scale").to(device)
+        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed").to(device), bits, columns)
         if self.scheme(name).symmetric:
-            return codes, torch.zeros(scale.shape, dtype=torch.int8), scale
-        return codes, unpacked(self.checkpoint.read(f"{name}.weight_zero_point").T, bits, rows).T, scale
+            return codes, torch.zeros(scale.shape, dtype=torch.int8, device=device), scale
+        return codes, unpacked(self.checkpoint.read(f"{name}.weight_zero_point").to(device).T, bits, rows).T, scale
 
-    def _unpacked(self, name: str) -> Tensor:
+    def _unpacked(self, name: str, device: torch.device | str) -> Tensor:
         import torch
 
         config = self.checkpoint.config
-        codes, zero_point, scale = self.read_codes(name)
+        codes, zero_point, scale = self.read_codes(name, device)
         if not config["quantization_config"].get("dequantize"):
             scale = scale.to(getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32")))
         groups, zero_point = scale.shape, zero_point.to(scale.dtype)
         if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # column groups reordered by activation order
-            group_of = self.checkpoint.read(f"{name}.weight_g_idx").long()
+            group_of = self.checkpoint.read(f"{name}.weight_g_idx").to(device).long()
             if int(group_of.min()) < 0 or int(group_of.max()) >= groups[1]:
                 raise CheckpointError(f"{self.checkpoint.folder}: {name}.weight_g_idx names no stored group; download it again")
             found: Tensor = (codes.to(scale.dtype) - zero_point[:, group_of]) * scale[:, group_of]

@@ -149,7 +149,7 @@ class IntQuantized:
         leaves = ("weight", "weight_scale", INPUT_SCALE)
         return [f"{name}.{leaf}" for leaf in leaves if f"{name}.{leaf}" in self.checkpoint.tensors]
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read the weight, (out, in), in its scale's dtype."""
-        scale = self.checkpoint.read(f"{name}.weight_scale")
-        return self.checkpoint.read(f"{name}.weight").to(scale.dtype) * scale
+        scale = self.checkpoint.read(f"{name}.weight_scale").to(device)
+        return self.checkpoint.read(f"{name}.weight").to(device).to(scale.dtype) * scale

@@ -194,7 +194,7 @@ class PackedFloats:
         """Stored tensors that make up the weight."""
         return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read the weight, (out, in), in bfloat16, as the library unpacks it."""
         import torch
         from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
@@ -202,11 +202,13 @@ class PackedFloats:
         from compresskit.numerics.float_grid import E8M0_BIAS
 
         rows, columns = self.shape(name)
-        codes = unpack_fp4_from_uint8(self.checkpoint.read(f"{name}.weight_packed"), rows, columns, dtype=torch.float32)
-        scale = self.checkpoint.read(f"{name}.weight_scale")
+        codes = unpack_fp4_from_uint8(
+            self.checkpoint.read(f"{name}.weight_packed").to(device), rows, columns, dtype=torch.float32
+        )
+        scale = self.checkpoint.read(f"{name}.weight_scale").to(device)
         if self._two_levels:
-            scale = scale.float() / self.checkpoint.read(f"{name}.weight_global_scale")
+            scale = scale.float() / self.checkpoint.read(f"{name}.weight_global_scale").to(device)
         else:
-            scale = torch.ldexp(torch.ones(scale.shape), scale.int() - E8M0_BIAS)
+            scale = torch.ldexp(torch.ones(scale.shape, device=device), scale.int() - E8M0_BIAS)
         found: Tensor = codes.reshape(rows, -1, self.group_size) * scale.unsqueeze(-1)
         return found.flatten(1).to(torch.bfloat16)

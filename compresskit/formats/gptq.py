@@ -19,6 +19,7 @@ from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 LEAVES = ("qweight", "qzeros", "scales", "g_idx")
@@ -107,29 +108,29 @@ class GPTQFile:
         """Stored tensors that make up the weight."""
         return [f"{name}.{leaf}" for leaf in LEAVES if f"{name}.{leaf}" in self.checkpoint.tensors]
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read the weight, (out, in) float32."""
-        steps, scales, group_of = self.read_steps(name)
+        steps, scales, group_of = self.read_steps(name, device)
         weight: Tensor = steps.float() * scales.float()[group_of]
         return weight.T.contiguous()
 
-    def read_steps(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def read_steps(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Return (code - zero point (in, out) int64, scales (groups, out) as stored, the group of every input (in,) int64)."""
         import torch
 
-        words, zeros, scales = (self.checkpoint.read(f"{name}.{leaf}") for leaf in LEAVES[:3])
+        words, zeros, scales = (self.checkpoint.read(f"{name}.{leaf}").to(device) for leaf in LEAVES[:3])
         if self.awq:
             codes, zero_point = _awq_columns(words), _awq_columns(zeros)
         else:
             codes, zero_point = unpacked(words, self.width), unpacked(zeros.T, self.width).T + self.zero_shift
         inputs = codes.shape[0]
         if f"{name}.g_idx" in self.checkpoint.tensors:
-            group_of = self.checkpoint.read(f"{name}.g_idx").long()
+            group_of = self.checkpoint.read(f"{name}.g_idx").to(device).long()
             if int(group_of.min()) < 0 or int(group_of.max()) >= len(scales):
                 file = self.checkpoint.file_of[f"{name}.g_idx"]
                 raise CheckpointError(f"{file}: {name}.g_idx names a group beyond the {len(scales)} stored; download it again")
         else:
-            group_of = torch.arange(inputs) // (self.group_size if self.group_size > 0 else inputs)
+            group_of = torch.arange(inputs, device=device) // (self.group_size if self.group_size > 0 else inputs)
         return codes - zero_point[group_of], scales, group_of
 
 

@@ -125,5 +125,7 @@ def unpacking(checkpoint: Checkpoint, name: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
+            raise
         file = checkpoint.file_of[f"{name}.weight_packed"]
         raise CheckpointError(f"{file}: {name} cannot be unpacked ({first_line(error)}); download it again") from error

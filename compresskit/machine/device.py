@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from compresskit import distributed
@@ -17,11 +18,13 @@ HALF_DTYPES = ("BF16", "F16")
 
 
 class Where(NamedTuple):
-    """Device and precision of a model, and whether code from its folder may run."""
+    """Device and precision of a model, whether code from its folder may run, and room on disk."""
 
     device: torch.device
     dtype: torch.dtype
     trust_remote_code: bool = False
+    scratch: Path | None = None
+    """Folder on disk for what does not fit into memory; None if there is none."""
 
 
 def choose_device(name: str, dtype: str, stored: Collection[str], trust_remote_code: bool = False) -> Where:

@@ -1,9 +1,10 @@
-"""Measure the peak memory of this process and release freed memory to the system."""
+"""Measure the peak memory of this process and what is free, and release freed memory to the system."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 KIB = 1024
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux states a container's memory limit (cgroups version 2)."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's mallopt: free bytes at the heap's end before they are returned; number of large tensors with own areas."""
 KEPT_BYTES = (1 << 31) - 1
@@ -22,6 +25,31 @@ def peak_memory_bytes() -> int:
     """Peak resident memory of this process so far (ru_maxrss: KiB on Linux, bytes on macOS)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * KIB
+
+
+def free_memory_bytes() -> int | None:
+    """Memory that the system, and the container if there is one, can give without swapping; None if nothing says."""
+    known = [found for found in (_system_bytes(), _container_bytes()) if found is not None]
+    return min(known, default=None)
+
+
+def _system_bytes() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        sizes = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in sizes:
+            return int(sizes["MemAvailable"].split()[0]) * 1024
+    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _container_bytes() -> int | None:
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if not limit.is_file() or not used.is_file():
+        return None
+    stated = limit.read_text().strip()
+    return None if stated == "max" else max(0, int(stated) - int(used.read_text()))
 
 
 def restart_peak() -> None:

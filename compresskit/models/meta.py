@@ -7,6 +7,7 @@ and stored tensors; both only transpose, so they preserve all bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from compresskit.models.experts import can_be_unpacked, unpacked
 from compresskit.models.model import FfnGroup, Model
 from compresskit.models.names import converted
 from compresskit.models.network import META, build_network, configuration_of
+
+UNPACKING = ("cpu", "cuda")
+"""Devices on which every low-bit format is unpacked."""
 
 
 def build(model: Model, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -128,18 +132,23 @@ def _is_transposed(model: Model, name: str) -> bool:
     return name.removesuffix(".weight") in model.block_linears(model.block_of(name))
 
 
-def read_plain(model: Model, name: str) -> Tensor:
-    """Read the weight with this plain name, (out, in), in its stored dtype; low-bit weights are unpacked, adapters added."""
+def read_plain(model: Model, name: str, device: torch.device | None = None) -> Tensor:
+    """Read the weight with this plain name; low-bit weights are unpacked, adapters added.
+
+    Returns:
+        The weight (out, in), in its stored dtype: a low-bit one on the device, if that can unpack it, all others on the CPU.
+    """
     linear = name.removesuffix(".weight")
+    base = _read_base(model, name, device)
     if model.adapter is not None and name.endswith(".weight") and model.adapter.holds(linear):
-        return _read_base(model, name).float() + model.adapter.update(linear)
-    return _read_base(model, name)
+        return base.float() + model.adapter.update(linear).to(base.device)
+    return base
 
 
-def _read_base(model: Model, name: str) -> Tensor:
+def _read_base(model: Model, name: str, device: torch.device | None) -> Tensor:
     linear = name.removesuffix(".weight")
     if model.format is not None and model.is_low_bit(linear):
-        return model.format.read(model.stored_name(linear))
+        return model.format.read(model.stored_name(linear), device if device and device.type in UNPACKING else "cpu")
     part = model.packed(name)
     if part is not None:
         matrix = model.checkpoint.read_slice(part.stored, part.expert)
@@ -156,13 +165,12 @@ def to_stored(model: Model, name: str, weight: Tensor) -> Tensor:
 def fill(
     model: Model, network: PreTrainedModel, prefix: str, device: torch.device, dtype: torch.dtype, images: bool = False
 ) -> None:
-    """Read every parameter and stored buffer below the module `prefix`.
+    """Read every parameter and stored buffer below the module `prefix` that is not there yet.
 
     "" stands for those outside the blocks, and outside the towers unless `images` are to run through these.
     """
-    for name, parameter in _parameters(model, network, prefix, images):
-        if parameter.is_meta and model.has(name):
-            _set(network, name, read_plain(model, name).to(device=device, dtype=dtype).contiguous())
+    for name in wanted(model, network, prefix, images):
+        _set(network, name, read_on(model, name, device, dtype))
     for parameters, stored in _conversions(model, prefix):
         read = {name: model.checkpoint.read(name) for name in stored}
         for name, tensor in converted(network, read).items():
@@ -171,6 +179,25 @@ def fill(
     _fill_buffers(model, network, prefix, device)
     if not prefix:
         _tie(model, network)
+
+
+def wanted(model: Model, network: PreTrainedModel, prefix: str, images: bool = False) -> list[str]:
+    """Plain names of the parameters below a module that are not read yet and that the checkpoint stores."""
+    return [name for name, each in _parameters(model, network, prefix, images) if each.is_meta and model.has(name)]
+
+
+def place(network: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Give the network parameters that were read before, by plain name."""
+    for name, tensor in weights.items():
+        _set(network, name, tensor)
+
+
+def read_on(model: Model, name: str, device: torch.device, dtype: torch.dtype, pinned: bool = False) -> Tensor:
+    """`read_plain` in this dtype on a device; from `pinned` memory the copy may still be under way on the current stream."""
+    tensor = read_plain(model, name, device)
+    if pinned and tensor.device.type == "cpu":
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=pinned).to(dtype).contiguous()
 
 
 def _conversions(model: Model, prefix: str) -> list[tuple[set[str], tuple[str, ...]]]:

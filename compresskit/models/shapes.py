@@ -18,6 +18,7 @@ from compresskit.models.load import bind, check_configuration
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -45,7 +46,7 @@ class LowBitShapes:
         """Stored tensors that will make up the weight."""
         return self.tensors[name]
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Raise CheckpointError: there is nothing to read yet."""
         raise CheckpointError(f"{name}: is planned and not written yet; run the recipe first")
 

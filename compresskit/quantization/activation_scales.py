@@ -25,7 +25,7 @@ from compresskit.numerics.fixed_scheme import FixedScheme
 from compresskit.numerics.float_grid import E2M1_LARGEST, E4M3_LARGEST
 from compresskit.numerics.scheme import Scheme
 from compresskit.walk.block import Block
-from compresskit.walk.kept import forward_replaced
+from compresskit.walk.hooks import forward_replaced
 from compresskit.walk.sequence import chosen_sequence
 
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")

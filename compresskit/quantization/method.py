@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from compresskit.checkpoint.reader import TensorSpec
-from compresskit.formats import compressed_tensors
+from compresskit.formats import compressed_tensors, packed_configuration
 from compresskit.models.loadable import check_loadable, checked_scheme, largest_group
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
@@ -158,4 +158,4 @@ class GridMethod(QuantizeMethod):
 
     def configuration(self, schemes: Mapping[str, Scheme | None], dense: list[str], dtype: str) -> dict[str, Any]:
         """`quantization_config` of pack-quantized files."""
-        return compressed_tensors.configuration({n: s for n, s in schemes.items() if s is not None}, dense)
+        return packed_configuration.configuration({n: s for n, s in schemes.items() if s is not None}, dense)

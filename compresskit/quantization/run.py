@@ -114,10 +114,10 @@ def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finish
         if method.fisher_windows:
             from compresskit.quantization.apiq.fisher import fisher_diagonals
 
-            part = Walk(request.model, tokens, job.where, 1, job.images, dealt=False).take(method.fisher_windows)
+            part = Walk(request.model, tokens, job.where, 1, job.images).take(method.fisher_windows)
             saliencies = fisher_diagonals(part, list(request.schemes) if method.holds_by_fisher else [], scratch, job.bars)
         size = min(method.windows_at_once, micro_batch_size(request.model, tokens.shape[1]))
-        original, compressed = (Walk(request.model, tokens, job.where, size, job.images) for _ in range(2))
+        original, compressed = (Walk(request.model, tokens, job.where, size, job.images).held_by_all() for _ in range(2))
         quantize_blocks(request, method, (original, compressed.resumed(finished)), saliencies, writer, job.bars)
 
 

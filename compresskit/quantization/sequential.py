@@ -6,7 +6,6 @@ feed-forward outputs). The statistics of each position are collected with the ea
 
 from __future__ import annotations
 
-from compresskit import distributed
 from compresskit.checkpoint.writer import Writer
 from compresskit.formats import as_read
 from compresskit.machine.precision import torch_dtype
@@ -62,9 +61,9 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
             found = method.quantize_group(weights, gram, request.schemes[group[0]], scale_dtype)
             for name, stored in zip(group, found, strict=True):
                 put(request.model, block, name, stored, writer)
-                if request.unpacked_dtype != request.scale_dtype:
-                    distributed.wait()
-                    replace_weight(block.linear(name), as_read(writer.partial, request.model.stored_name(name)))
+                scheme = request.schemes[name]
+                if scheme is not None and request.unpacked_dtype != request.scale_dtype:
+                    replace_weight(block.linear(name), as_read(stored.tensors, scheme, torch_dtype(request.unpacked_dtype)))
                 if stored.error is not None:
                     errors[name.removeprefix(block.name + ".")] = stored.error
     return errors

@@ -55,17 +55,19 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
     """
     rows = planned_steps(recipe, probe)
     disk = sum(row["disk_bytes"] or 0 for row in rows)
+    scratch = max((row["scratch_bytes"] for row in rows), default=0)
     free = shutil.disk_usage(Path.cwd()).free
-    if disk > free:
+    if disk + scratch > free:
         raise RequestError(
-            f"{recipe.path}: its steps write {disk / 1e9:.2f} GB, {Path.cwd()} has {free / 1e9:.2f} GB free; free some space, "
-            "run from another disk, or drop steps of the matrix"
+            f"{recipe.path}: its steps write {(disk + scratch) / 1e9:.2f} GB, {Path.cwd()} has {free / 1e9:.2f} GB free; "
+            "free some space, run from another disk, or drop steps of the matrix"
         )
     _check_memory(recipe, rows)
     known = [row["seconds"] for row in rows]
     return {
         "stage": "plan", "recipe": str(recipe.path), "source": recipe.source, "steps": rows,
-        "disk_bytes": disk, "disk_free_bytes": free, "seconds": sum(known) if rows and None not in known else None,
+        "disk_bytes": disk, "scratch_bytes": scratch, "disk_free_bytes": free,
+        "seconds": sum(known) if rows and None not in known else None,
         "peak_memory_bytes": max((row["peak_memory_bytes"] or 0 for row in rows), default=0),
     }  # fmt: skip
 
@@ -127,7 +129,7 @@ def _opened(name: str, trust_remote_code: bool) -> Planned:
 def _row(step: Step, given: Planned | None, request: Request | EvaluateRequest | None) -> tuple[dict[str, Any], Planned | None]:
     """One line of the plan, without memory and time, and the model that the step gives."""
     row: dict[str, Any] = {"step": step.name, "title": step.title, "bytes": None, "parameters": None, "disk_bytes": None}
-    row |= {"peak_memory_bytes": None, "seconds": None}
+    row |= {"peak_memory_bytes": None, "seconds": None, "scratch_bytes": getattr(request, "scratch_bytes", 0)}
     if not step.writes_model:
         sizes = {"bytes": given.bytes, "parameters": given.model.parameters} if given else {}
         return row | {"disk_bytes": 0} | sizes, None
@@ -185,7 +187,9 @@ def table(found: dict[str, Any]) -> str:
         ))  # fmt: skip
     total = f"written in all {readable_bytes(found['disk_bytes'])} of {readable_bytes(found['disk_free_bytes'])} free"
     when = "" if found["seconds"] is None else f", about {found['seconds'] / 60:.1f} minutes (memory and time are estimates)"
-    return aligned(rows) + f"\n{total}{when}"
+    scratch = readable_bytes(found["scratch_bytes"])
+    beside = f", {scratch} of scratch files while a step is at work" if found["scratch_bytes"] else ""
+    return aligned(rows) + f"\n{total}{beside}{when}"
 
 
 def _amount(value: float | None, readable: Callable[[float], str]) -> str:

@@ -7,12 +7,14 @@ the padding are ignored.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.machine.device import Where
 from compresskit.models.model import Model
 from compresskit.recovery.data.encoding import Sample
@@ -68,7 +70,7 @@ def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
     A micro-batch is as long as its longest sample; samples sorted by length need little padding.
 
     Returns:
-        The finished walks; `hidden` is the output of the last block.
+        The finished walks; `hidden` is the output of the last block, of this rank's micro-batches.
     """
     longest = max(len(sample.tokens) for sample in samples)
     size = min(micro_batch_size(walk.model, longest) for walk in walks)
@@ -84,20 +86,26 @@ def walked(walks: Sequence[Walk], samples: Sequence[Sample]) -> list[Walk]:
 
 
 def mean_hidden(done: Walk, samples: Sequence[Sample]) -> Tensor:
-    """Mean of the last block's output over each sample's tokens: (samples, hidden) float32 on the CPU."""
+    """Mean of the last block's output over each sample's tokens: (samples, hidden) float32 on the CPU, on every rank."""
     lengths = torch.tensor([len(sample.tokens) for sample in samples])
-    means = []
-    parts = torch.split(lengths, [len(batch) for batch in done.batches])
-    for hidden, counts in zip(map(windows_of, done.hidden), parts, strict=True):
+    means = torch.zeros(len(samples), done.model.hidden_size)
+    for first, hidden in zip(first_samples(done), map(windows_of, done.hidden), strict=True):
+        counts = lengths[first : first + len(hidden)]
         inside = (torch.arange(hidden.shape[1]) < counts[:, None]).to(hidden)
         sums = (hidden.float() * inside[:, :, None].float()).sum(dim=1).cpu()
-        means.append(sums / counts[:, None])
-    return torch.cat(means)
+        means[first : first + len(hidden)] = sums / counts[:, None]
+    return distributed.total(means)
+
+
+def first_samples(done: Walk) -> list[int]:
+    """The first sample of each micro-batch of this rank."""
+    firsts = list(itertools.accumulate((len(batch) for batch in done.all_batches), initial=0))
+    return [firsts[number] for number in done.numbers]
 
 
 @torch.no_grad()
 def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = False) -> Iterator[Rows]:
-    """Predictions for the samples' responses, or with `whole` for every token except the first.
+    """Predictions for the responses of the samples in this rank's micro-batches, or with `whole` for every token but the first.
 
     `done`: walks over these samples (`walked`). At most `LOGITS_BYTES` of logits per model exist at the same time.
 
@@ -109,8 +117,7 @@ def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = F
     places = torch.arange(int(ends.max()))
     chosen = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
     step = max(1, LOGITS_BYTES // (done[0].model.vocabulary * FLOAT32_BYTES))
-    first = 0
-    for outputs in zip(*(walk.heads() for walk in done), strict=True):
+    for first, *outputs in zip(first_samples(done[0]), *(walk.heads() for walk in done), strict=True):
         batch = outputs[0][0]
         owners, positions = chosen[first : first + len(batch)].nonzero(as_tuple=True)
         for start in range(0, len(owners), step):
@@ -119,7 +126,6 @@ def predictions(done: Sequence[Walk], samples: Sequence[Sample], whole: bool = F
             # Pass each position as a text of one token: families with learned positions have no more than their context.
             logits = tuple(head(hidden[..., owner, position, :].unsqueeze(-2))[:, 0].float() for _, hidden, head in outputs)
             yield Rows(owner + first, position, batch[owner, position + 1], logits)
-        first += len(batch)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -128,11 +134,12 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def response_losses(walk: Walk, samples: Sequence[Sample]) -> Iterator[tuple[int, float]]:
-    """Yield (sample, mean loss of its response tokens in nats), chunk by chunk."""
+    """Yield (sample, mean loss of its response tokens in nats), chunk by chunk, on every rank."""
     for chunk in chunks(samples, walk.model.hidden_size):
         sums = torch.zeros(len(chunk), dtype=torch.float64)
         members = [samples[i] for i in chunk]
         for rows in predictions(walked([walk], members), members):
             sums.index_add_(0, rows.owners, token_losses(rows.logits[0], rows.targets).double().cpu())
+        distributed.total(sums)
         for index, total in zip(chunk, sums.tolist(), strict=True):
             yield index, total / max(1, samples[index].response_tokens)

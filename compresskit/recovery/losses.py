@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import write_whole
 from compresskit.machine.progress import timed
@@ -24,10 +25,13 @@ BEFORE = "before.json"
 def losses_before(recovery: Recovery) -> dict[str, Any] | None:
     """Losses of the source, reused from an interrupted run if available."""
     file = recovery.request.workspace / BEFORE
-    if not file.is_file():
+    if not distributed.from_first(file.is_file):
         progress = recovery.bars.of("held-back loss")
         progress(0, 1)
-        write_whole(file, json.dumps({"before": held_back_losses(recovery, recovery.request.model)}))
+        before = held_back_losses(recovery, recovery.request.model)
+        if distributed.is_first():
+            write_whole(file, json.dumps({"before": before}))
+        distributed.wait()
         progress(1, 1)
     found: dict[str, Any] | None = read_json(file, finite=False).get("before")
     return found

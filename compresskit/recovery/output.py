@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from compresskit import distributed
 from compresskit.checkpoint.manifest import manifest
 from compresskit.checkpoint.results import stage_result
 from compresskit.checkpoint.writer import Writer
@@ -35,25 +36,30 @@ def write(recovery: Recovery, selection: Selection, training: Training | None, f
     """
     request, settings, source = recovery.request, recovery.settings, recovery.request.model.checkpoint
     before = after = request.model.parameters, request.model.bytes
-    writer = Writer(recovery.work, request.outputs(), request.options.shard_bytes, recovery.key)
+    writer = Writer(recovery.work, request.outputs(), request.options.shard_bytes, lambda: recovery.key)
     writer.start(source.folder)
     if training is not None:
         from compresskit.recovery.losses import held_back_losses
 
         _write_weights(request, training, writer)
+        distributed.wait()
         written = _written(request, writer)
         after = writer.written if request.options.adapter_only else (written.parameters, written.bytes)
         facts = facts | {"held_back_after": held_back_losses(recovery, written)}
     writer.write_text(FILE, selection_lines(selection, recovery.data.pool))
     writer.write_text(REPORT, json.dumps(facts, indent=1) + "\n")
-    writer.commit(manifest(request.stage, settings, source, writer.hashes(), facts))
+    made = manifest(request.stage, settings, source, writer.hashes(), facts) if distributed.is_first() else {}
+    writer.commit(made)
     found = stage_result(request.stage, settings, request.out, source, before, after)
     return found | {key: value for key, value in facts.items() if key not in LONG_FACTS}
 
 
 def _write_weights(request: RecoverRequest, training: Training, writer: Writer) -> None:
-    """Write the factors of an adapter, or merge the trained weights; everything else is copied bit for bit."""
-    if request.options.adapter_only or request.model.quantized:
+    """Write the trained grid, the factors of an adapter, or merge the weights; everything else is copied bit for bit."""
+    if request.options.update == "grid":
+        for name, tensor in training.stored.items():
+            writer.put(request.model.stored_name(name), tensor)
+    elif request.options.adapter_only or request.model.quantized:
         multipliers = peft.multipliers(request.ranks)
         for name, (first, second) in training.factors.items():
             for key, part in zip(peft.factor_names(name), (first, second / multipliers[name]), strict=True):

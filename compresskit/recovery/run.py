@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from compresskit import distributed
 from compresskit.checkpoint.folder import held
 from compresskit.checkpoint.manifest import check_unchanged
 from compresskit.checkpoint.results import time_and_memory
@@ -22,7 +23,8 @@ from compresskit.machine.device import choose_device
 from compresskit.machine.progress import ProgressBars, timed
 from compresskit.recovery.data.reading import read_data
 from compresskit.recovery.method import Selection, SelectionMethod
-from compresskit.recovery.request import RecoverOptions, open_request
+from compresskit.recovery.options import RecoverOptions
+from compresskit.recovery.request import open_request
 from compresskit.recovery.selection.files import read_selection, write_selection
 from compresskit.recovery.selection.shown import shown_samples
 from compresskit.recovery.work import Recovery
@@ -41,15 +43,16 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
         CompresskitError: see errors.py for the kinds; `out` is then as it was before.
     """
     started = time.monotonic()
-    request = open_request(method, source_name, out, options)
+    request = distributed.after_first(lambda: open_request(method, source_name, out, options))
     data = read_data(request)
     where = choose_device(options.device, options.dtype, request.model.checkpoint.dtypes, options.trust_remote_code)
     with held(out, options.overwrite, options.resume) as work, ProgressBars(quiet) as bars:
-        if options.verify:
+        if options.verify and distributed.is_first():
             for each in request.stores:
                 check_unchanged(each)
         recovery = Recovery(request, data, where, work, bars)
-        result = finished_request(request, recovery.key) or _recover(recovery)
+        key = recovery.key
+        result = distributed.from_first(lambda: finished_request(request, key)) or _recover(recovery)
     if options.show:
         result |= {"shown": shown_samples(request, data)}
     shares = {what: round(value, 2) for what, value in recovery.seconds.items()}
@@ -58,7 +61,9 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
 
 def _recover(recovery: Recovery) -> dict[str, Any]:
     """Do the work, after all checks."""
-    _open_workspace(recovery)
+    if distributed.is_first():
+        _open_workspace(recovery)
+    distributed.wait()
     selection = _select(recovery)
     training, facts = None, {**recovery.data.facts, "selected": len(selection.choices), **selection.facts}
     if not recovery.request.options.select_only:
@@ -94,14 +99,17 @@ def _open_workspace(recovery: Recovery) -> None:
 
 
 def _select(recovery: Recovery) -> Selection:
-    """Select samples with the method, or read an interrupted run's selection."""
+    """Select samples with the method, or read an interrupted run's selection; all ranks take what the first has."""
     workspace = recovery.request.workspace
-    earlier = read_selection(workspace)
+    earlier = distributed.from_first(lambda: read_selection(workspace))
     if earlier is not None:
         return earlier
     from compresskit.recovery.selection.pool import open_pool
 
     with timed(recovery.seconds, "selection"):
-        selection = recovery.request.method.select(open_pool(recovery))
-    write_selection(workspace, selection)
+        own = recovery.request.method.select(open_pool(recovery))
+    selection = distributed.from_first(lambda: own)
+    if distributed.is_first():
+        write_selection(workspace, selection)
+    distributed.wait()
     return selection

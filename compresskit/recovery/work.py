@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from compresskit import distributed
 from compresskit.checkpoint.manifest import fingerprint
 from compresskit.checkpoint.work_folder import WorkFolder
 from compresskit.machine.device import Where
@@ -40,6 +41,11 @@ class Recovery:
 
     @cached_property
     def key(self) -> str:
-        """Fingerprint of everything that determines the result; an interrupted run is resumed only with the same key."""
+        """Fingerprint of everything that determines the result; an interrupted run is resumed only with the same key.
+
+        All ranks ask for it first at the same time.
+        """
         texts = [sample.tokens for sample in (*self.data.pool, *self.data.held_back)]
-        return fingerprint(self.request.stage, self.settings, *(each.hashes for each in self.request.stores), texts)
+        return distributed.from_first(
+            lambda: fingerprint(self.request.stage, self.settings, *(each.hashes for each in self.request.stores), texts)
+        )

@@ -49,7 +49,7 @@ def new_folder(out: Path, outputs: Outputs, shard_bytes: int, source: Path, over
         The writer, which needs every tensor and the manifest.
     """
     with held(out, overwrite) as work:
-        writer = Writer(work, outputs, shard_bytes, NO_FINGERPRINT)
+        writer = Writer(work, outputs, shard_bytes, lambda: NO_FINGERPRINT)
         writer.start(source)
         if outputs.config is None and CONFIG not in outputs.files:
             copy_side_files(source, writer.partial, (CONFIG,))

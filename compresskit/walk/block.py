@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from compresskit import distributed
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
-from compresskit.walk.kept import Kept, SeenEnough, forward_replaced, keeping, replaying
+from compresskit.walk.hooks import SeenEnough, forward_replaced, keeping, recorded_inputs, replaying
+from compresskit.walk.kept import Kept
 
 
 class Statistic(Protocol):
@@ -42,11 +44,13 @@ class Block:
     """Number of leading positions of `Model.linear_sequence` after which that module's output is final."""
     micro_batches: int = 0
     """Number of micro-batches of all ranks together."""
-    advanced: bool = field(default=False)
+    exchanged: bool = False
+    """Whether every rank holds all micro-batches, runs its own and gets the outputs of the others."""
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
     kept: Kept | None = None
     """What the next run need not compute, if `collect` was told which linear alone changes before it."""
+    advanced: bool = field(default=False)
 
     def linear(self, name: str) -> nn.Linear:
         """Return the linear with this plain, model-wide name."""
@@ -58,6 +62,11 @@ class Block:
     def runs(self) -> bool:
         """Whether text runs through the block; cross-attention to images does not run without them."""
         return bool(self.calls) or not self.hidden
+
+    @property
+    def own(self) -> range:
+        """Numbers of the micro-batches that this rank runs, among those in `hidden`."""
+        return distributed.own(len(self.hidden)) if self.exchanged else range(len(self.hidden))
 
     def run(self, hidden: Tensor, number: int) -> Tensor:
         """Run the block with the arguments of micro-batch `number`.
@@ -75,7 +84,11 @@ class Block:
 
     def run_all(self, stream: Sequence[Tensor]) -> list[Tensor]:
         """Run a stream of hidden states, one tensor per micro-batch of the walk."""
-        return [self.run(hidden, number) for number, hidden in enumerate(stream)]
+        own = self.own
+        outputs = [self.run(each, number) if number in own else torch.empty_like(each) for number, each in enumerate(stream)]
+        if self.exchanged:
+            distributed.send_each(outputs)
+        return outputs
 
     def run_with(self, hidden: Tensor, number: int, weights: Mapping[str, Tensor]) -> Tensor:
         """Like `run`, with other weights, keyed by their names inside the block; gradients flow to them."""
@@ -108,7 +121,7 @@ class Block:
         # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
         stop = len(statistics) == 1
         kept = self._to_keep(next(iter(statistics))) if only_it_changes and stop else None
-        runs = list(enumerate(self.hidden))
+        runs = [(number, self.hidden[number]) for number in self.own]
         with ExitStack() as stack:
             self._skip(stack, attention_is_final)
             if kept:
@@ -118,7 +131,8 @@ class Block:
                 with ExitStack() as first, suppress(SeenEnough):
                     self._record(statistics, first, stop=False)
                     first.enter_context(kept.watching())
-                    self.run(runs.pop(0)[1], 0)
+                    number, hidden = runs.pop(0)
+                    self.run(hidden, number)
             self._record(statistics, stack, stop)
             for number, hidden in runs:
                 with suppress(SeenEnough):
@@ -159,10 +173,14 @@ class Block:
         """Run all micro-batches and advance; yields the (input, output) of each, both (batch, length, hidden)."""
         with ExitStack() as stack:
             self._skip(stack, for_good=True)
+            own = self.own
             for index, hidden in enumerate(self.hidden):
-                output = self.run(hidden, index)
+                output = self.run(hidden, index) if index in own else torch.empty_like(hidden)
                 self.hidden[index] = output
-                yield hidden, output
+                if index in own:
+                    yield hidden, output
+        if self.exchanged:
+            distributed.send_each(self.hidden)
         self.advanced = True
 
     def take_inputs(self, hidden: Sequence[Tensor]) -> None:
@@ -176,18 +194,4 @@ class Block:
 
     def _record(self, statistics: Mapping[str, Statistic], stack: ExitStack, stop: bool) -> None:
         for name, statistic in statistics.items():
-            stack.enter_context(_recorded_inputs(self.linear(name), statistic.add, stop))
-
-
-@contextmanager
-def _recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        add(args[0].detach().flatten(0, -2))
-        if stop:
-            raise SeenEnough
-
-    handle = linear.register_forward_pre_hook(record)
-    try:
-        yield
-    finally:
-        handle.remove()
+            stack.enter_context(recorded_inputs(self.linear(name), statistic.add, stop))

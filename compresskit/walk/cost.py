@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+from compresskit.machine.memory import free_memory_bytes
 from compresskit.models.model import Model
 
 MICRO_BATCH_BYTES = 1 << 25
@@ -24,6 +25,8 @@ ACTIVATIONS = 5
 """Number of live tensors as large as the widest linear's inputs: two projections, the activation, the product, attention's."""
 MOMENT_BYTES = 24
 """Bytes per entry: a float32 second moment, its reordered copy, and two float64 matrices during factorisation."""
+MEMORY_SHARE = 0.25
+"""Of the free memory: hidden states that take more lie in mapped files, whose pages the system can write out and take back."""
 COPIES_OF_A_GROUP = 5
 """Copies of the weights that are rounded or refitted together."""
 
@@ -43,6 +46,17 @@ def embedding_bytes(model: Model) -> int:
 def hidden_bytes(model: Model, tokens: int) -> int:
     """Bytes of the hidden states of `tokens` tokens in float32."""
     return FLOAT32_BYTES * tokens * model.hidden_size
+
+
+def lie_on_disk(model: Model, tokens: int) -> bool:
+    """Whether the hidden states of so many tokens lie in a file of the work folder, where the walk is on the CPU."""
+    free = free_memory_bytes()
+    return free is not None and hidden_bytes(model, tokens) > MEMORY_SHARE * free
+
+
+def scratch_bytes(model: Model, tokens: int) -> int:
+    """Bytes on disk of what two walks keep there: inputs and outputs of a block, and as much for its attention."""
+    return 2 * 4 * hidden_bytes(model, tokens) if lie_on_disk(model, tokens) else 0
 
 
 def block_bytes(model: Model) -> int:
@@ -76,7 +90,7 @@ def edit_bytes(model: Model, moments: bool) -> int:
 def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
     """Peak bytes of a walk. `tokens` is (windows, length); `edited` is the bytes of editing a block, 0 for no edit."""
     windows, length = tokens
-    hidden = hidden_bytes(model, windows * length)
+    hidden = 0 if lie_on_disk(model, windows * length) else hidden_bytes(model, windows * length)
     activations = window_bytes(model, length) * micro_batch_size(model, length)
     kept = min(KEPT_BYTES, windows * window_bytes(model, length) // ACTIVATIONS) if edited else 0
     return max(embedding_bytes(model) + hidden, block_bytes(model) + 2 * hidden + activations + edited + kept)

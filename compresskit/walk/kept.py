@@ -16,10 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.walk.cost import KEPT_BYTES
-
-
-class SeenEnough(Exception):
-    """Stops a block's run early when its output is not needed."""
+from compresskit.walk.hooks import SeenEnough, forward_replaced
 
 
 @dataclass
@@ -113,31 +110,3 @@ def _is(value: Any, output: Tensor, version: int) -> bool:
         return False
     place = (torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride)
     return value.dtype == output.dtype and all(of(value) == of(output) for of in place)
-
-
-def keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
-    """A forward that keeps its outputs."""
-
-    def keeping_forward(*args: Any, **kwargs: Any) -> Any:
-        kept.append(forward(*args, **kwargs))
-        return kept[-1]
-
-    return keeping_forward
-
-
-def replaying(kept: list[Any]) -> Callable[..., Any]:
-    """Return the kept outputs in order, freeing each."""
-    return lambda *args, **kwargs: kept.pop(0)
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward, also one that replaces it already, but keep the module and its attributes in place."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before

@@ -6,8 +6,8 @@
 
 The first hidden states and EACH block's own arguments are captured once, because families with alternating attention give
 their blocks different masks. A block is read when the walk reaches it and may be edited. It then runs with its edited
-weights, and its output feeds the next block. Memory: one block, the hidden states of all tokens, one micro-batch of
-activations.
+weights, and its output feeds the next block, which is fetched meanwhile (ahead.py). Memory: one block, the hidden states of
+all tokens, one micro-batch of activations.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from compresskit.machine.device import Where
 from compresskit.machine.memory import release_freed_memory
 from compresskit.models import meta
 from compresskit.models.model import Model
+from compresskit.walk.ahead import Ahead
 from compresskit.walk.block import Block
 from compresskit.walk.calls import Calls, note_taker, passing_on
-from compresskit.walk.cost import micro_batch_size
+from compresskit.walk.cost import lie_on_disk, micro_batch_size
+from compresskit.walk.hidden_states import tensors_in
+from compresskit.walk.hooks import forward_replaced
 from compresskit.walk.images import Images, add_between, check_runs, image_note_taker, inputs_of
-from compresskit.walk.kept import forward_replaced
 
 
 class Walk:
@@ -59,8 +61,9 @@ class Walk:
         self.images, size = images or {}, 1 if images else micro_batch or micro_batch_size(model, tokens.shape[1])
         self.all_batches = list(torch.split(tokens, size)) if len(tokens) else []
         """Micro-batches of all ranks together."""
-        self.dealt = dealt
+        self.dealt, self.exchanged, self.scratch = dealt, False, where.scratch
         self.hidden: list[Tensor] = []
+        self.attention: list[Any] = []
 
     def take(self, samples: int) -> Walk:
         """Return the walk over the first micro-batches that hold at least `samples` samples, or over all if there are fewer."""
@@ -80,6 +83,12 @@ class Walk:
         """Their numbers among all."""
         return distributed.own(len(self.all_batches)) if self.dealt else range(len(self.all_batches))
 
+    def held_by_all(self) -> Walk:
+        """Return the walk in which every rank holds all micro-batches, runs its own and gets the outputs of the others."""
+        part = copy.copy(self)
+        part.hidden, part.dealt, part.exchanged = [], False, True
+        return part
+
     def resumed(self, finished: Mapping[int, Model]) -> Walk:
         """Return the walk with some blocks read, as edited, from other models."""
         part = copy.copy(self)
@@ -92,16 +101,20 @@ class Walk:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Block]:
-        calls = self._capture()
-        for index in range(self.model.block_count):
-            add_between(self.hidden, calls[index])
-            block = self._filled(index, self.hidden, calls[index])
-            yield block
-            if not block.advanced:
-                block.advance()
-            self.release(block)
-            del block
-            release_freed_memory()
+        with Ahead(self.network, self.device, self.dtype) as ahead:
+            ahead.begin(self._source(0), 0)
+            calls = self._capture()
+            for index in range(self.model.block_count):
+                add_between(self.hidden, calls[index])
+                block = self._filled(index, self.hidden, calls[index], ahead.take())
+                if index + 1 < self.model.block_count:
+                    ahead.begin(self._source(index + 1), index + 1)
+                yield block
+                if not block.advanced:
+                    block.advance()
+                self.release(block)
+                del block
+                release_freed_memory()
 
     def release(self, block: Block) -> None:
         """Free the weights of an advanced block that will not run again."""
@@ -114,21 +127,29 @@ class Walk:
         yield block
         self.release(block)
 
-    def _filled(self, index: int, hidden: list[Tensor], calls: Calls) -> Block:
-        """Load a block's weights, from the model that holds its edited version or from the walk's own."""
-        name = self.model.block_name(index)
-        source = self.finished.get(index, self.model)
+    def _source(self, index: int) -> Model:
+        """The model that holds a block's edited version, or the walk's own."""
+        return self.finished.get(index, self.model)
+
+    def _filled(self, index: int, hidden: list[Tensor], calls: Calls, known: Mapping[str, Tensor] | None = None) -> Block:
+        """Load a block's weights but for those that are `known`."""
+        name, source = self.model.block_name(index), self._source(index)
         if source is not self.model:
             for group in source.ffn_groups(index):
                 meta.resize(self.network, source, group)
+        meta.place(self.network, known or {})
         meta.fill(source, self.network, name, self.device, self.dtype)
         mixer, positions = self.model.architecture.block(index).mixer, self.model.mixer_positions(index)
-        return Block(index, name, self.network.get_submodule(name), hidden, calls, mixer, positions, len(self.all_batches))
+        self.attention.clear()
+        module, count = self.network.get_submodule(name), len(self.all_batches)
+        return Block(index, name, module, hidden, calls, mixer, positions, count, self.exchanged, self.attention)
 
     def _capture(self) -> list[Calls]:
         """Run the model with recording blocks to capture the first hidden states and every block's arguments."""
         calls: list[Calls] = [[] for _ in range(self.model.block_count)]
-        self.hidden.clear()
+        tokens = sum(batch.numel() for batch in self.batches)
+        scratch = self.scratch if self.device.type == "cpu" and lie_on_disk(self.model, tokens) else None
+        self.hidden, self.attention = tensors_in(scratch), tensors_in(scratch)
         meta.fill(self.model, self.network, "", self.device, self.dtype, bool(self.images))
         for batch in self.batches:
             seen = inputs_of(self.images, batch, self.network, self.device, self.dtype)

@@ -42,7 +42,7 @@ def source(tmp_path: Path) -> Path:
 def write(out: Path, source: Path, shard_bytes: int = 10**9, names: tuple[str, ...] = tuple(reversed(TENSORS))) -> Writer:
     outputs = Outputs(PLAN, {"model_type": "llama"}, files={"note.py": "x = 1\n"})
     with held(out, overwrite=True) as work:
-        writer = Writer(work, outputs, shard_bytes, "key")
+        writer = Writer(work, outputs, shard_bytes, lambda: "key")
         writer.start(source)
         for name in names:
             writer.put(name, TENSORS[name])
@@ -89,7 +89,7 @@ def test_only_a_failure_that_would_come_again_removes_finished_blocks(tmp_path: 
     out = tmp_path / "out"
     for error, stays in ((NumericalError, False), (CheckpointError, True), (OSError, True), (KeyboardInterrupt, True)):
         with pytest.raises(error), held(out, overwrite=False) as work:
-            writer = Writer(work, Outputs(PLAN, {}), 10**9, "key")
+            writer = Writer(work, Outputs(PLAN, {}), 10**9, lambda: "key")
             writer.start(source)
             writer.finish_block(3, {"error": 0.5})
             raise error
@@ -105,7 +105,7 @@ def test_only_a_failure_that_would_come_again_removes_finished_blocks(tmp_path: 
 
 def interrupted(out: Path, source: Path) -> None:
     with pytest.raises(KeyboardInterrupt), held(out, overwrite=False) as work:
-        writer = Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key")
+        writer = Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, lambda: "key")
         writer.start(source)
         for name in list(TENSORS)[:2]:
             writer.put(name, TENSORS[name])
@@ -121,7 +121,7 @@ def test_a_resumed_writer_misses_only_the_rest_and_writes_the_small_files_again(
     with held(out, overwrite=False, resume=True) as work:
         progress = read_progress(work, "key")
         assert progress is not None
-        writer = Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key")
+        writer = Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, lambda: "key")
         writer.resume(source, progress)
         assert (writer.done, writer.missing) == ([0], set(list(TENSORS)[2:]))
         assert open_checkpoint(writer.partial).manifest is None
@@ -144,7 +144,9 @@ def test_a_shard_that_is_not_as_it_was_left_is_not_resumed(damage: str, tmp_path
     else:
         os.truncate(shard, shard.stat().st_size - 1)
     with pytest.raises(RequestError, match="not as it was left; start again, without --resume"), held(out, False, True) as work:
-        Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, "key").resume(source, read_progress(work, "key") or {})
+        Writer(work, Outputs(PLAN, {"model_type": "llama"}), 10**9, lambda: "key").resume(
+            source, read_progress(work, "key") or {}
+        )
     write(out, source)
     assert out.is_dir()
 
@@ -153,7 +155,7 @@ def complete(out: Path, source: Path) -> None:
     """What a stage does: it resumes where it can, and looks at its own result before it commits it."""
     outputs = Outputs(PLAN, {"model_type": "llama"}, files={"note.py": "x = 1\n"})
     with held(out, overwrite=True, resume=True) as work:
-        writer = Writer(work, outputs, 10**9, "key")
+        writer = Writer(work, outputs, 10**9, lambda: "key")
         progress = read_progress(work, "key")
         if progress:
             writer.resume(source, progress)

@@ -16,6 +16,7 @@ from stock_tools import stock_logits, walked_logits
 from tiny_models import PACKED
 
 from compresskit.checkpoint.reader import open_checkpoint
+from compresskit.formats import as_read
 from compresskit.formats.compressed_tensors import PackQuantized, stored_linear, tensor_specs
 from compresskit.models.architectures import ARCHITECTURES
 from compresskit.numerics.grid import Grid
@@ -81,6 +82,8 @@ def test_files_hold_the_codes_bit_for_bit(scheme: Scheme, seed: int, rows: int, 
         columns // groups, 1
     )
     assert torch.equal(weight, exact.float())
+    for unpacked in (dtype, torch.float32):
+        assert torch.equal(as_read(tensors, scheme, unpacked).float(), stored_linear(codes, grid, scheme, dtype, unpacked)[1])
 
 
 def bits_of(packed: torch.Tensor, scheme: Scheme, count: int) -> list[list[int]]:

@@ -23,7 +23,7 @@ from compresskit.checkpoint.manifest import check_unchanged
 from compresskit.checkpoint.reader import open_checkpoint, sha256
 from compresskit.checkpoint.stock import load_whole
 from compresskit.errors import CheckpointError
-from compresskit.formats.compressed_tensors import configuration
+from compresskit.formats.packed_configuration import configuration
 from compresskit.formats.stored_forms import as_dense, open_dense
 from compresskit.models.load import open_model
 from compresskit.numerics.scheme import Scheme

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoint_damage import edit_tensors
 from families import build as build_family
 from safetensors.torch import load_file
-from small_runs import slow_but
+from small_runs import options, slow_but
 from tiny_models import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -22,6 +23,8 @@ from compresskit.machine.device import Where
 from compresskit.models import meta
 from compresskit.models.load import open_model
 from compresskit.models.meta import build, read_plain, to_stored
+from compresskit.quantization.rtn import RTN
+from compresskit.quantization.run import quantize
 from compresskit.walk.walk import Walk
 
 pytestmark = pytest.mark.usefixtures("own_structures")
@@ -125,3 +128,20 @@ def test_whatever_is_tied_outside_the_blocks_is_filled(family: str, tmp_path: Pa
     assert sum(1 for _ in walk) == 2
     assert (torch.cat([logits for _, _, logits in walk.logits()]) - expected).abs().max() < 1e-4
     assert all(parameter.is_meta for parameter in walk.network.parameters())
+
+
+@pytest.mark.parametrize("form", [{"bits": 3, "group_size": 16}, {"format": "int8"}, {"format": "nvfp4"}, {"format": "mxfp4"}])
+def test_low_bit_weights_are_unpacked_where_they_are_wanted(
+    form: dict[str, Any], tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    """On the meta device, whose tensors have no values: nothing of the work was done on the CPU."""
+    quantize(RTN(**form), str(tiny["llama"]), tmp_path / "out", options(text_file, samples=4))
+    model = open_model(tmp_path / "out")
+    name = model.block_linears(0)[0]
+    assert model.format is not None
+    assert model.format.read(name, "meta").is_meta
+    found = meta.read_on(model, f"{name}.weight", torch.device("cpu"), torch.float32)
+    assert torch.equal(found, model.format.read(name).float())
+    if torch.cuda.is_available():
+        there = meta.read_on(model, f"{name}.weight", torch.device("cuda"), torch.float32)
+        assert torch.equal(there.cpu(), found)

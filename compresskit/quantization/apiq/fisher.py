@@ -8,7 +8,7 @@ The reverse walk (backward.py) gives the gradients. The results are stored in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit import distributed
 from compresskit.models.processor import image_tokens
 from compresskit.walk.backward import GradientStep, walk_backward
 from compresskit.walk.block import Block
@@ -47,21 +48,34 @@ def fisher_diagonals(walk: Walk, names: list[str], scratch: Path, on_block: OnBl
         weights = {name.removeprefix(block.name + ".") + ".weight": block.linear(name).weight for name in own}
         leaves = {leaf: weight.detach().requires_grad_(True) for leaf, weight in weights.items()}
         sums = {name: torch.zeros_like(weight) for name, weight in zip(own, weights.values(), strict=True)}
-        channels = torch.zeros(block.hidden[0].shape[-1], device=block.hidden[0].device)
+        channels = torch.zeros(walk.model.hidden_size, device=walk.device)
+        totals, ran = [*sums.values(), channels], 0
+
+        def add(squares: Sequence[Tensor | None]) -> None:
+            """Add those of the windows that ran at the same time, one a rank, in the order of the windows."""
+            nonlocal ran
+            together = min(distributed.count(), block.micro_batches - ran)
+            for total, square in zip(totals, squares, strict=True):
+                distributed.add_everywhere(total, square, together)
+            ran += together
 
         def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
             with torch.enable_grad():
                 output = block.run_with(given, number, leaves)
             found = torch.autograd.grad(output, [given, *leaves.values()], gradient, allow_unused=True)
-            for total, square in zip(sums.values(), found[1:], strict=True):
-                if square is not None:  # no token of this window reached the expert
-                    total.add_(square.square())
-            channels.add_(gradient.float().square().flatten(0, -2).mean(dim=0))
+            # None: no token of this window reached the expert.
+            squares = [
+                torch.zeros_like(leaf) if each is None else each.square()
+                for each, leaf in zip(found[1:], leaves.values(), strict=True)
+            ]
+            add([*squares, gradient.float().square().flatten(0, -2).mean(dim=0)])
             assert found[0] is not None
             return found[0]
 
         yield step
-        means = {name: total / len(block.hidden) for name, total in {**sums, block.name: channels}.items()}
+        if ran < block.micro_batches:  # the last windows were those of other ranks
+            add([None] * len(totals))
+        means = {name: total / block.micro_batches for name, total in {**sums, block.name: channels}.items()}
         save_file(means, scratch / f"fisher-{block.index}.safetensors")
 
     walk_backward(walk, scratch, on_block, partial(_mean_loss, image_tokens(walk.model)), visit)

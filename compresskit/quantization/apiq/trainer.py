@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.errors import naming
 from compresskit.machine.precision import matrix_products
 from compresskit.numerics.grid import min_max_grid
 from compresskit.numerics.lowrank import Metric
 from compresskit.numerics.packed import QuantizedLinear, Storage
+from compresskit.quantization.apiq.dealing import add_gradients, owners_of, turns
 from compresskit.quantization.apiq.linear import TrainedLinear
 from compresskit.quantization.apiq.settings import ApiQSettings
 from compresskit.quantization.error_feedback import feedback, round_with_feedback
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import collected, replace_weight
 
+T = TypeVar("T")
 SMALLEST_ENERGY = 1e-12
 """Keeps the relative error finite for hidden states that are 0."""
 BETAS = (0.9, 0.95)
@@ -63,6 +67,8 @@ class Trainer:
         self.channels = channels / channels.mean() if channels is not None and float(channels.mean()) > 0 else None
         self.usual_energy = _usual_energy(targets, self.channels)
         self.outputs: list[Tensor] = []
+        self.owners: dict[str, int] = {}
+        """The rank that trains each linear, norm and bias."""
 
     @torch.no_grad()
     def start(self, sequence: Sequence[Sequence[tuple[str, ...]]]) -> None:
@@ -108,11 +114,14 @@ class Trainer:
         steps = self.method.epochs * len(self.targets) // self._batches_a_step()
         if steps == 0 or start_error == 0:
             return
+        self.owners = owners_of(
+            {name: each.target.numel() for name, each in self.linears.items()}
+            | {name: each.numel() for name, each in self.shifts.items()}
+        )
         groups = self._parameters(steps)
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=SMALLEST_GRADIENT, weight_decay=0.0)
+        for parameter in itertools.chain(self.shifts.values(), *(group["params"] for group in groups)):
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(groups or [{"params": []}], betas=BETAS, eps=SMALLEST_GRADIENT, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         distances = self._distances()
         for chosen in self._order(steps):
@@ -121,22 +130,30 @@ class Trainer:
             schedule.step()
             optimizer.zero_grad()
             with torch.no_grad():
-                for linear in self.linears.values():
+                for linear in self._own(self.linears).values():
                     linear.offset.clamp_(-0.5, 0.5)
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(False)
+        for parameter in itertools.chain(self.shifts.values(), *(group["params"] for group in groups)):
+            parameter.requires_grad_(False)
+        for name, linear in self.linears.items():
+            for parameter in (linear.offset, linear.low_clipping, linear.high_clipping, *(linear.adapter or ())):
+                distributed.send(parameter, self.owners[name])
+        for name, shift in self.shifts.items():
+            distributed.send(shift, self.owners[name])
+
+    def _own(self, among: Mapping[str, T]) -> dict[str, T]:
+        """What this rank trains."""
+        return {name: each for name, each in among.items() if self.owners[name] == distributed.rank()}
 
     def _parameters(self, steps: int) -> list[dict[str, Any]]:
-        """Parameter groups with their initial rates: to move a distance of 1 in `steps` steps takes 2 / steps, falling to 0."""
-        linears = self.linears.values()
+        """This rank's groups with their initial rates: to move a distance of 1 in `steps` steps takes 2 / steps, falling to 0."""
+        linears, shifts = self._own(self.linears).values(), self._own(self.shifts).values()
         groups = [
             (self.method.clipping_rate * 2 / steps, [c for each in linears for c in (each.low_clipping, each.high_clipping)]),
             (self.method.learning_rate, [factor for each in linears for factor in each.adapter or ()]),
         ]
         if self.method.rounding == "learned":
             groups.append((self.method.rounding_rate / steps, [each.offset for each in linears]))
-        groups.append((self.method.norm_rate * 2 / steps, list(self.shifts.values())))
+        groups.append((self.method.norm_rate * 2 / steps, list(shifts)))
         return [{"params": parameters, "lr": rate} for rate, parameters in groups if parameters]
 
     def _batches_a_step(self) -> int:
@@ -171,38 +188,57 @@ class Trainer:
         The block runs on its own detached weights. Their gradient goes through equations 2 and 3 once, not once per micro-batch,
         one linear after the other, so that autograd keeps the intermediates of only one linear.
         """
-        leaves = {name: self.block.linear(name).weight for name in self.linears}
+        weights = {name: self.block.linear(name).weight for name in self.linears}
+        shares = {name: self.method.saliency_weight / len(distances) / value for name, value in distances.items()}
         with torch.no_grad():
-            for name, linear in self.linears.items():
-                leaves[name].copy_(linear.weights()[1]).requires_grad_(True)
-        for index in chosen:
-            vectors = {name: vector.to(self.block.hidden[index]) for name, vector in self.vectors.items()}
-            with matrix_products(self.block.hidden[index].device, self.method.precision):
-                output = self.block.run_with(self.block.hidden[index], index, vectors)
-            error = self.micro_batch_error(output, index)
-            torch.autograd.backward(error / (start_error * len(chosen)))
-        for name, linear in self.linears.items():
-            pair, gradient = linear.weights(), leaves[name].grad
-            leaves[name].requires_grad_(False).grad = None
-            roots: list[Tensor] = []
-            gradients: list[Tensor | None] = []
-            if gradient is not None:  # None for an expert that no token reached
-                roots.append(pair[1])
-                gradients.append(gradient.to(pair[1]))
-            if name in distances:
-                weight = self.method.saliency_weight / len(distances) / distances[name]
-                roots.append(linear.distance(self._held(pair)) * weight)
-                gradients.append(None)
-            if roots:
-                torch.autograd.backward(roots, gradients)
+            for name, linear in self._own(self.linears).items():
+                weights[name].copy_(linear.weights()[1])
+            for name, tensor in (weights | self.shifts).items():
+                distributed.send(tensor.detach(), self.owners[name])
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        sums: dict[str, Tensor] = {}
+        for turn in turns(chosen):
+            if distributed.rank() < len(turn):
+                self._backpropagate(turn[distributed.rank()], start_error * len(chosen))
+            add_gradients(weights | self.shifts, self.owners, len(turn), sums)
+        for name, shift in self.shifts.items():
+            shift.grad = sums.get(name)
+        for weight in weights.values():
+            weight.requires_grad_(False).grad = None
+        for name, linear in self._own(self.linears).items():
+            self._pass_on(linear, sums.pop(name, None), shares.get(name))
+
+    def _backpropagate(self, index: int, parts: float) -> None:
+        """Add the gradients of a micro-batch's error, divided by `parts`, to those of the block's weights and shifts."""
+        vectors = {name: vector.to(self.block.hidden[index]) for name, vector in self.vectors.items()}
+        with matrix_products(self.block.hidden[index].device, self.method.precision):
+            output = self.block.run_with(self.block.hidden[index], index, vectors)
+        torch.autograd.backward(self.micro_batch_error(output, index) / parts)
+
+    def _pass_on(self, linear: TrainedLinear, gradient: Tensor | None, share: float | None) -> None:
+        """Pass the gradient of a linear's weight, and that of its saliency term of this share, on to its parameters."""
+        pair = linear.weights()
+        roots: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        if gradient is not None:  # None for an expert that no token reached
+            roots.append(pair[1])
+            gradients.append(gradient.to(pair[1]))
+        if share is not None:
+            roots.append(linear.distance(self._held(pair)) * share)
+            gradients.append(None)
+        if roots:
+            torch.autograd.backward(roots, gradients)
 
     @torch.no_grad()
     def block_error(self) -> float:
         """Error of the block's current state over all windows."""
-        return self._mean_error(self.block.run(hidden, number) for number, hidden in enumerate(self.block.hidden))
+        return self._mean_error((number, self.block.run(self.block.hidden[number], number)) for number in self.block.own)
 
-    def _mean_error(self, outputs: Iterable[Tensor]) -> float:
-        errors = [float(self.micro_batch_error(output, index)) for index, output in enumerate(outputs)]
+    def _mean_error(self, outputs: Iterable[tuple[int, Tensor]]) -> float:
+        """Mean over all micro-batches of the error; this rank has the numbers and outputs of its own."""
+        own = [float(self.micro_batch_error(output, number)) for number, output in outputs]
+        errors = distributed.in_order(own, len(self.block.hidden))
         return sum(errors) / len(errors)
 
     def micro_batch_error(self, output: Tensor, index: int) -> Tensor:
@@ -223,7 +259,7 @@ class Trainer:
         for name, vector in self._stored_vectors().items():
             self.block.module.get_parameter(name).copy_(vector)
         self.outputs = self.block.run_all(self.block.hidden)
-        return self._mean_error(self.outputs)
+        return self._mean_error((number, self.outputs[number]) for number in self.block.own)
 
     def reset(self) -> None:
         """Reset everything to the starting point."""

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.checkpoint.whole_files import write_whole_tensors
 from compresskit.errors import NumericalError
 from compresskit.recovery.data.encoding import Sample
@@ -72,11 +73,11 @@ def degradations(
 
 def _kept(file: Path | None, original: Walk, compressed: Walk, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """Result of `_measured`, read from the file if it exists."""
-    if file and file.is_file():
+    if file and distributed.from_first(file.is_file):
         found = load_file(file)
     else:
         found = dict(zip(("lost", "states"), _measured(original, compressed, samples), strict=True))
-        if file:
+        if file and distributed.is_first():
             write_whole_tensors(file, found)
     return found["lost"], found["states"]
 
@@ -89,6 +90,7 @@ def _measured(original: Walk, compressed: Walk, samples: Sequence[Sample]) -> tu
         before, after = (token_losses(logits, rows.targets) for logits in rows.logits)
         each = torch.stack([jensen_shannon(*rows.logits), after - before])
         sums.index_add_(1, rows.owners, each.double().cpu())
+    distributed.total(sums)
     if not bool(sums.isfinite().all()):
         raise NumericalError(f"{compressed.model.checkpoint.folder}: its predictions hold NaN; use --dtype float32")
     counts = torch.tensor([max(1, sample.response_tokens) for sample in samples])

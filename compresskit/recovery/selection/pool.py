@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from compresskit import calibration
+from compresskit import calibration, distributed
 from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import write_whole, write_whole_tensors
@@ -43,19 +43,22 @@ def open_pool(recovery: Recovery) -> Pool:
 def _vectors(recovery: Recovery, embedder: str) -> torch.Tensor:
     """Vectors of the pool; those of the held-back samples are computed with them, for the report by cluster."""
     data, file = recovery.data, recovery.request.workspace / VECTORS
-    if not file.is_file():
+    if not distributed.from_first(file.is_file):
         progress = recovery.bars.of("embedding samples")
         samples = [*data.pool, *data.held_back]
         if embedder:
-            found = embeddings.encoder_embeddings(Path(embedder), [s.instruction.text for s in samples], progress)
+            texts = [s.instruction.text for s in samples]
+            found = distributed.from_first(lambda: embeddings.encoder_embeddings(Path(embedder), texts, progress))
         else:
             known = recovery.request.workspace / STATES
-            states = [load_file(known)["states"]] if known.is_file() else []
+            states = [load_file(known)["states"]] if distributed.from_first(known.is_file) else []
             walk = open_walk(recovery.request.model, recovery.where)
             with matrix_products(recovery.where.device, recovery.request.options.precision):
                 states.append(embeddings.own_states(walk, data.held_back if states else samples, progress))
             found = embeddings.centred(torch.cat(states))
-        write_whole_tensors(file, {"vectors": found})
+        if distributed.is_first():
+            write_whole_tensors(file, {"vectors": found})
+        distributed.wait()
     vectors: torch.Tensor = load_file(file)["vectors"]
     return vectors[: len(data.pool)]
 
@@ -64,16 +67,18 @@ def _lost(recovery: Recovery) -> Lost:
     """The compressed model's degradation on each sample of the pool."""
     workspace = recovery.request.workspace
     file = workspace / DEGRADATIONS
-    if not file.is_file():
+    if not distributed.from_first(file.is_file):
         original, compressed = (open_walk(each, recovery.where) for each in (recovery.original, recovery.request.model))
         progress = recovery.bars.of("measuring what was lost")
         with matrix_products(recovery.where.device, recovery.request.options.precision):
             divergences, losses, states = degradation.degradations(
                 original, compressed, recovery.data.pool, progress, workspace / PARTS
             )
-        write_whole_tensors(workspace / STATES, {"states": states})
-        write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
-        shutil.rmtree(workspace / PARTS, ignore_errors=True)
+        if distributed.is_first():
+            write_whole_tensors(workspace / STATES, {"states": states})
+            write_whole(file, json.dumps(Lost(divergences, losses)._asdict()))
+            shutil.rmtree(workspace / PARTS, ignore_errors=True)
+        distributed.wait()
     return Lost(**read_json(file))
 
 
@@ -81,7 +86,8 @@ def _target(recovery: Recovery) -> list[str]:
     """Texts of the target distribution."""
     options = recovery.request.options
     asked = TextRequest(options.calibration, options.samples, options.sequence_length, options.seed, options.samples)
-    found = calibration.calibrate(asked, recovery.original, recovery.where, recovery.bars.of("sampling text"))
+    progress = recovery.bars.of("sampling text")
+    tokens = distributed.from_first(lambda: calibration.calibrate(asked, recovery.original, recovery.where, progress).tokens)
     tokenizer = open_tokenizer(recovery.request.model.checkpoint.folder, options.trust_remote_code)
-    texts: list[str] = tokenizer.batch_decode(found.tokens)
+    texts: list[str] = tokenizer.batch_decode(tokens)
     return texts

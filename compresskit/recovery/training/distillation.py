@@ -9,9 +9,10 @@ The data's own next tokens can be mixed in: soft and hard targets as in arXiv 15
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compresskit import distributed
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import write_whole
 from compresskit.errors import CheckpointError
@@ -38,6 +40,10 @@ SMALLEST = torch.finfo(torch.float32).tiny
 """Lower bound of probabilities in logarithms: float32 rounds smaller ones to 0 on devices without denormals."""
 SMALLEST_REST = 1e-6
 """Lower bound of the mass of all other tokens; the rounding of float16 log-probabilities is larger."""
+
+
+Part = tuple[Any, Any, Any]
+"""Numpy arrays: places in the files (rows,), tokens (rows, width) int32, log-probabilities (rows, width) float16."""
 
 
 class TeacherPredictions:
@@ -102,37 +108,57 @@ def predict(
 ) -> TeacherPredictions:
     """Predict every token with the model; reuses chunks that an earlier run for the same samples left in the folder.
 
+    Ranks share the predicting; the first writes.
+
     Returns:
         The predictions for the samples at the positions `wanted`; the other samples have none.
     """
     among = set(wanted)
     lengths = [len(sample.tokens) if i in among else 1 for i, sample in enumerate(samples)]
     predicted = TeacherPredictions(folder, lengths, width_of(walk.model.vocabulary))
+    known = distributed.from_first(lambda: _known(predicted))
+    done = 0
+    for number, chunk in enumerate(chunks([samples[i] for i in wanted], walk.model.hidden_size)):
+        if number >= known:
+            parts = distributed.every(_predicted(predicted, walk, samples, [wanted[i] for i in chunk]))
+            if distributed.is_first():
+                _write(predicted, itertools.chain(*parts))
+                write_whole(folder / STATE, json.dumps({"chunks": number + 1}))
+        done += len(chunk)
+        if progress:
+            progress(done, len(wanted))
+    distributed.wait()
+    return predicted
+
+
+def _known(predicted: TeacherPredictions) -> int:
+    """Number of chunks that an earlier run left; the files are there afterwards."""
+    folder = predicted.folder
     folder.mkdir(parents=True, exist_ok=True)
     stated = read_json(folder / STATE).get("chunks") if (folder / STATE).is_file() else 0
     known = stated if isinstance(stated, int) else 0
     if not known:
         predicted.reserve()
-    done = 0
-    for number, chunk in enumerate(chunks([samples[i] for i in wanted], walk.model.hidden_size)):
-        if number >= known:
-            _write(predicted, walk, samples, [wanted[i] for i in chunk])
-            write_whole(folder / STATE, json.dumps({"chunks": number + 1}))
-        done += len(chunk)
-        if progress:
-            progress(done, len(wanted))
-    return predicted
+    return known
 
 
-def _write(predicted: TeacherPredictions, walk: Walk, samples: Sequence[Sample], chunk: Sequence[int]) -> None:
-    """Write the predictions for the samples at these positions to disk."""
+def _predicted(predicted: TeacherPredictions, walk: Walk, samples: Sequence[Sample], chunk: Sequence[int]) -> list[Part]:
+    """Predictions for the samples at these positions, of this rank's micro-batches."""
     offsets, members = torch.from_numpy(predicted.offsets[chunk]), [samples[i] for i in chunk]
-    tokens, values = predicted.open("r+")
+    found = []
     for rows in predictions(walked([walk], members), members, whole=True):
         top = rows.logits[0].log_softmax(dim=-1).topk(predicted.width, dim=-1)
         places = (offsets[rows.owners] + rows.positions).numpy()
-        tokens[places] = top.indices.int().cpu().numpy()
-        values[places] = top.values.half().cpu().numpy()
+        found.append((places, top.indices.int().cpu().numpy(), top.values.half().cpu().numpy()))
+    return found
+
+
+def _write(predicted: TeacherPredictions, parts: Iterable[Part]) -> None:
+    """Write predictions to disk."""
+    tokens, values = predicted.open("r+")
+    for places, top, log_probabilities in parts:
+        tokens[places] = top
+        values[places] = log_probabilities
     tokens.flush()
     values.flush()
 

@@ -22,7 +22,7 @@ from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
 from compresskit.recovery.training import packing
 from compresskit.recovery.training.batches import TrainingData, collate, order_of, rectangles, rows, steps_of
-from compresskit.recovery.training.trainer import whole_network
+from compresskit.recovery.training.networks import whole_network
 
 LENGTHS = (9, 1, 30, 14)
 PADDED = {"mistral", "gemma2", "gemma3_text"}

@@ -17,7 +17,7 @@ from compresskit.checkpoint.whole_files import write_whole_json
 from compresskit.errors import CompresskitError
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
-from compresskit.recovery.training.trainer import COMPLETE, _hashes, last_checkpoint
+from compresskit.recovery.training.checkpoints import COMPLETE, hashes, last_checkpoint
 
 pytest.importorskip("scipy")
 
@@ -119,5 +119,5 @@ def test_what_a_kill_left_of_the_record_of_a_checkpoint_spoils_no_later_one(tmp_
     folder.mkdir()
     (folder / "optimizer.pt").touch()
     (folder / "complete.json.new").touch()
-    write_whole_json(folder / COMPLETE, _hashes(folder))
+    write_whole_json(folder / COMPLETE, hashes(folder))
     assert last_checkpoint(tmp_path) == folder
