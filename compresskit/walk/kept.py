@@ -40,7 +40,8 @@ class Kept:
 
         def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             nonlocal full
-            full = full or sum(each.nbytes for each in self.inputs) + args[0].nbytes > KEPT_BYTES
+            in_vain = bool(self.inputs) and not self.usable and not self.compared
+            full = full or in_vain or sum(each.nbytes for each in self.inputs) + args[0].nbytes > KEPT_BYTES
             if not full:
                 self.inputs.append(args[0].detach())
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.walk import kept
+from compresskit.walk.hooks import SeenEnough
 from compresskit.walk.sequence import chosen_sequence, collected, replace_weight
 from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
@@ -83,8 +84,11 @@ class Scaled(nn.Module):
 def test_a_module_that_goes_on_after_its_last_linear_is_not_replaced(in_place: bool) -> None:
     module = Scaled(in_place)
     tried = kept.Kept(module, module.last)
-    with tried.filling(), pytest.raises(kept.SeenEnough), tried.watching():
+    with tried.filling():
+        with pytest.raises(SeenEnough), tried.watching():
+            module(torch.ones(1, 4))
         module(torch.ones(1, 4))
+        assert len(tried.inputs) == 1  # no more is kept in vain
     assert not tried.usable and tried.inputs == []
 
 
