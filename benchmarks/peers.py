@@ -7,8 +7,8 @@
 TOOL is llm-compressor (GPTQ, static act-order, damping 1%), llm-compressor-scheme (one of its preset schemes, rounded to
 nearest or by GPTQ) or auto-round (sign-gradient rounding; its default is 200 iterations, its `best` preset 1,000, and its advice
 for two bits is `best` with `enable_alg_ext`, here `--extension`). The interpreter is that of an environment that holds the tool,
-torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows drawn evenly from the text. Prints one JSON line;
-OUT is in compressed-tensors or AutoRound's packed format.
+torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows drawn evenly from the text. Prints one JSON line; OUT
+is in compressed-tensors or AutoRound's packed format.
 """
 
 from __future__ import annotations

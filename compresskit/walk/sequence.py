@@ -44,7 +44,7 @@ def collected(
     """
     inputs = [block.linear(group[0]) for group in groups]
     grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
-    block.collect(grams, attention_is_final, only_these_change and len(groups[0]) == 1)
+    block.collect(grams, attention_is_final, only_these_change and [len(group) for group in groups] == [1])
     return grams
 
 
