@@ -45,6 +45,12 @@ def whole(value: Tensor) -> Tensor:
     return found
 
 
+def whole_on_first(value: Tensor) -> Tensor:
+    """On the first rank the whole tensor, on the CPU; on others one of its shape that takes no memory."""
+    found = whole(value)
+    return found.cpu() if distributed.is_first() else found.new_zeros((), device="cpu").expand(found.shape)
+
+
 def dealt_as(value: Tensor, parameter: Tensor) -> Tensor:
     """A tensor that every rank has, dealt as a sharded parameter of its shape is."""
     from torch.distributed.tensor import DTensor, distribute_tensor

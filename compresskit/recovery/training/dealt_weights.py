@@ -56,8 +56,8 @@ class DealtWeights(BlockWeights):
         sharding.shard(network, self.sums)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Trained weights, whole, on the CPU; all ranks take part."""
-        return {name: sharding.whole(value).cpu() for name, value in super().state_dict().items()}
+        """Trained weights, whole, on the first rank's CPU; all ranks take part."""
+        return {name: sharding.whole_on_first(value) for name, value in super().state_dict().items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take over whole trained weights."""
@@ -118,7 +118,8 @@ class DealtWeightsTrainer(StepTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         state = self.optimizer.state_dict()
         state["state"] = {
-            number: {name: sharding.whole(value).cpu() for name, value in kept.items()} for number, kept in state["state"].items()
+            number: {name: sharding.whole_on_first(value) for name, value in kept.items()}
+            for number, kept in state["state"].items()
         }
         if distributed.is_first():
             torch.save(state, Path(output_dir) / OPTIMIZER)

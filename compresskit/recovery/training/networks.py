@@ -110,6 +110,6 @@ class BlockWeights(nn.Module):
 
 
 def block_weights(trained: BlockWeights) -> dict[str, Tensor]:
-    """Trained weights by plain name, float32 on the CPU."""
+    """Trained weights by plain name, float32 on the first rank's CPU; others have their shapes."""
     named = trained.network.named_parameters()
-    return {name: sharding.whole(p.detach()).float().cpu() for name, p in named if p.requires_grad}
+    return {name: sharding.whole_on_first(p.detach()).float() for name, p in named if p.requires_grad}
