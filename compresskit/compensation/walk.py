@@ -46,7 +46,7 @@ class Task(NamedTuple):
 
     def error(self, update: Tensor) -> float:
         """Remaining error after an update (out, in), in the task's own measure."""
-        return remaining_error(weighted(self.residual, self.weights), self.metric, weighted(update, self.weights))
+        return remaining_error(self.residual, self.metric, update, self.weights)
 
 
 @dataclass
