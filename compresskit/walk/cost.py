@@ -23,12 +23,12 @@ KEPT_BYTES = 1 << 28
 FLOAT32_BYTES = 4
 ACTIVATIONS = 5
 """Number of live tensors as large as the widest linear's inputs: two projections, the activation, the product, attention's."""
-MOMENT_BYTES = 24
-"""Bytes per entry: a float32 second moment, its reordered copy, and two float64 matrices during factorisation."""
+MOMENT_BYTES, SUMMED_BYTES = 16, 12
+"""Bytes per entry of the second moments: in float32 with a float64 factor and its copy in float32; sums turned to float32."""
 MEMORY_SHARE = 0.25
 """Of the free memory: hidden states that take more lie in mapped files, whose pages the system can write out and take back."""
-COPIES_OF_A_GROUP = 5
-"""Copies of the weights that are rounded or refitted together."""
+COPIES_OF_A_GROUP, COPIES_OF_A_REFIT = 5, 2
+"""Copies of the weights that are rounded together; of those that are refitted."""
 
 
 def micro_batch_size(model: Model, length: int) -> int:
@@ -77,14 +77,22 @@ def largest_linear_bytes(model: Model) -> int:
 
 def window_bytes(model: Model, length: int) -> int:
     """Bytes of the live activations of one window of `length` tokens."""
-    widest = max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
-    return ACTIVATIONS * FLOAT32_BYTES * length * max(widest, model.hidden_size)
+    return ACTIVATIONS * FLOAT32_BYTES * length * max(_widest(model), model.hidden_size)
 
 
 def edit_bytes(model: Model, moments: bool) -> int:
     """Bytes to edit a linear: copies of its group and, if `moments`, the second moments of its inputs."""
-    widest = max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
-    return COPIES_OF_A_GROUP * largest_linear_bytes(model) + (MOMENT_BYTES * widest**2 if moments else 0)
+    return COPIES_OF_A_GROUP * largest_linear_bytes(model) + (MOMENT_BYTES * _widest(model) ** 2 if moments else 0)
+
+
+def refit_bytes(model: Model) -> int:
+    """Bytes to refit a pruned linear: while its second moments are summed up, which later is more than their factor takes."""
+    return COPIES_OF_A_REFIT * largest_linear_bytes(model) + SUMMED_BYTES * _widest(model) ** 2
+
+
+def _widest(model: Model) -> int:
+    """The most inputs that a linear of a block has."""
+    return max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
 
 
 def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
