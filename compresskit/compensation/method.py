@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from compresskit.numerics.lowrank import Metric
-    from compresskit.walk.block import Statistic
+    from compresskit.walk.hooks import Statistic
 
 Aim = Literal["weight", "block", "output"]
 """Target of the repair: weights, or outputs of a block or of the whole original (residuals.py)."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from compresskit import distributed
 from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.lowrank import Metric
-from compresskit.walk.block import Statistic
+from compresskit.walk.hooks import Statistic
 from compresskit.walk.statistics import Gram
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from compresskit.numerics.lowrank import Metric
-    from compresskit.walk.block import Statistic
+    from compresskit.walk.hooks import Statistic
 
 
 class SVD(CompensateMethod, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,8 @@ from compresskit import distributed
 from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
-from compresskit.walk.hooks import SeenEnough, forward_replaced, keeping, recorded_inputs, replaying
-from compresskit.walk.kept import Kept
-
-
-class Statistic(Protocol):
-    """Sum over tokens that `Block.collect` fills."""
-
-    def add(self, x: Tensor) -> None:
-        """Add the linear's inputs for one micro-batch, x (tokens, in)."""
-
-    def share(self) -> None:
-        """Make it the statistic of all ranks' micro-batches."""
+from compresskit.walk.hooks import SeenEnough, Statistic, forward_replaced, keeping, recorded_inputs, replaying
+from compresskit.walk.kept import Kept, kept_before
 
 
 @dataclass
@@ -120,7 +110,8 @@ class Block:
             return
         # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
         stop = len(statistics) == 1
-        kept = self._to_keep(next(iter(statistics))) if only_it_changes and stop else None
+        name = next(iter(statistics)).removeprefix(self.name + ".")
+        kept = kept_before(self.module, name, self.attention) if only_it_changes and stop else None
         runs = [(number, self.hidden[number]) for number in self.own]
         with ExitStack() as stack:
             self._skip(stack, attention_is_final)
@@ -141,12 +132,6 @@ class Block:
         for statistic in statistics.values():
             statistic.share()
         release_freed_memory()
-
-    def _to_keep(self, name: str) -> Kept | None:
-        """The attention or the linear's parent, whichever ends with this linear; None if that is the block itself."""
-        inner = name.removeprefix(self.name + ".")
-        path = self.attention if inner.startswith(self.attention + ".") else inner.rpartition(".")[0]
-        return Kept(self.module.get_submodule(path), self.linear(name)) if path else None
 
     def _skip(self, stack: ExitStack, attention_is_final: bool = False, for_good: bool = False) -> None:
         """Do not compute again what is kept; `for_good` frees what is remembered."""

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+
+class Statistic(Protocol):
+    """Sum over tokens that `Block.collect` fills."""
+
+    def add(self, x: Tensor) -> None:
+        """Add the linear's inputs for one micro-batch, x (tokens, in)."""
+
+    def share(self) -> None:
+        """Make it the statistic of all ranks' micro-batches."""
 
 
 class SeenEnough(Exception):

@@ -111,3 +111,15 @@ def _is(value: Any, output: Tensor, version: int) -> bool:
         return False
     place = (torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride)
     return value.dtype == output.dtype and all(of(value) == of(output) for of in place)
+
+
+def kept_before(block: nn.Module, name: str, attention: str) -> Kept | None:
+    """What may be kept of the module that ends with a linear; `name` and `attention` are paths inside the block.
+
+    Returns:
+        Nothing kept yet of the attention or of the linear's parent; None if that is the block itself.
+    """
+    path = attention if name.startswith(attention + ".") else name.rpartition(".")[0]
+    linear = block.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return Kept(block.get_submodule(path), linear) if path else None
