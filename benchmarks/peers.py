@@ -1,14 +1,14 @@
 """The checkpoint that another tool makes of the same model on as many tokens of the same text, its time and peak memory.
 
-    PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64]
+    PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--length 512]
     PEER/bin/python benchmarks/peers.py auto-round MODEL OUT --text FILE.parquet [--iterations 200] [--extension]
     PEER/bin/python benchmarks/peers.py llm-compressor-scheme MODEL OUT --text FILE.parquet --scheme NVFP4A16 [--gptq]
 
 TOOL is llm-compressor (GPTQ, static act-order, damping 1%), llm-compressor-scheme (one of its preset schemes, rounded to
 nearest or by GPTQ) or auto-round (sign-gradient rounding; its default is 200 iterations, its `best` preset 1,000, and its advice
-for two bits is `best` with `enable_alg_ext`, here `--extension`). The interpreter is that
-of an environment that holds the tool, torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows of 512
-tokens drawn evenly from the text. Prints one JSON line; OUT is in compressed-tensors or AutoRound's packed format.
+for two bits is `best` with `enable_alg_ext`, here `--extension`). The interpreter is that of an environment that holds the tool,
+torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows drawn evenly from the text. Prints one JSON line; OUT
+is in compressed-tensors or AutoRound's packed format.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any
 
 import torch
 
-LENGTH, GROUP_SIZE, KIB = 512, 64, 1024
+GROUP_SIZE, KIB = 64, 1024
 
 
-def windows_of(text: Path, tokenizer: Any, samples: int) -> torch.Tensor:
-    """(samples, 512) int64."""
+def windows_of(text: Path, tokenizer: Any, samples: int, length: int) -> torch.Tensor:
+    """(samples, length) int64."""
     from pyarrow import parquet
 
     whole = "\n\n".join(parquet.read_table(text)["text"].to_pylist())
     ids = torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"])
-    windows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    windows = ids[: len(ids) // length * length].view(-1, length)
     return windows[torch.linspace(0, len(windows) - 1, samples).long()]
 
 
@@ -63,7 +63,7 @@ def one_shot(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, recip
 
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()})
     oneshot(
-        model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, max_seq_length=LENGTH,
+        model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, max_seq_length=windows.shape[1],
         num_calibration_samples=len(windows), output_dir=str(out),
     )  # fmt: skip
 
@@ -74,7 +74,7 @@ def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arg
     bits, iterations = arguments.bits, arguments.iterations
     rounding = AutoRound(
         model, tokenizer, scheme=f"W{bits}A16", bits=bits, group_size=GROUP_SIZE, sym=False, iters=iterations,
-        nsamples=len(windows), seqlen=LENGTH, dataset=list(windows.unsqueeze(1)), device_map="cpu",
+        nsamples=len(windows), seqlen=windows.shape[1], dataset=list(windows.unsqueeze(1)), device_map="cpu",
         enable_alg_ext=arguments.extension,
     )  # fmt: skip
     rounding.quantize_and_save(str(out), format="auto_round")
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="FP8_DYNAMIC")
     parser.add_argument("--gptq", action="store_true")
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--extension", action="store_true", help="auto-round's enable_alg_ext")
     arguments = parser.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    windows = windows_of(arguments.text, tokenizer, arguments.samples)
+    windows = windows_of(arguments.text, tokenizer, arguments.samples, arguments.length)
     started, worked = time.monotonic(), time.process_time()
     TOOLS[arguments.tool](model, tokenizer, windows, arguments.out, arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB

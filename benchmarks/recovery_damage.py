@@ -23,7 +23,7 @@ from compresskit.checkpoint.reader import open_checkpoint
 from compresskit.models.tokenizer import open_tokenizer
 from compresskit.recovery.data.encoding import encode_samples
 from compresskit.recovery.data.instructions import read_instructions
-from compresskit.recovery.request import RecoverOptions
+from compresskit.recovery.options import RecoverOptions
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.paser import Paser
 

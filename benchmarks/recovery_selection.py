@@ -39,7 +39,7 @@ from compresskit.models.load import open_model
 from compresskit.recovery import forward
 from compresskit.recovery.data import reading
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.request import RecoverOptions
+from compresskit.recovery.options import RecoverOptions
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection import degradation, embeddings
 from compresskit.walk.walk import Walk

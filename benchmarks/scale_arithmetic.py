@@ -1,14 +1,16 @@
 """How long the stages take on a large model: operations and bytes counted from its shapes, divided by the rates of a machine.
 
     python benchmarks/scale_arithmetic.py [--models 8B,70B] [--accelerators 1,8] [--windows 128] [--length 2048]
-        [--half 4e14] [--single 4e13] [--double 3e13] [--cholesky 3e12] [--disk 3e9] [--sha256 1.5e9] [--link 1e11]
+        [--half 4e14] [--single 4e13] [--double 3e13] [--cholesky 3e12] [--kernels 2e5] [--disk 3e9] [--sha256 1.5e9]
+        [--link 1e11]
     python benchmarks/scale_arithmetic.py --config FOLDER --measure [--windows 4] [--length 256] [--stage "prune cfsp"]
 
-Rates: operations a second of matrix products in 16 bits, in float32 and in float64, and of a Cholesky factorisation in float64;
-bytes a second of the disk, of SHA-256, and between accelerators. The defaults are assumptions about an accelerator of the H100's
-class, about half of what its maker states; put in those of yours. `--measure` takes those of this machine's CPU instead, in
-processor time of one thread, and float32 for everything. Passes over the text are those that the requests state (`passes()`),
-for prune, gptq and eora those of their walks, part by part. A model is given by its config.json alone.
+Rates: operations a second of matrix products in 16 bits, in float32 and in float64, and of a Cholesky factorisation in
+float64; small kernels that are started one after the other; bytes a second of the disk, of SHA-256, and between accelerators.
+The defaults are assumptions about an accelerator of the H100's class, about half of what its maker states; put in those of
+yours. `--measure` takes those of this machine's CPU instead, in processor time of one thread, and float32 for everything.
+Passes over the text are those that the requests state (`passes()`), for prune, gptq and eora those of their walks, part by
+part. A model is given by its config.json alone.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from compresskit.evaluation.request import EvaluateOptions, EvaluateRequest
 from compresskit.models.load import bind
 from compresskit.models.model import Model
 from compresskit.models.shapes import without_weights
+from compresskit.quantization.error_feedback import ROWS_AT_ONCE
 from compresskit.recovery.request import RecoverOptions, RecoverRequest
 from compresskit.stages import Options
 from compresskit.walk.cost import head_share
@@ -37,7 +40,7 @@ from compresskit.walk.cost import head_share
 LLAMA = {"8B": (4096, 14336, 32, 32, 8), "70B": (8192, 28672, 80, 64, 8)}
 """Hidden size, FFN, blocks, heads, key-value heads of Llama 3.1."""
 VOCABULARY = 128_256
-PANELS = 5 / 8
+PANELS = 17 / 32
 """Share of a symmetric matrix of second moments that is computed."""
 SPARSITY, BITS, RANK, EPOCHS, EXAMPLES = 0.3, 3, 64, 8, 5_000
 EXAMPLE_BYTES = 2_000
@@ -46,6 +49,8 @@ SUBSPACE_STEPS, OVERSAMPLE = 11, 16
 """Of `leading_eigenvectors`."""
 EIGENVECTORS = 9
 """Operations of a symmetric eigendecomposition are about 9 n^3."""
+KERNELS_A_COLUMN = 6
+"""Of the plain loop of quantization/panels.py; the Triton kernel, which no accelerator has run yet, takes one for a panel."""
 STEPS_OF_MOMENTS = 8
 """Bytes of an entry of second moments that ranks add up."""
 
@@ -62,6 +67,8 @@ class Work:
     """Float64, shared: triangular solves, products of the low-rank pairs."""
     cholesky: float = 0.0
     """Float64 factorisations, by every rank alone."""
+    kernels: float = 0.0
+    """Small kernels one after the other: GPTQ's columns."""
     read: float = 0.0
     hashed: float = 0.0
     written: float = 0.0
@@ -77,6 +84,7 @@ class Rates:
     single: float = 4e13
     double: float = 3e13
     cholesky: float = 3e12
+    kernels: float = 2e5
     disk: float = 3e9
     sha256: float = 1.5e9
     link: float = 1e11
@@ -95,6 +103,11 @@ class Shapes:
         self.blocks = model.block_count
         self.inputs = [[model.linear_shape(group[0])[1] for group in position] for position in positions]
         self.sizes = [sum(math.prod(model.linear_shape(name)) for group in position for name in group) for position in positions]
+        self.groups = [
+            (sum(model.linear_shape(name)[0] for name in group), model.linear_shape(group[0])[1])
+            for position in positions for group in position
+        ]  # fmt: skip
+        """(rows, columns) of the linears that share their inputs."""
         self.linears = [model.linear_shape(name) for position in positions for group in position for name in group]
         self.core = 2.0 * self.length * self.inputs[1][0]
         """Operations of the attention itself for a token: causal, so half of the products with all positions."""
@@ -146,6 +159,7 @@ def gptq(shapes: Shapes, tokens: int) -> Work:
         half=tokens * collecting(shapes) + closing(shapes),
         single=shapes.blocks * (tokens * 2 * PANELS * sum(side**2 for side in shapes.moments) + rounded),
         cholesky=shapes.blocks * sum(side**3 / 3 for side in shapes.moments),
+        kernels=shapes.blocks * sum(KERNELS_A_COLUMN * columns * -(-rows // ROWS_AT_ONCE) for rows, columns in shapes.groups),
         read=2 * shapes.bytes + packed, hashed=shapes.bytes,
         written=shapes.bytes - 2 * sum(shapes.sizes) * shapes.blocks + packed,
         exchanged=shapes.blocks * (
@@ -203,6 +217,7 @@ def parts(work: Work, rates: Rates, ranks: int) -> dict[str, float]:
         "forward": work.half / rates.half / ranks,
         "moments, rounding": work.single / rates.single / ranks,
         "solves": work.double / rates.double / ranks,
+        "columns": work.kernels / rates.kernels / ranks,
         "factorisations": work.cholesky / rates.cholesky,
         "exchange": 2 * (ranks - 1) / ranks * work.exchanged / rates.link,
         "writing": work.written / rates.disk,
@@ -227,7 +242,7 @@ STAGES: dict[str, Callable[[Shapes, int, int], Work]] = {
     "evaluate": lambda shapes, windows, length: requested(shapes, "evaluate", windows),
 }
 ALONE = ("quantize apiq", "recover lora")
-"""Stages that use one accelerator."""
+"""Stages whose default step leaves little to share: two windows; one micro-batch of 4,096 tokens."""
 
 
 def llama(name: str, folder: Path) -> Path:
@@ -251,12 +266,13 @@ def measured_rates(file: Path) -> Rates:
     torch.set_num_threads(1)
     single, double = torch.rand(1536, 1536), torch.rand(1024, 1024, dtype=torch.float64)
     definite = double @ double.T + 1024 * torch.eye(1024, dtype=torch.float64)
-    data, size = bytes(1 << 26), file.stat().st_size
+    few, data, size = torch.rand(4), bytes(1 << 26), file.stat().st_size
     return Rates(
         half=2 * 1536**3 / _time(lambda: single @ single), single=2 * 1536**3 / _time(lambda: single @ single),
         double=2 * 1024**3 / _time(lambda: double @ double),
         cholesky=1024**3 / 3 / _time(lambda: torch.linalg.cholesky(definite)),
-        disk=size / _time(file.read_bytes), sha256=len(data) / _time(lambda: hashlib.sha256(data)), link=math.inf,
+        kernels=4096 / _time(lambda: [few.add(1) for _ in range(4096)]), disk=size / _time(file.read_bytes),
+        sha256=len(data) / _time(lambda: hashlib.sha256(data)), link=math.inf,
     )  # fmt: skip
 
 

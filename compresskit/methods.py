@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
     ),
     "recover": Stage(
         "recovery.run:recover",
-        "recovery.request:RecoverOptions",
+        "recovery.options:RecoverOptions",
         "Fine-tune a compressed model on the data that repairs it.",
         request="recovery.request:RecoverRequest",
     ),

@@ -61,6 +61,11 @@ RUNS = {
     "apiq-experts": (quantize, "apiq", {"bits": 3, "samples": 5, "group_size": 16, "epochs": 1, "symmetric": True}),
     "recover": (recover, "paser", {**FINE_TUNING, "budget": 0.5, "neighbours": 5, "loss": "distill"}),
     "recover-full": (recover_in_two, "random", {**FINE_TUNING, "budget": 1.0, "update": "full"}),
+    "recover-grid": (
+        recover,
+        "random",
+        {**FINE_TUNING, "budget": 1.0, "steps": 3, "update": "grid", "train": "all", "learning_rate": 0.002},
+    ),
     "eora": (compensate, "eora", {"rank": 4}),
     "eora-budget": (compensate, "eora", {"rank_budget": 4, "aim": "block"}),
     "act": (compensate, "act", {"rank": 4}),
@@ -79,7 +84,8 @@ def run_all(work: Path, out: Path) -> None:
             given["original"], source = str(source), out / "gptq"
         if stage in (recover, recover_in_two):
             given |= {"original": str(source), "data": (str(work / "data.jsonl"),)}
-            source = out / "cfsp" if stage is recover else source  # whose rows are of whole vectors: see dealt_weights.py
+            if stage is recover:  # the pruned one's rows are of whole vectors: see dealt_weights.py
+                source = out / ("gptq" if "grid" in name else "cfsp")
         stage(source, out / name, method, quiet=True, **given)
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.data.instructions import Instruction
 from compresskit.recovery.forward import walked
-from compresskit.recovery.request import RecoverOptions
+from compresskit.recovery.options import RecoverOptions
 
 SMALL: dict[str, Any] = {"sequence_length": 256, "batch_size": 4, "held_back": 0.1, "rank": 4}
 

@@ -130,7 +130,7 @@ def _import_everything() -> None:
     import compresskit
 
     for found in pkgutil.walk_packages(compresskit.__path__, "compresskit."):
-        if not found.name.endswith("__main__"):
+        if not found.name.endswith(("__main__", "panel_kernel")):  # the latter needs triton
             importlib.import_module(found.name)
     for name in ("transformers.models.llama.modeling_llama", "transformers.trainer", "peft", "accelerate", "scipy.sparse.linalg"):
         importlib.import_module(name)

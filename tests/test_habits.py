@@ -89,12 +89,13 @@ def imports_of(name: str, path: Path) -> set[str]:
     return found - {name}
 
 
-def test_no_function_takes_more_than_seven_parameters_but_for_commands() -> None:
+def test_no_function_takes_more_than_seven_parameters_but_for_commands_and_kernels() -> None:
+    """Triton before 3.3 takes no tuples."""
     guilty = [
         f"{name}.{node.name}"
         for name, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef) and name != "compresskit.cli.recipes"
+        if isinstance(node, ast.FunctionDef) and name not in {"compresskit.cli.recipes", "compresskit.quantization.panel_kernel"}
         if len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]) > 7
     ]
     assert guilty == []

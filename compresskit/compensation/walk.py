@@ -29,6 +29,7 @@ from compresskit.numerics.eight_bit_factors import EIGHT_BITS, eight_bit_factors
 from compresskit.numerics.lowrank import Metric, gains, low_rank_factors, remaining_error, weighted
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, chosen_sequence, finish_block, replace_weight
+from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
 
 OUTPUT_DAMPING = 0.01
@@ -46,7 +47,7 @@ class Task(NamedTuple):
 
     def error(self, update: Tensor) -> float:
         """Remaining error after an update (out, in), in the task's own measure."""
-        return remaining_error(weighted(self.residual, self.weights), self.metric, weighted(update, self.weights))
+        return remaining_error(self.residual, self.metric, update, self.weights)
 
 
 @dataclass
@@ -185,14 +186,21 @@ def _tasks(
     for group in groups:
         found = statistics.pop(group[0], None)
         linear = block.linear(group[0])
-        statistic = found.statistic if found else None
         # Made when the first linear of the group needs it: of several ranks only some do.
-        metric = functools.cache(partial(method.metric, statistic, linear.in_features, linear.weight.device))
+        metric = functools.cache(partial(_metric, method, found, linear.in_features, linear.weight.device))
         row = 0
         for name in group:
             rows = len(block.linear(name).weight)
             yield name, partial(_task, request, block, name, found, slice(row, row + rows), metric)
             row += rows
+
+
+def _metric(method: CompensateMethod, found: Paired | None, features: int, device: torch.device) -> Metric:
+    """The measure of a group's errors; what it is made from is freed, unless the aim are outputs."""
+    made = method.metric(found.statistic if found else None, features, device)
+    if found is not None and found.outputs is None:
+        found.statistic, found.gram = None, Gram(0)
+    return made
 
 
 def _task(request: Repair, block: Block, name: str, found: Paired | None, rows: slice, metric: Callable[[], Metric]) -> Task:

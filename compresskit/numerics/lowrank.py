@@ -27,6 +27,8 @@ EXACT_SIDE = 1024
 """Largest side of a matrix whose eigenvectors are always exact."""
 EXACT_SHARE = 8
 """Larger matrices also use the exact method if at least an eighth of the eigenvectors is wanted."""
+ROWS_AT_ONCE = 1024
+"""Rows that are computed together where nothing but memory depends on it."""
 OVERSAMPLE = 16
 ITERATIONS = 10
 SMALLEST = 1e-12
@@ -42,7 +44,12 @@ class Metric:
         `shrinkage` is the share by which off-diagonal entries shrink. Without float64 (mps) the computation runs on the CPU.
         """
         exact = exactly(moments)
-        self.matrix = exact.lerp(torch.diag(exact.diagonal()), shrinkage)
+        self.matrix = exact.clone() if exact is moments else exact  # in place, rows by rows: for 11,008 inputs it is a GB
+        for start in range(0, len(exact) if shrinkage else 0, ROWS_AT_ONCE):
+            part = self.matrix[start : start + ROWS_AT_ONCE]
+            diagonal = torch.zeros_like(part)
+            diagonal.diagonal(start).copy_(part.diagonal(start))
+            part.copy_(part.lerp(diagonal, shrinkage))
         self.matrix.diagonal().add_(damping * self.matrix.diagonal().mean())
 
     @cached_property
@@ -85,10 +92,15 @@ def gains(residual: Tensor, metric: Metric) -> Tensor:
     return values.flip(0).clamp_min(0)
 
 
-def remaining_error(residual: Tensor, metric: Metric, update: Tensor) -> float:
-    """||(D - update) X^T||_F^2 / tokens, for residual and update (out, in)."""
-    left = exactly(residual) - exactly(update)
-    return float((left @ metric.matrix * left).sum(dim=1).sum())
+def remaining_error(residual: Tensor, metric: Metric, update: Tensor, weights: Tensor | None = None) -> float:
+    """||G^1/2 (D - update) X^T||_F^2 / tokens, for residual and update (out, in); `weights`: those of `weighted`."""
+    sums = []
+    for start in range(0, len(residual), ROWS_AT_ONCE):  # five float64 copies of the linear at once would be the peak
+        rows = slice(start, start + ROWS_AT_ONCE)
+        own = None if weights is None else weights[rows]
+        left = weighted(residual[rows], own) - weighted(update[rows], own)
+        sums.append((left @ metric.matrix * left).sum(dim=1))
+    return float(torch.cat(sums).sum())
 
 
 def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def collected(groups: list[FfnGroup], covariance: bool, block: Block, device: to
     if advance:
         block.advance(statistics)
     else:
-        block.collect(statistics, attention_is_final=True)
+        block.collect(statistics, attention_is_final=True, only_it_changes=True, comparing=True)
     return statistics
 
 

@@ -58,7 +58,9 @@ def refit(down: Tensor, gram: Tensor, kept: Tensor, removed: Tensor, ridge: floa
     """
     eps = ridge * gram.diagonal().mean().double().clamp_min(torch.finfo(torch.float32).tiny)
     factor = _factor(gram, kept, eps)
-    cross_gram, removed_gram = gram[removed[:, None], kept], gram[removed[:, None], removed]
+    removed_rows = gram.index_select(0, removed)
+    cross_gram, removed_gram = removed_rows.index_select(1, kept), removed_rows.index_select(1, removed)
+    del removed_rows
     old = down[:, kept]
     refitted = old.clone()
     sums = torch.zeros(len(down), 3, dtype=torch.float64, device=gram.device)
@@ -82,7 +84,8 @@ def _factor(gram: Tensor, kept: Tensor, eps: Tensor) -> Tensor:
     """L, (kept, kept) float64."""
     kept_gram = gram.new_empty(len(kept), len(kept), dtype=torch.float64)
     for rows in torch.split(torch.arange(len(kept), device=kept.device), ROWS_AT_ONCE):
-        kept_gram[rows] = gram[kept[rows, None], kept].double()
+        start = int(rows[0])  # only the half that is read: the upper one, of what is transposed below
+        kept_gram[rows, start:] = gram.index_select(0, kept[rows]).index_select(1, kept[start:]).double()
     kept_gram = kept_gram.mT  # symmetric: transposed it has LAPACK's memory order and is factored in place
     kept_gram.diagonal().add_(eps)
     failed = torch.empty((), dtype=torch.int32, device=gram.device)

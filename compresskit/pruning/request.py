@@ -19,7 +19,7 @@ from compresskit.models.model import Model
 from compresskit.models.shapes import dense_shapes
 from compresskit.pruning.method import PruneMethod
 from compresskit.stages import Options
-from compresskit.walk.cost import edit_bytes, walk_bytes
+from compresskit.walk.cost import edit_bytes, refit_bytes, walk_bytes
 
 PASSES, PASSES_UNIFORM = 2.5, 1.9
 """Measured (docs/evidence/prune.md)."""
@@ -109,7 +109,8 @@ class PruneRequest(Request):
         """Peak bytes of the walk."""
         windows = self.options.samples if self.needs_text else 0
         moments = self.method.refit or self.method.needs_covariance
-        return walk_bytes(self.model, (windows, self.options.sequence_length), edit_bytes(self.model, moments))
+        edited = refit_bytes(self.model) if moments else edit_bytes(self.model, False)
+        return walk_bytes(self.model, (windows, self.options.sequence_length), edited)
 
     @property
     def estimated_bytes(self) -> int:

@@ -79,6 +79,8 @@ def _prune_block(
                 del channels
                 statistics.pop(ffn.out_projection, None)
                 _replace(walk, block, ffn, result)
+                if block.kept:
+                    block.kept.narrow(result.kept)
                 masks[-1].append(bitmask(result.kept, group.width))
                 errors += [] if result.error is None else [result.error]
             # A bias that the source lacks is added in every block, even if the block loses no channel.

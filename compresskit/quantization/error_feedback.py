@@ -24,7 +24,7 @@ Equation 3 with equation 1 gives the loss without a product with H. Differs from
 alone: of 10.6 million codes of three blocks of SmolLM2, 1 to 2 in 100,000 differ, in 5 to 9 rows where a tie fell the
 other way (docs/evidence/quantize.md).
 
-Panels of columns: errors of the panels before reach a panel in one product, those inside it column by column.
+Panels of columns: errors of the panels before reach a panel in one product, those inside it column by column (panels.py).
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ from compresskit.errors import NumericalError
 from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.grid import Grid
 from compresskit.numerics.scheme import Scheme
+from compresskit.quantization.panels import round_panel
 
 PANEL = 128
 """Columns that errors reach one by one (the paper's B)."""
-ENERGY_PANEL = 512
-"""Columns of one product of `output_energies`."""
 ROWS_AT_ONCE = 1024
 """Rows that are rounded together, the piece of work that ranks deal out; also rows of the second moments reordered together."""
 
@@ -89,7 +88,9 @@ def feedback(hessian: Tensor, damping: float, ordered: bool) -> Feedback:
     order = (diagonal.argsort(descending=True, stable=True) if ordered else columns).flip(0)
     matrix = torch.empty_like(hessian, dtype=torch.float64)
     for places in torch.split(columns, ROWS_AT_ONCE):
-        matrix[places] = hessian.index_select(0, order[places]).index_select(1, order).double()
+        # Only the half that is read: the upper one, of what is transposed below.
+        start = int(places[0])
+        matrix[places, start:] = hessian.index_select(0, order[places]).index_select(1, order[start:]).double()
     added = (diagonal <= 0)[order].double() - diagonal.clamp_max(0)[order]
     mean = (diagonal.clamp_min(0).sum() + (diagonal <= 0).sum()) / len(diagonal)
     added += damping * mean.clamp_min(torch.finfo(torch.float32).tiny)
@@ -124,7 +125,7 @@ def round_with_feedback(weight: Tensor, found: Feedback, grid: Grid, scheme: Sch
 def _rounded_rows(weight: Tensor, found: Feedback, grid: Grid, scheme: Scheme) -> Rounded:
     """`round_with_feedback` of some rows."""
     group = found.order // scheme.group_size if scheme.group_size else torch.zeros_like(found.order)
-    given = _columns(weight, found)
+    given = columns_in_order(weight, found)
     codes, targets, errors = (torch.empty_like(given) for _ in range(3))
     losses = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     scale, zero_point = grid.scale.T.contiguous(), grid.zero_point.T.contiguous()
@@ -143,42 +144,6 @@ def _rounded_rows(weight: Tensor, found: Feedback, grid: Grid, scheme: Scheme) -
     return Rounded(codes[back].T, targets[back].T, losses.clamp_min_(0))
 
 
-def _columns(weight: Tensor, found: Feedback) -> Tensor:
+def columns_in_order(weight: Tensor, found: Feedback) -> Tensor:
     """The columns of a weight (out, in) as rows in the order of the factor, (in, out) float32."""
-    return weight.float().T[found.order]
-
-
-def round_panel(
-    given: Tensor, lower: Tensor, steps: tuple[Tensor, Tensor], scheme: Scheme, results: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    """Equations 2 and 3 inside a panel, its last column first; a column of the weight is a row here.
-
-    given (panel, out): W. lower (panel, panel): L. `steps`: scale and zero point of every weight, (panel, out) each.
-    `results`: codes, targets and errors W - W', (panel, out) float32 each, to be filled; the targets come with all errors from
-    outside the panel.
-    """
-    (scale, zero_point), (codes, targets, errors) = steps, results
-    for i in range(len(given) - 1, -1, -1):
-        codes[i] = scheme.nearest(targets[i] / scale[i], zero_point[i])
-        torch.sub(given[i], (codes[i] - zero_point[i]).mul_(scale[i]), out=errors[i])
-        if i:
-            targets[:i].addr_(lower[i, :i], errors[i])
-
-
-def output_energies(weight: Tensor, found: Feedback) -> Tensor:
-    """||X w^T||^2 of every row w of a weight (out, in), in the unit of the second moments; half the work of a product with H.
-
-    Returns:
-        (out,) float64.
-    """
-    energies = torch.empty(len(weight), dtype=torch.float64, device=weight.device)
-    for rows in distributed.pieces(len(weight), ROWS_AT_ONCE):
-        given = _columns(weight[rows], found)
-        part = -(found.added.float() @ given.square()).double()
-        for start in range(0, len(given), ENERGY_PANEL):
-            panel = slice(start, start + ENERGY_PANEL)
-            outputs = found.lower[start:, panel].T @ given[start:]
-            part += (found.pivots[panel].float() @ outputs.square_()).double()
-        energies[rows] = part.clamp_min_(0)
-    distributed.exchange(ROWS_AT_ONCE, energies)
-    return energies
+    return weight.float().T.contiguous().index_select(0, found.order)

@@ -45,7 +45,8 @@ class GPTQ(FormatMethod, frozen=True):
         import torch
 
         from compresskit.numerics.grid import Grid, to_codes
-        from compresskit.quantization.error_feedback import feedback, output_energies, round_with_feedback
+        from compresskit.quantization.energies import output_energies
+        from compresskit.quantization.error_feedback import feedback, round_with_feedback
 
         assert scheme is not None and gram is not None
         hessian = gram.matrix().div_(max(1, gram.tokens))  # in place: for 8,192 inputs a second matrix takes a quarter of a GB

@@ -54,7 +54,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
     method, scale_dtype = request.method, torch_dtype(request.scale_dtype)
     errors: dict[str, float] = {}
     for number, groups in enumerate(chosen_sequence(request.model, block.index, request.schemes)):
-        grams = collected(groups, block, number >= block.mixer_positions) if method.needs_activations else {}
+        grams = collected(groups, block, number >= block.mixer_positions, True) if method.needs_activations else {}
         for group in groups:
             weights = [block.linear(name).weight for name in group]
             gram = grams.pop(group[0], None)

@@ -57,12 +57,19 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
     disk = sum(row["disk_bytes"] or 0 for row in rows)
     scratch = max((row["scratch_bytes"] for row in rows), default=0)
     free = shutil.disk_usage(Path.cwd()).free
-    if disk + scratch > free:
+    if disk > free:
         raise RequestError(
-            f"{recipe.path}: its steps write {(disk + scratch) / 1e9:.2f} GB, {Path.cwd()} has {free / 1e9:.2f} GB free; "
+            f"{recipe.path}: its steps write {disk / 1e9:.2f} GB, {Path.cwd()} has {free / 1e9:.2f} GB free; "
             "free some space, run from another disk, or drop steps of the matrix"
         )
     _check_memory(recipe, rows)
+    for row in rows:
+        if row["scratch_bytes"] > free - disk:
+            left = (free - disk) / 1e9
+            raise RequestError(
+                f"{recipe.path}: step {row['step']} needs about {scratch / 1e9:.1f} GB of scratch files, the disk has "
+                f"{left:.1f} GB left; lower samples or sequence_length"
+            )
     known = [row["seconds"] for row in rows]
     return {
         "stage": "plan", "recipe": str(recipe.path), "source": recipe.source, "steps": rows,

@@ -55,8 +55,11 @@ def write(recovery: Recovery, selection: Selection, training: Training | None, f
 
 
 def _write_weights(request: RecoverRequest, training: Training, writer: Writer) -> None:
-    """Write the factors of an adapter, or merge the trained weights; everything else is copied bit for bit."""
-    if request.options.adapter_only or request.model.quantized:
+    """Write the trained grid, the factors of an adapter, or merge the weights; everything else is copied bit for bit."""
+    if request.options.update == "grid":
+        for name, tensor in training.stored.items():
+            writer.put(request.model.stored_name(name), tensor)
+    elif request.options.adapter_only or request.model.quantized:
         multipliers = peft.multipliers(request.ranks)
         for name, (first, second) in training.factors.items():
             for key, part in zip(peft.factor_names(name), (first, second / multipliers[name]), strict=True):

@@ -1,4 +1,4 @@
-"""What `recover` is asked for: its options, the checks that need no weights, and what the run will write and need."""
+"""What `recover` is asked for: the checks that need no weights, and what the run will write and need."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
@@ -19,9 +17,9 @@ from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.evaluation.request import scoring_bytes
 from compresskit.evaluation.scores import check_comparable, check_context
 from compresskit.formats import peft
+from compresskit.formats.compressed_tensors import PackQuantized
 from compresskit.job import PASSES_SAMPLING, Request, where_used
 from compresskit.machine.device import Where
-from compresskit.machine.precision import Precision
 from compresskit.models import layouts
 from compresskit.models.load import open_any, open_model
 from compresskit.models.model import Model
@@ -29,12 +27,10 @@ from compresskit.models.shapes import adapter_shapes, dense_shapes
 from compresskit.recovery.data.encoding import check_same_tokenizer
 from compresskit.recovery.data.instructions import read_instructions
 from compresskit.recovery.method import BudgetMethod, SelectionMethod
+from compresskit.recovery.options import Loss, RecoverOptions
 from compresskit.recovery.training.ranks import linear_ranks
-from compresskit.stages import Options
 from compresskit.walk.cost import FLOAT32_BYTES, edit_bytes, head_share, walk_bytes
 
-Loss = Literal["response", "distill"]
-Update = Literal["low-rank", "full"]
 EXTRAS = ("accelerate", "peft", "scipy")
 """What the extra `recover` installs."""
 ADAPTER_DTYPE = "F32"
@@ -61,49 +57,6 @@ LIBRARIES_BYTES = 150 << 20
 """What peft and accelerate take."""
 COMPILED_BYTES = 700 << 20
 """What oneDNN keeps of products that it compiled for the lengths it met, 1,024 of them."""
-
-
-class RecoverOptions(Options):
-    """The settings besides the selection: on which data, and how to fine-tune."""
-
-    original: str
-    """The model before compression: a folder, a Hub id or demo:smollm2-135m."""
-    data: tuple[str, ...] = ()
-    """Instruction data: a .jsonl, .json or .parquet file; may be repeated."""
-    select_only: bool = False
-    """Stop after the selection."""
-    show: Annotated[int, Field(ge=0)] = 0
-    """Print the exact text of the first N selected samples, as the model sees it, and mark what of it is the response."""
-    adapter_only: bool = False
-    """Write only a PEFT adapter, for the unchanged source."""
-    pool: Annotated[int, Field(ge=0)] = 0
-    """Number of samples to choose from, drawn by the seed; 0 takes all."""
-    held_back: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of each data source held back to measure the loss before and after."""
-    self_samples: Annotated[int, Field(ge=0)] = 0
-    """Number of texts sampled from the original model as additional training data."""
-    loss: Loss = "response"
-    """Training loss: response (the data's own answers) or distill (the original's predictions at every token)."""
-    data_weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Weight of the data's own next token relative to the predictions, with distill; default: 0.5."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the training samples."""
-    steps: Annotated[int, Field(ge=0)] = 0
-    """Number of optimiser steps; 0 derives it from the epochs."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    """Samples per optimiser step."""
-    update: Update = "low-rank"
-    """Trained weights: low-rank (a pair per linear) or full (every weight of the blocks, dense sources only)."""
-    rank: Annotated[int, Field(ge=1)] = 16
-    """Mean rank of the low-rank updates, distributed by block importance if pruning measured it."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate of the cosine schedule; default: 1e-3 for low-rank, 2e-4 for full."""
-    checkpoint_steps: Annotated[int, Field(ge=1)] = 20
-    """Steps between training checkpoints for --resume."""
-    gradient_checkpointing: bool = False
-    """Recompute activations to save memory."""
-    precision: Precision = "auto"
-    """Precision of the matrix products in selection and training; auto uses bfloat16 if the device multiplies it faster."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +90,8 @@ class RecoverRequest(Request):
         """Settings that determine the weights, besides the models and the content of the data files."""
         chosen = self.options.model_dump(exclude=set(NO_SETTINGS))
         files = {"data": [Path(path).name for path in self.options.data]}
-        return {"method": self.name, **self.method.model_dump(), **chosen, **files, **where_used(where)}
+        learned = {"loss": self.options.learned}
+        return {"method": self.name, **self.method.model_dump(), **chosen, **learned, **files, **where_used(where)}
 
     def check(self) -> None:
         """Refuse what cannot be recovered.
@@ -150,7 +104,7 @@ class RecoverRequest(Request):
         model, options = self.model, self.options
         if not options.data:
             raise RequestError("--data: no instruction data given; pass --data FILE.jsonl")
-        if options.data_weight is not None and options.loss != "distill":
+        if options.data_weight is not None and options.learned != "distill":
             raise RequestError(
                 "--data-weight: weighs the data's tokens against the original's predictions; give --loss distill, or leave it out"
             )
@@ -167,6 +121,25 @@ class RecoverRequest(Request):
             raise RequestError(
                 f"{model.checkpoint.folder}: --update full trains whole weights, of a dense source; use --update low-rank where "
                 "weights are low-bit, or an adapter is wanted or already there"
+            )
+        if options.update == "grid":
+            self._check_grid()
+
+    def _check_grid(self) -> None:
+        model, folder = self.model, self.model.checkpoint.folder
+        if not model.quantized:
+            raise RequestError(f"{folder}: --update grid trains low-bit weights, and this is dense; use --update full")
+        if self.options.adapter_only or model.adapter:
+            raise RequestError(
+                f"{folder}: --update grid trains no adapter; quantize with --rank 0 and leave --adapter-only out, or use "
+                "--update low-rank"
+            )
+        if not isinstance(model.format, PackQuantized) or any(
+            name.endswith(".weight_g_idx") for name in model.checkpoint.tensors
+        ):
+            raise RequestError(
+                f"{folder}: --update grid trains pack-quantized integer codes in groups of consecutive inputs, and these weights "
+                "are stored otherwise; quantize the dense model with apiq, gptq or rtn, or use --update low-rank"
             )
 
     @cached_property
@@ -189,14 +162,14 @@ class RecoverRequest(Request):
             text = peft.config_text(str(model.checkpoint.folder.resolve()), self.ranks)
             return Outputs(extra={peft.WEIGHTS: in_order}, files={peft.CONFIG: text})
         tensors, config, files = list(model.checkpoint.tensors.values()), dict(model.checkpoint.config), layouts.own_files(model)
-        if not model.quantized:
+        if not model.quantized or options.update == "grid":
             return Outputs(tensors, config, files=files)
         files[f"{peft.FOLDER}/{peft.CONFIG}"] = peft.config_text(str(self.out.resolve()), self.ranks)
         return Outputs(tensors, config, {f"{peft.FOLDER}/{peft.WEIGHTS}": self.adapter_tensors}, files)
 
     def result_model(self) -> Model:
         """The source with other weights, or with an adapter; the source itself where only a selection is made."""
-        if self.options.select_only:
+        if self.options.select_only or self.options.update == "grid":
             return self.model
         if self.options.adapter_only or self.model.quantized:
             return adapter_shapes(replace(self.model, adapter=None), self.adapter_tensors)
@@ -212,9 +185,10 @@ class RecoverRequest(Request):
         if options.select_only:
             return selected * share
         chosen = (method.budget if isinstance(method, BudgetMethod) else 1.0) * pool
-        count, windows = chosen + options.self_samples, chosen * length + options.self_samples
+        others = options.self_samples + options.text_samples
+        count, windows = chosen + others, chosen * length + others
         times = options.steps * options.batch_size / max(1.0, count) if options.steps else options.epochs
-        predicted = min(1.0, times) * windows if options.loss == "distill" else 0.0
+        predicted = min(1.0, times) * windows if options.learned == "distill" else 0.0
         judged = 2 * options.held_back * pool * length
         sampled, trained = PASSES_SAMPLING * options.self_samples, PASSES_TRAINING * times * windows
         return (selected + sampled + predicted + judged + trained) * share
@@ -231,8 +205,9 @@ class RecoverRequest(Request):
         numbers = sum(sum(model.linear_shape(name)) for name in model.linears)
         vocabulary = model.vocabulary
         tokens = min(MICRO_BATCH_TOKENS, options.batch_size * options.sequence_length)
-        logits = LEARNED_LOGIT_COPIES[options.loss] * tokens * vocabulary * FLOAT32_BYTES
-        trained = sum(math.prod(model.linear_shape(name)) for name in model.linears) if options.update == "full" else 0
+        logits = LEARNED_LOGIT_COPIES[options.learned] * tokens * vocabulary * FLOAT32_BYTES
+        whole = options.update == "full" or (options.update == "grid" and options.train == "all")
+        trained = sum(math.prod(model.linear_shape(name)) for name in model.linears) if whole else 0
         weights = FINE_TUNING_BYTES * model.parameters + FULL_UPDATE_BYTES * trained
         return LIBRARIES_BYTES + COMPILED_BYTES + weights + tokens * numbers * FLOAT32_BYTES + logits
 

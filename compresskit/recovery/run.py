@@ -23,7 +23,8 @@ from compresskit.machine.device import choose_device
 from compresskit.machine.progress import ProgressBars, timed
 from compresskit.recovery.data.reading import read_data
 from compresskit.recovery.method import Selection, SelectionMethod
-from compresskit.recovery.request import RecoverOptions, open_request
+from compresskit.recovery.options import RecoverOptions
+from compresskit.recovery.request import open_request
 from compresskit.recovery.selection.files import read_selection, write_selection
 from compresskit.recovery.selection.shown import shown_samples
 from compresskit.recovery.work import Recovery

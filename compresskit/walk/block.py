@@ -15,6 +15,7 @@ from compresskit.errors import NumericalError
 from compresskit.machine.memory import release_freed_memory
 from compresskit.walk.calls import Calls
 from compresskit.walk.hooks import SeenEnough, forward_replaced, keeping, recorded_inputs, replaying
+from compresskit.walk.kept import Kept
 
 
 class Statistic(Protocol):
@@ -47,6 +48,8 @@ class Block:
     """Whether every rank holds all micro-batches, runs its own and gets the outputs of the others."""
     remembered: list[Any] = field(default_factory=list)
     """Attention outputs, one per micro-batch, if `collect` was asked to keep them."""
+    kept: Kept | None = None
+    """What the next run need not compute, if `collect` was told which linear alone changes before it."""
     advanced: bool = field(default=False)
 
     def linear(self, name: str) -> nn.Linear:
@@ -99,27 +102,61 @@ class Block:
             raise NumericalError(f"{self.name}: its output holds NaN or infinity; check the weights, or use --dtype float32")
         return result
 
-    def collect(self, statistics: Mapping[str, Statistic], attention_is_final: bool = False) -> None:
+    def collect(
+        self,
+        statistics: Mapping[str, Statistic],
+        attention_is_final: bool = False,
+        only_it_changes: bool = False,
+        comparing: bool = False,
+    ) -> None:
         """Run all micro-batches and add the inputs of the named linears to their statistics, without advancing the block.
 
         `attention_is_final` means that nothing feeding the attention is edited from here on. The attention outputs, (tokens,
-        hidden) in all, are then kept and not computed again.
+        hidden) in all, are then kept and not computed again. `only_it_changes`: of the block's weights only those of the one
+        named linear change before the next run, or, if the next run is `comparing`, others that leave its inputs as they are.
+        They are then kept (kept.py).
         """
         if not statistics:
             return
+        # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
+        stop = len(statistics) == 1
+        kept = self._to_keep(next(iter(statistics))) if only_it_changes and stop else None
+        runs = [(number, self.hidden[number]) for number in self.own]
         with ExitStack() as stack:
-            if self.remembered or (attention_is_final and self.attention):
-                module = self.module.get_submodule(self.attention)
-                attend = replaying(list(self.remembered)) if self.remembered else keeping(module.forward, self.remembered)
-                stack.enter_context(forward_replaced(module, attend))
-            # Experts see only the tokens routed to them, so a run can stop early only when it fills a single statistic.
-            self._record(statistics, stack, stop=len(statistics) == 1)
-            for number in self.own:
+            self._skip(stack, attention_is_final)
+            if kept:
+                kept.compared = comparing
+                stack.enter_context(kept.filling())
+            if kept and runs and not comparing:
+                with ExitStack() as first, suppress(SeenEnough):
+                    self._record(statistics, first, stop=False)
+                    first.enter_context(kept.watching())
+                    number, hidden = runs.pop(0)
+                    self.run(hidden, number)
+            self._record(statistics, stack, stop)
+            for number, hidden in runs:
                 with suppress(SeenEnough):
-                    self.run(self.hidden[number], number)
+                    self.run(hidden, number)
+        self.kept = kept
         for statistic in statistics.values():
             statistic.share()
         release_freed_memory()
+
+    def _to_keep(self, name: str) -> Kept | None:
+        """The attention or the linear's parent, whichever ends with this linear; None if that is the block itself."""
+        inner = name.removeprefix(self.name + ".")
+        path = self.attention if inner.startswith(self.attention + ".") else inner.rpartition(".")[0]
+        return Kept(self.module.get_submodule(path), self.linear(name)) if path else None
+
+    def _skip(self, stack: ExitStack, attention_is_final: bool = False, for_good: bool = False) -> None:
+        """Do not compute again what is kept; `for_good` frees what is remembered."""
+        if self.kept:
+            stack.enter_context(forward_replaced(self.kept.module, self.kept.instead_of(self.kept.module.forward)))
+        if self.remembered or (attention_is_final and self.attention):
+            module = self.module.get_submodule(self.attention)
+            outputs = self.remembered if for_good else list(self.remembered)
+            attend = replaying(outputs) if outputs else keeping(module.forward, self.remembered)
+            stack.enter_context(forward_replaced(module, attend))
 
     def advance(self, statistics: Mapping[str, Statistic] | None = None) -> None:
         """Run all micro-batches; the outputs become the next block's inputs. Fills `statistics` like `collect`."""
@@ -135,9 +172,7 @@ class Block:
     def steps(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Run all micro-batches and advance; yields the (input, output) of each, both (batch, length, hidden)."""
         with ExitStack() as stack:
-            if self.remembered:
-                module = self.module.get_submodule(self.attention)
-                stack.enter_context(forward_replaced(module, replaying(self.remembered)))
+            self._skip(stack, for_good=True)
             own = self.own
             for index, hidden in enumerate(self.hidden):
                 output = self.run(hidden, index) if index in own else torch.empty_like(hidden)

@@ -18,15 +18,17 @@ from compresskit.models.model import Model
 
 MICRO_BATCH_BYTES = 1 << 25
 """Bound on the activations of the widest linear in one micro-batch (32 MiB)."""
+KEPT_BYTES = 1 << 28
+"""Bound on the inputs of a linear that are kept for the next run (kept.py): 256 MiB, 8,192 tokens of 8,192 features."""
 FLOAT32_BYTES = 4
 ACTIVATIONS = 5
 """Number of live tensors as large as the widest linear's inputs: two projections, the activation, the product, attention's."""
-MOMENT_BYTES = 24
-"""Bytes per entry: a float32 second moment, its reordered copy, and two float64 matrices during factorisation."""
+MOMENT_BYTES, SUMMED_BYTES = 16, 12
+"""Bytes per entry of the second moments: in float32 with a float64 factor and its copy in float32; sums turned to float32."""
 MEMORY_SHARE = 0.25
 """Of the free memory: hidden states that take more lie in mapped files, whose pages the system can write out and take back."""
-COPIES_OF_A_GROUP = 5
-"""Copies of the weights that are rounded or refitted together."""
+COPIES_OF_A_GROUP, COPIES_OF_A_REFIT = 5, 2
+"""Copies of the weights that are rounded together; of those that are refitted."""
 
 
 def micro_batch_size(model: Model, length: int) -> int:
@@ -75,14 +77,22 @@ def largest_linear_bytes(model: Model) -> int:
 
 def window_bytes(model: Model, length: int) -> int:
     """Bytes of the live activations of one window of `length` tokens."""
-    widest = max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
-    return ACTIVATIONS * FLOAT32_BYTES * length * max(widest, model.hidden_size)
+    return ACTIVATIONS * FLOAT32_BYTES * length * max(_widest(model), model.hidden_size)
 
 
 def edit_bytes(model: Model, moments: bool) -> int:
     """Bytes to edit a linear: copies of its group and, if `moments`, the second moments of its inputs."""
-    widest = max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
-    return COPIES_OF_A_GROUP * largest_linear_bytes(model) + (MOMENT_BYTES * widest**2 if moments else 0)
+    return COPIES_OF_A_GROUP * largest_linear_bytes(model) + (MOMENT_BYTES * _widest(model) ** 2 if moments else 0)
+
+
+def refit_bytes(model: Model) -> int:
+    """Bytes to refit a pruned linear: while its second moments are summed up, which later is more than their factor takes."""
+    return COPIES_OF_A_REFIT * largest_linear_bytes(model) + SUMMED_BYTES * _widest(model) ** 2
+
+
+def _widest(model: Model) -> int:
+    """The most inputs that a linear of a block has."""
+    return max((model.linear_shape(name)[1] for name in _usual_block(model)), default=0)
 
 
 def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
@@ -90,7 +100,8 @@ def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
     windows, length = tokens
     hidden = 0 if lie_on_disk(model, windows * length) else hidden_bytes(model, windows * length)
     activations = window_bytes(model, length) * micro_batch_size(model, length)
-    return max(embedding_bytes(model) + hidden, block_bytes(model) + 2 * hidden + activations + edited)
+    kept = min(KEPT_BYTES, windows * window_bytes(model, length) // ACTIVATIONS) if edited else 0
+    return max(embedding_bytes(model) + hidden, block_bytes(model) + 2 * hidden + activations + edited + kept)
 
 
 def head_share(model: Model) -> float:

@@ -46,9 +46,12 @@ def replaying(kept: list[Any]) -> Callable[..., Any]:
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward but keep the module and its attributes in place."""
+    """Replace the module's forward, also one that replaces it already, but keep the module and its attributes in place."""
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
+        if before is not None:
+            module.forward = before

@@ -32,11 +32,19 @@ def finish_block(model: Model, block: Block, writer: Writer, facts: dict[str, An
     writer.finish_block(block.index, facts)
 
 
-def collected(groups: Sequence[tuple[str, ...]], block: Block, attention_is_final: bool) -> dict[str, Gram]:
-    """Second moments of the inputs of every group of linears with shared inputs, keyed by the group's first linear."""
+def collected(
+    groups: Sequence[tuple[str, ...]], block: Block, attention_is_final: bool, only_these_change: bool = False
+) -> dict[str, Gram]:
+    """Second moments of the inputs of every group of linears with shared inputs, keyed by the group's first linear.
+
+    `only_these_change`: no other weight of the block does before its next run.
+
+    Returns:
+        Sums over this block's inputs.
+    """
     inputs = [block.linear(group[0]) for group in groups]
     grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
-    block.collect(grams, attention_is_final)
+    block.collect(grams, attention_is_final, only_these_change and [len(group) for group in groups] == [1])
     return grams
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from compresskit import distributed
 
-GRAM_PANELS = 4
-"""The symmetric Gram matrix is split into 4 x 4 panels; only the lower 10 are computed, 5/8 of the work."""
+FEWEST_PANELS, WIDEST_PANEL = 4, 512
+"""The symmetric Gram matrix is split into panels of at most 512 features, and only the lower ones are computed: of 4 x 4
+panels 10, 5/8 of the work, of the 16 x 16 of 8,192 features 17/32."""
 
 
 class Moments:
@@ -68,7 +69,7 @@ class Gram:
 
     def _panels(self) -> list[tuple[slice, slice]]:
         features = self.lower.shape[0]
-        step = max(1, math.ceil(features / GRAM_PANELS))
+        step = min(WIDEST_PANEL, max(1, math.ceil(features / FEWEST_PANELS)))
         return [(slice(start, start + step), slice(0, start + step)) for start in range(0, features, step)]
 
     @property

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from compresskit.formats.fixed import SCHEMES, fixed_format
 from compresskit.numerics.grid import Grid, from_codes, min_max_grid, to_codes
 from compresskit.numerics.scheme import Scheme
-from compresskit.quantization.error_feedback import Rounded, feedback, output_energies, round_with_feedback
+from compresskit.quantization.error_feedback import Rounded, feedback, round_with_feedback
 
 
 def problem(seed: int, rows: int = 6, columns: int = 16, tokens: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +132,7 @@ def test_the_factor_is_that_of_the_damped_second_moments(ordered: bool) -> None:
 
 
 @given(st.integers(0, 200), st.booleans(), st.sampled_from([16, 160]))
-def test_losses_and_energies_are_those_of_the_undamped_second_moments(seed: int, ordered: bool, columns: int) -> None:
+def test_losses_are_those_of_the_undamped_second_moments(seed: int, ordered: bool, columns: int) -> None:
     weight, hessian = problem(seed, columns=columns, tokens=4 * columns)
     hessian[5], hessian[:, 5] = 0, 0
     scheme = Scheme(3, 8, False)
@@ -140,9 +140,8 @@ def test_losses_and_energies_are_those_of_the_undamped_second_moments(seed: int,
     passed = feedback(hessian, 0.01, ordered)
     rounded: Rounded = round_with_feedback(weight, passed, grid, scheme)
     difference = (weight - from_codes(rounded.codes, grid, scheme)).double()
-    exact, weight = hessian.double(), weight.double()
+    exact = hessian.double()
     assert torch.allclose(rounded.losses, ((difference @ exact) * difference).sum(dim=1), rtol=1e-3)
-    assert torch.allclose(output_energies(weight, passed), ((weight @ exact) * weight).sum(dim=1), rtol=1e-4)
 
 
 def test_inputs_that_are_always_zero_are_rounded_to_nearest_and_pass_nothing_on() -> None:

@@ -7,6 +7,7 @@ by their digits, and a budget may end a linear's pair short.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from compresskit.recipe.plan import plan, table
 from compresskit.recipe.reading import load
 from compresskit.recipe.run import run
 from compresskit.recovery.request import RecoverRequest
+from compresskit.walk import cost
 
 HEAD = "source: {source}\ndefaults: {{calibration: {text}, samples: 2, sequence_length: 32}}\nsteps:\n"
 HEADER_BYTES = 64
@@ -253,11 +255,15 @@ def test_a_plan_refuses_what_the_stage_would(
         plan(load(path), probe=False)
 
 
-def test_a_plan_refuses_what_does_not_fit_and_names_the_setting(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "where"), [(0.25, "scratch files"), (math.inf, "memory")])
+def test_a_plan_refuses_what_does_not_fit_and_names_the_setting(
+    share: float, where: str, tiny: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "MEMORY_SHARE", share)
     path = tmp_path / "recipe.yaml"
     text = HEAD.format(source=tiny["llama"], text=text_file) + "  - {quantize: gptq, group_size: 8}\n"
     path.write_text(text.replace("samples: 2", "samples: 900000000"))
-    with pytest.raises(RequestError, match=r"step quantize needs about .* GB of memory, .* lower samples or sequence_length"):
+    with pytest.raises(RequestError, match=rf"step quantize needs about .* GB of {where}, .* lower samples or sequence_length"):
         plan(load(path), probe=False)
 
 

@@ -38,6 +38,8 @@ class TrainingData:
     hard_weights: Sequence[float]
     """Weight of each sample's own next tokens relative to the teacher's predictions, 0 to 1."""
     learning_rate: float
+    code_distance: float
+    """Total distance that the latent of a grid's code can move, in steps of the grid."""
     seed: int
     checkpoint_steps: int
     precision: Precision

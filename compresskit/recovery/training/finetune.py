@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compresskit import distributed
+from compresskit import calibration, distributed
 from compresskit.calibration.sampling import Sampling, self_tokens
+from compresskit.calibration.sources import TextRequest
 from compresskit.machine import sharding
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
@@ -20,7 +22,8 @@ from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.data.instructions import Instruction
 from compresskit.recovery.forward import open_walk
 from compresskit.recovery.method import Selection
-from compresskit.recovery.request import MICRO_BATCH_TOKENS, Update
+from compresskit.recovery.options import Update
+from compresskit.recovery.request import MICRO_BATCH_TOKENS
 from compresskit.recovery.training.batches import TrainingData, order_of, rectangles, rows, steps_of
 from compresskit.recovery.training.distillation import TeacherPredictions, predict
 from compresskit.recovery.training.ranks import largest_by_block
@@ -29,7 +32,7 @@ from compresskit.recovery.work import Recovery
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4}
+DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4, "grid": 1e-3}
 """For full updates, 1e-4 and 4e-4 recovered less on SmolLM2-135M (docs/evidence/recover.md)."""
 DEFAULT_DATA_WEIGHT = 0.5
 """Recovered more than 0 and than 1 on three texts, two of them not instructions (docs/evidence/recover.md)."""
@@ -38,6 +41,8 @@ ACCELERATOR_MICRO_BATCH_TOKENS = 4096
 TEACHER, TRAINER = "teacher", "trainer"
 """Workspace folders for the original's predictions and for the training checkpoints."""
 CURVE_POINTS = 40
+JUDGED_SAMPLES = 128
+"""Held-back samples that decide whether a trained grid is kept."""
 MARKS = "▁▂▃▄▅▆▇█"
 
 History = list[dict[str, float]]
@@ -53,22 +58,26 @@ class Training:
     """(A, B) by linear, float32."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Whole weights by plain name, float32, if they were trained."""
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors of a trained grid as they are stored, by plain name."""
 
 
 def fine_tune(recovery: Recovery, selection: Selection) -> Training:
     """Train the blocks' weights, or low-rank pairs on them, with the selection and texts from the original itself."""
     options = recovery.request.options
-    own = _own_samples(recovery)
-    samples = [recovery.data.pool[choice.sample] for choice in selection.choices] + own
+    texts, own = _text_samples(recovery), _own_samples(recovery)
+    samples = [recovery.data.pool[choice.sample] for choice in selection.choices] + texts + own
     order = order_of(len(samples), options.batch_size, options.epochs, options.steps, options.seed)
-    teacher = _teacher(recovery, samples, order) if options.loss == "distill" else None
+    teacher = _teacher(recovery, samples, order) if options.learned == "distill" else None
     network = _network(recovery)
-    data = _training_data(recovery, network, samples, order, len(selection.choices), teacher)
+    data = _training_data(recovery, network, samples, order, (len(selection.choices), len(texts)), teacher)
+    train_update = {"full": _train_weights, "low-rank": _train_pairs, "grid": _train_grid}[options.update]
     with timed(recovery.seconds, "training"):
-        trained, history = (_train_weights if options.update == "full" else _train_pairs)(recovery, network, data)
+        trained, history = train_update(recovery, network, data)
     losses = [entry["loss"] for entry in history]
     facts = {
         "self_samples": len(own),
+        **({"text_samples": len(texts)} if texts else {}),
         "learning_rate": data.learning_rate,
         "data_weight": None if teacher is None else max(data.hard_weights),
         "steps": len(data.steps),
@@ -77,6 +86,24 @@ def fine_tune(recovery: Recovery, selection: Selection) -> Training:
         "tokens_learned": int(sum(entry["tokens"] for entry in history)),
     }
     return replace(trained, facts=facts | trained.facts)
+
+
+def _text_samples(recovery: Recovery) -> list[Sample]:
+    """Windows of the calibration text."""
+    options = recovery.request.options
+    if not options.text_samples:
+        return []
+    count, length = options.text_samples, options.sequence_length
+    asked = TextRequest(options.calibration, count, length, options.seed, count)
+    with timed(recovery.seconds, "text"):
+        bar = recovery.bars.of("sampling text")
+        tokens = distributed.from_first(lambda: calibration.calibrate(asked, recovery.original, recovery.where, bar).tokens)
+    return _whole_texts(tokens, "text")
+
+
+def _whole_texts(tokens: Tensor, source: str) -> list[Sample]:
+    """Samples that are learned whole, of tokens (windows, length)."""
+    return [Sample(Instruction(i, source, [], "", source), text, 1) for i, text in enumerate(tokens.tolist())]
 
 
 def _own_samples(recovery: Recovery) -> list[Sample]:
@@ -88,8 +115,7 @@ def _own_samples(recovery: Recovery) -> list[Sample]:
     with timed(recovery.seconds, "sampling"):
         size = options.self_samples, options.sequence_length
         tokens = distributed.from_first(lambda: self_tokens(recovery.original, size, how)[0])
-    texts: list[list[int]] = tokens.tolist()
-    return [Sample(Instruction(i, "self", [], "", "self"), text, 1) for i, text in enumerate(texts)]
+    return _whole_texts(tokens, "self")
 
 
 def _teacher(recovery: Recovery, samples: list[Sample], order: list[list[int]]) -> TeacherPredictions:
@@ -109,7 +135,7 @@ def _network(recovery: Recovery) -> PreTrainedModel:
         from compresskit.recovery.training.networks import whole_network
 
     options, where = recovery.request.options, recovery.where
-    if options.update == "full":  # a narrower dtype would round small steps away; products may still use one
+    if options.update != "low-rank":  # a narrower dtype would round small steps away; products may still use one
         where = where._replace(dtype=torch.float32)
     return whole_network(replace(recovery.request.model, adapter=None), where, options.gradient_checkpointing)
 
@@ -119,13 +145,14 @@ def _training_data(
     network: PreTrainedModel,
     samples: list[Sample],
     order: list[list[int]],
-    chosen: int,
+    counts: tuple[int, int],
     teacher: TeacherPredictions | None,
 ) -> TrainingData:
-    """Build the training data; the first `chosen` samples are the selection. The network may be set to pack texts."""
+    """Build the training data; `counts`: (selected samples, texts after them). The network may be set to pack texts."""
     from compresskit.recovery.training.packing import pack
 
     options, lengths = recovery.request.options, [len(sample.tokens) for sample in samples]
+    chosen, given = counts[0], sum(counts)
     on_cpu = network.device.type == "cpu"
     packed = on_cpu and pack(network, max(lengths))  # an accelerator would wait for many small attention calls
     most = MICRO_BATCH_TOKENS if on_cpu else ACCELERATOR_MICRO_BATCH_TOKENS
@@ -134,11 +161,12 @@ def _training_data(
     return TrainingData(
         samples=samples,
         # The original's predictions are as informative at the prompt's tokens as at the response's.
-        whole=[options.loss == "distill" or i >= chosen for i in range(len(samples))],
+        whole=[options.learned == "distill" or i >= chosen for i in range(len(samples))],
         steps=steps_of(lengths, order, partial(rows if packed else rectangles, most_tokens=most)),
         teacher=teacher,
-        hard_weights=[weight if i < chosen else 0.0 for i in range(len(samples))],
+        hard_weights=[weight if i < given else 0.0 for i in range(len(samples))],
         learning_rate=options.learning_rate or DEFAULT_LEARNING_RATES[options.update],
+        code_distance=options.code_distance,
         seed=options.seed,
         checkpoint_steps=options.checkpoint_steps,
         precision=options.precision,
@@ -172,6 +200,32 @@ def _train_pairs(recovery: Recovery, network: PreTrainedModel, data: TrainingDat
     history = train(trained, data, recovery.where.device, checkpoints, recovery.bars.of("training"))
     facts = {"rank_total": sum(ranks.values()), "ranks": largest_by_block(model, ranks)}
     return Training(factors=factors(trained, list(ranks)), facts=facts), history
+
+
+def _train_grid(recovery: Recovery, network: PreTrainedModel, data: TrainingData) -> tuple[Training, History]:
+    """Train the grids of all packed linears, the norms and the biases; the start is kept where held-back text is worse after."""
+    from compresskit.recovery.training.grid import GridModel
+    from compresskit.recovery.training.steps import mean_loss
+    from compresskit.recovery.training.trainer import train
+
+    model, device = replace(recovery.request.model, adapter=None), recovery.where.device
+    trained = GridModel(network, model, recovery.original if recovery.request.options.train == "all" else None)
+    judged = _judged(recovery, data)
+    before = mean_loss(trained, judged, device)
+    history = train(trained, data, device, recovery.request.workspace / TRAINER, recovery.bars.of("training"))
+    after = mean_loss(trained, judged, device)
+    better = not judged.samples or after < before
+    facts = {"judged": {"before": before, "after": after}, "kept": "trained" if better else "start"}
+    return Training(facts=facts, stored=trained.stored() if better else {}), history
+
+
+def _judged(recovery: Recovery, data: TrainingData) -> TrainingData:
+    """At most `JUDGED_SAMPLES` held-back samples, grouped as those to train on."""
+    held = recovery.data.held_back
+    few = random.Random(data.seed).sample(held, min(JUDGED_SAMPLES, len(held)))  # noqa: S311
+    lengths = [len(sample.tokens) for sample in few]
+    steps = steps_of(lengths, [[i] for i in range(len(few))], partial(rows if data.packed else rectangles))
+    return replace(data, samples=few, whole=[False] * len(few), steps=steps, teacher=None)
 
 
 def loss_curve(losses: Sequence[float]) -> str:

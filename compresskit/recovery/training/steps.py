@@ -6,19 +6,22 @@ over all tokens of the step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
 
 from compresskit import distributed
 from compresskit.checkpoint.whole_files import sync, write_whole_json
 from compresskit.errors import NumericalError, StorageError
+from compresskit.machine.precision import takes_bfloat16
+from compresskit.recovery.training.batches import TrainingData, collate
 from compresskit.recovery.training.checkpoints import COMPLETE, hashes
 from compresskit.recovery.training.distillation import distillation_losses
 from compresskit.recovery.training.sharing import SharedGradients
@@ -44,6 +47,24 @@ def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     if "top" in batch:
         return distillation_losses(said, batch["top"], batch["values"])
     return torch.nn.functional.cross_entropy(said.float(), batch["targets"], reduction="none")
+
+
+@torch.no_grad()
+def mean_loss(trained: nn.Module, data: TrainingData, device: torch.device) -> float:
+    """Mean loss over all learned positions, in nats; NaN without samples. Products are those of training."""
+    own: list[float] = []
+    in_bfloat16, positions = takes_bfloat16(device, data.precision), 0
+    for step in distributed.own(len(data.steps)):
+        own.append(0.0)
+        for made in collate(data, step):
+            batch = {name: value.to(device) for name, value in made.items()}
+            with torch.autocast(device.type, torch.bfloat16, in_bfloat16):
+                texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
+                logits = trained(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
+                own[-1] += float(_losses(logits, batch).sum())
+            positions += len(batch["rows"])
+    positions = distributed.total_of(positions)
+    return math.fsum(distributed.in_order(own, len(data.steps))) / positions if positions else math.nan
 
 
 class StepTrainer(Trainer):  # type: ignore[misc]

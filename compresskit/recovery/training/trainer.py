@@ -21,6 +21,7 @@ from compresskit.machine.precision import takes_bfloat16
 from compresskit.recovery.training.batches import TrainingData, collate
 from compresskit.recovery.training.checkpoints import last_checkpoint
 from compresskit.recovery.training.dealt_weights import DealtWeights, DealtWeightsTrainer
+from compresskit.recovery.training.grid import GridModel
 from compresskit.recovery.training.networks import BlockWeights
 from compresskit.recovery.training.steps import Steps, StepTrainer
 
@@ -52,8 +53,17 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.progress(state.global_step, state.max_steps)
 
 
+def _optimizer(trained: Any, data: TrainingData) -> torch.optim.Optimizer | None:
+    """The optimiser of a grid, whose parts have rates of their own; None for Trainer's."""
+    if not isinstance(trained, GridModel):
+        return None
+    # Under the warm-up and the cosine a rate sums to half its peak times the steps.
+    code_rate = 2 * data.code_distance / len(data.steps)
+    return torch.optim.AdamW(trained.parameter_groups(data.learning_rate, code_rate), weight_decay=0.0)
+
+
 def train(
-    trained: PeftModel | BlockWeights, data: TrainingData, device: torch.device, workspace: Path, progress: Progress
+    trained: PeftModel | BlockWeights | GridModel, data: TrainingData, device: torch.device, workspace: Path, progress: Progress
 ) -> list[dict[str, float]]:
     """Train the parameters that require gradients in place, resuming from the last complete checkpoint in `workspace`.
 
@@ -78,6 +88,7 @@ def train(
         warnings.simplefilter("ignore")  # peft and the data loader warn about settings that are intended here
         trainer = (DealtWeightsTrainer if isinstance(trained, DealtWeights) else StepTrainer)(
             model=trained, args=arguments, train_dataset=Steps(len(data.steps)), callbacks=[_Watch(progress)],
+            optimizers=(_optimizer(trained, data), None),
             data_collator=lambda items: {"batches": collate(data, items[0])},
         )  # fmt: skip
         trainer.in_bfloat16 = in_bfloat16
