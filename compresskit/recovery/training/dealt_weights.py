@@ -42,9 +42,8 @@ class InOrder:
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, **_: Any) -> None:
         """`input_tensor`: this pass's gradients, share by share; `output_tensor`: room for this rank's share."""
         for share in distributed.swapped(input_tensor).chunk(distributed.count()):
-            self.total = share.clone() if self.total is None else self.total.add_(share)
-        assert self.total is not None
-        output_tensor.copy_(self.total)
+            found = output_tensor.copy_(share) if self.total is None else torch.add(self.total, share, out=output_tensor)
+            self.total = found
 
 
 class DealtWeights(BlockWeights):

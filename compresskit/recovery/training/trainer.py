@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def train(
         if distributed.count() > 1:  # without DistributedDataParallel: its sums depend on the number of ranks
             trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
         last = distributed.from_first(lambda: last_checkpoint(workspace))
-        with freed_memory_kept():
+        # Weights that are put together and freed again would leave holes as large as all of them.
+        with nullcontext() if isinstance(trained, DealtWeights) else freed_memory_kept():
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [entry for entry in trainer.state.log_history if "tokens" in entry]
