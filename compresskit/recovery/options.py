@@ -54,7 +54,7 @@ class RecoverOptions(Options):
     rank: Annotated[int, Field(ge=1)] = 16
     """Mean rank of the low-rank updates, distributed by block importance if pruning measured it."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate of the cosine schedule; default: 1e-3 for low-rank and grid, 2e-4 for full."""
+    """Peak learning rate of the cosine schedule; default: 1e-3 for low-rank, 2e-3 for grid, 2e-4 for full."""
     code_distance: Annotated[float, Field(gt=0)] = 0.5
     """Total distance that the weight behind a code can move with --update grid, in steps of the grid."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 20

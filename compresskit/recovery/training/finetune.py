@@ -32,7 +32,7 @@ from compresskit.recovery.work import Recovery
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4, "grid": 1e-3}
+DEFAULT_LEARNING_RATES: dict[Update, float] = {"low-rank": 1e-3, "full": 2e-4, "grid": 2e-3}
 """For full updates, 1e-4 and 4e-4 recovered less on SmolLM2-135M (docs/evidence/recover.md)."""
 DEFAULT_DATA_WEIGHT = 0.5
 """Recovered more than 0 and than 1 on three texts, two of them not instructions (docs/evidence/recover.md)."""
