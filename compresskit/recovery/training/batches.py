@@ -38,13 +38,13 @@ class TrainingData:
     hard_weights: Sequence[float]
     """Weight of each sample's own next tokens relative to the teacher's predictions, 0 to 1."""
     learning_rate: float
-    code_distance: float
-    """Total distance that the latent of a grid's code can move, in steps of the grid."""
     seed: int
     checkpoint_steps: int
     precision: Precision
     packed: bool = False
     """Whether a micro-batch packs its samples into one row (packing.py) instead of a padded rectangle."""
+    code_distance: float = 0.0
+    """Total distance that the latent of a grid's code can move, in steps of the grid."""
 
 
 def order_of(samples: int, batch_size: int, epochs: float, steps: int, seed: int) -> list[list[int]]:
