@@ -19,11 +19,11 @@ from compresskit.stages import Options
 @pytest.mark.slow
 def test_the_demo_model_survives_pruning_and_loads_in_stock_transformers(tmp_path: Path) -> None:
     result = prune(
-        CFSP(), str(demo_checkpoint()), tmp_path / "out", Options(calibration="builtin", samples=8, sequence_length=256)
+        CFSP(), str(demo_checkpoint()), tmp_path / "out", Options(calibration="builtin", samples=4, sequence_length=128)
     )
     assert result["sparsity_achieved"] == pytest.approx(0.2, abs=16 / 1536)
     assert result["layout"] == "ragged"
-    report = evaluate(str(tmp_path / "out"), EvaluateOptions(against=str(demo_checkpoint()), windows=4, sequence_length=256))
+    report = evaluate(str(tmp_path / "out"), EvaluateOptions(against=str(demo_checkpoint()), windows=4, sequence_length=128))
     assert 1 < report["perplexity_ratio"] < 2.5
     assert report["size_ratio"] == pytest.approx(0.882, abs=0.01)
     assert report["warning"] is None
