@@ -188,7 +188,7 @@ def test_a_node_that_dies_with_a_step_that_no_other_can_take_is_one_line(
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     out = tmp_path / "out"
     when_at_work([out / "prune"], lambda process: cluster.kill_large_node())
-    with pytest.raises(CompresskitError, match=r"^node [\w.-]+ \(\w{8}\) died, and no other has 2 CPUs, [\d.]+ MB of memory, which step '[\w-]+' needs; [^\n]*goes on when there is one$"):  # fmt: skip  # noqa: E501
+    with pytest.raises(CompresskitError, match=r"^node [\w.-]+ \(\w{8}\) died, and no other has 2 CPUs, [\d.]+ [MG]B of memory, which step '[\w-]+' needs; [^\n]*goes on when there is one$"):  # fmt: skip  # noqa: E501
         run(load(recipe), out, Wanted(on="ray"))
 
 

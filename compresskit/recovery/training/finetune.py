@@ -215,7 +215,8 @@ def _train_grid(recovery: Recovery, network: PreTrainedModel, data: TrainingData
     history = train(trained, data, device, recovery.request.workspace / TRAINER, recovery.bars.of("training"))
     after = mean_loss(trained, judged, device)
     better = not judged.samples or after < before
-    facts = {"judged": {"before": before, "after": after}, "kept": "trained" if better else "start"}
+    figures = {"before": before, "after": after} if judged.samples else None
+    facts = {"judged": figures, "kept": "trained" if better else "start"}
     return Training(facts=facts, stored=trained.stored() if better else {}), history
 
 

@@ -15,6 +15,7 @@ from stock_tools import tokens, walked_logits
 from transformers import AutoModelForCausalLM
 
 from compresskit.checkpoint.reader import sha256
+from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import RequestError
 from compresskit.formats.compressed_tensors import PackQuantized
 from compresskit.models.load import open_model
@@ -184,5 +185,6 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
         patched.setattr("compresskit.recovery.training.trainer._Watch.on_step_end", interrupted)
         recover(Random(budget=0.5), str(source), tmp_path / "out", asked)
     recover(Random(budget=0.5), str(source), tmp_path / "out", asked.model_copy(update={"resume": True}))
+    assert read_json(tmp_path / "out" / "recover.json")["judged"] is None
     digests = [sha256(tmp_path / name / "model.safetensors") for name in ("whole", "out")]
     assert digests[0] == digests[1] != sha256(source / "model.safetensors")
