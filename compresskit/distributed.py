@@ -134,7 +134,7 @@ def wait() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first rank makes, on every rank; the others wait for it. It must be picklable."""
+    """What the first rank makes, or None of what it only does, on every rank; the others wait for it. It must be picklable."""
     group = _group()
     if not group:
         return make()

@@ -13,15 +13,12 @@ from compresskit.checkpoint.small_files import shown
 from compresskit.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
     from torch import Tensor
 
     from compresskit.formats.compressed_tensors import PackQuantized
     from compresskit.formats.eight_bits import IntQuantized
     from compresskit.formats.four_bit_floats import PackedFloats
-    from compresskit.numerics.scheme import Scheme
 
 
 Device: TypeAlias = "torch.device | str"
@@ -88,17 +85,3 @@ def _compressed_tensors(checkpoint: Checkpoint) -> PackQuantized | IntQuantized 
     if isinstance(form, str) and form in FORMATS and alike:
         return PackedFloats.of(checkpoint, form)
     return PackQuantized.of(checkpoint)
-
-
-def as_read(tensors: Mapping[str, Tensor], scheme: Scheme, dtype: torch.dtype) -> Tensor:
-    """The weight that readers unpack of packed integers, by leaf name, if they compute in `dtype`: (out, in)."""
-    import torch
-
-    from compresskit.numerics.bit_packing import unpacked
-
-    rows, columns = tensors["weight_shape"].tolist()
-    scale, zero_point = tensors["weight_scale"].to(dtype), torch.zeros((), dtype=torch.int8)
-    if not scheme.symmetric:
-        zero_point = unpacked(tensors["weight_zero_point"].T, scheme.bits, rows).T
-    codes = unpacked(tensors["weight_packed"], scheme.bits, columns).to(dtype).reshape(*scale.shape, -1)
-    return ((codes - zero_point.to(scale).unsqueeze(-1)) * scale.unsqueeze(-1)).flatten(1)

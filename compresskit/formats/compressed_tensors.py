@@ -12,6 +12,7 @@ schemes load only without it, and must therefore be symmetric.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,36 @@ def stored_linear(
     return found, from_codes(codes, grid, scheme, unpacked or scale_dtype)
 
 
+def unpacked_linear(tensors: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """What stored tensors, by leaf name, hold of a linear (out, in).
+
+    Returns:
+        (codes (out, in) int8, zero points (out, groups) int8, scales (out, groups) in their stored dtype).
+    """
+    import torch
+
+    from compresskit.numerics.bit_packing import unpacked
+
+    scale, (rows, columns) = tensors["weight_scale"], shape
+    codes = unpacked(tensors["weight_packed"], scheme.bits, columns)
+    if scheme.symmetric:
+        return codes, torch.zeros(scale.shape, dtype=torch.int8, device=scale.device), scale
+    return codes, unpacked(tensors["weight_zero_point"].T, scheme.bits, rows).T, scale
+
+
+def weight_of(codes: Tensor, zero_point: Tensor, scale: Tensor) -> Tensor:
+    """(code - zero point) * scale, computed in the scale's dtype: (out, in); the other two are (out, groups)."""
+    steps: Tensor = codes.to(scale.dtype).reshape(*scale.shape, -1) - zero_point.to(scale.dtype).unsqueeze(-1)
+    return (steps * scale.unsqueeze(-1)).flatten(1)
+
+
+def as_read(tensors: Mapping[str, Tensor], scheme: Scheme, dtype: torch.dtype) -> Tensor:
+    """The weight that readers unpack of stored tensors, by leaf name, if they compute in `dtype`: (out, in)."""
+    rows, columns = tensors["weight_shape"].tolist()
+    codes, zero_point, scale = unpacked_linear(tensors, (rows, columns), scheme)
+    return weight_of(codes, zero_point, scale.to(dtype))
+
+
 @dataclass(frozen=True)
 class PackQuantized:
     """The packed linears of a checkpoint."""
@@ -123,16 +154,10 @@ class PackQuantized:
 
     def read_codes(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Read (codes (out, in) int8, zero points (out, groups) int8, scales (out, groups) in their stored dtype) of a linear."""
-        import torch
-
-        from compresskit.numerics.bit_packing import unpacked
-
-        bits, (rows, columns) = self.scheme(name).bits, self.shape(name)
-        scale = self.checkpoint.read(f"{name}.weight_scale").to(device)
-        codes = unpacked(self.checkpoint.read(f"{name}.weight_packed").to(device), bits, columns)
-        if self.scheme(name).symmetric:
-            return codes, torch.zeros(scale.shape, dtype=torch.int8, device=device), scale
-        return codes, unpacked(self.checkpoint.read(f"{name}.weight_zero_point").to(device).T, bits, rows).T, scale
+        scheme = self.scheme(name)
+        leaves = ("weight_packed", "weight_scale", *(() if scheme.symmetric else ("weight_zero_point",)))
+        tensors = {leaf: self.checkpoint.read(f"{name}.{leaf}").to(device) for leaf in leaves}
+        return unpacked_linear(tensors, self.shape(name), scheme)
 
     def _unpacked(self, name: str, device: torch.device | str) -> Tensor:
         import torch
@@ -141,12 +166,10 @@ class PackQuantized:
         codes, zero_point, scale = self.read_codes(name, device)
         if not config["quantization_config"].get("dequantize"):
             scale = scale.to(getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32")))
-        groups, zero_point = scale.shape, zero_point.to(scale.dtype)
         if f"{name}.weight_g_idx" in self.checkpoint.tensors:  # column groups reordered by activation order
             group_of = self.checkpoint.read(f"{name}.weight_g_idx").to(device).long()
-            if int(group_of.min()) < 0 or int(group_of.max()) >= groups[1]:
+            if int(group_of.min()) < 0 or int(group_of.max()) >= scale.shape[1]:
                 raise CheckpointError(f"{self.checkpoint.folder}: {name}.weight_g_idx names no stored group; download it again")
-            found: Tensor = (codes.to(scale.dtype) - zero_point[:, group_of]) * scale[:, group_of]
+            found: Tensor = (codes.to(scale.dtype) - zero_point.to(scale.dtype)[:, group_of]) * scale[:, group_of]
             return found
-        steps: Tensor = codes.to(scale.dtype).reshape(*groups, -1) - zero_point.unsqueeze(-1)
-        return (steps * scale.unsqueeze(-1)).flatten(1)
+        return weight_of(codes, zero_point, scale)

@@ -7,7 +7,7 @@ feed-forward outputs). The statistics of each position are collected with the ea
 from __future__ import annotations
 
 from compresskit.checkpoint.writer import Writer
-from compresskit.formats import as_read
+from compresskit.formats.compressed_tensors import as_read
 from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear

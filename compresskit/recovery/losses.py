@@ -29,9 +29,7 @@ def losses_before(recovery: Recovery) -> dict[str, Any] | None:
         progress = recovery.bars.of("held-back loss")
         progress(0, 1)
         before = held_back_losses(recovery, recovery.request.model)
-        if distributed.is_first():
-            write_whole(file, json.dumps({"before": before}))
-        distributed.wait()
+        distributed.from_first(lambda: write_whole(file, json.dumps({"before": before})))
         progress(1, 1)
     found: dict[str, Any] | None = read_json(file, finite=False).get("before")
     return found

@@ -61,9 +61,7 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
 
 def _recover(recovery: Recovery) -> dict[str, Any]:
     """Do the work, after all checks."""
-    if distributed.is_first():
-        _open_workspace(recovery)
-    distributed.wait()
+    distributed.from_first(lambda: _open_workspace(recovery))
     selection = _select(recovery)
     training, facts = None, {**recovery.data.facts, "selected": len(selection.choices), **selection.facts}
     if not recovery.request.options.select_only:
@@ -109,7 +107,5 @@ def _select(recovery: Recovery) -> Selection:
     with timed(recovery.seconds, "selection"):
         own = recovery.request.method.select(open_pool(recovery))
     selection = distributed.from_first(lambda: own)
-    if distributed.is_first():
-        write_selection(workspace, selection)
-    distributed.wait()
+    distributed.from_first(lambda: write_selection(workspace, selection))
     return selection

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compresskit import distributed
+from compresskit import calibration, distributed
+from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint.manifest import fingerprint
 from compresskit.checkpoint.work_folder import WorkFolder
 from compresskit.machine.device import Where
@@ -14,6 +15,9 @@ from compresskit.machine.progress import ProgressBars
 from compresskit.models.model import Model
 from compresskit.recovery.data.reading import Data
 from compresskit.recovery.request import RecoverRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,9 @@ class Recovery:
         return distributed.from_first(
             lambda: fingerprint(self.request.stage, self.settings, *(each.hashes for each in self.request.stores), texts)
         )
+
+    def calibration_windows(self, count: int) -> Tensor:
+        """Windows of the calibration text, (count, tokens) int64; of several ranks the first draws them."""
+        options, progress = self.request.options, self.bars.of("sampling text")
+        asked = TextRequest(options.calibration, count, options.sequence_length, options.seed, count)
+        return distributed.from_first(lambda: calibration.calibrate(asked, self.original, self.where, progress).tokens)

@@ -16,8 +16,7 @@ from stock_tools import stock_logits, walked_logits
 from tiny_models import PACKED
 
 from compresskit.checkpoint.reader import open_checkpoint
-from compresskit.formats import as_read
-from compresskit.formats.compressed_tensors import PackQuantized, stored_linear, tensor_specs
+from compresskit.formats.compressed_tensors import PackQuantized, as_read, stored_linear, tensor_specs
 from compresskit.models.architectures import ARCHITECTURES
 from compresskit.numerics.grid import Grid
 from compresskit.numerics.scheme import Scheme

@@ -45,7 +45,7 @@ QUANTIZE = {
 }
 COMPENSATE = ("rank: 2", "rank: 2, merge: true", "rank: 2, adapter_bits: 8", "rank: 3, ignore: [down]", "rank: 2, aim: block")
 PATH = "  - {prune: cfsp, round_to: 8}\n  - {quantize: gptq, bits: 4, group_size: 8}\n  - {compensate: eora, original: source}\n"
-RECOVER = ("rank: 3", "select_only: true", "adapter_only: true", "update: full")
+RECOVER = ("rank: 3", "select_only: true", "adapter_only: true", "update: full", "update: grid")
 Steps = Callable[..., list[tuple[int, int]]]
 
 
@@ -173,6 +173,10 @@ def test_a_recovery_is_planned_to_the_byte(
     step = f"recover: random, original: {tiny['llama']}, data: {data}, budget: 0.5, steps: 1, sequence_length: 256, {switch}"
     if "full" in switch and source != "ragged":
         with pytest.raises(RequestError, match="--update full trains whole weights"):
+            planned_and_written(step, source=compressed[source])
+        return
+    if "grid" in switch and source != "low-bit":
+        with pytest.raises(RequestError, match="--update grid trains"):
             planned_and_written(step, source=compressed[source])
         return
     ((planned, written),) = planned_and_written(step, source=compressed[source])

@@ -15,15 +15,11 @@ from compresskit.numerics.grid import Grid, grid_of_range, grouped, range_of
 from compresskit.numerics.lowrank import Metric, low_rank_factors
 from compresskit.numerics.packed import QuantizedLinear, Storage
 from compresskit.numerics.scheme import Scheme
+from compresskit.numerics.straight_through import straight_through
 
 START_CLIPPING = 4.0
 """g_0: sigmoid(4) = 0.982 (ApiQ, section 4.2)."""
 Pair = tuple[Tensor, Tensor]
-
-
-def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
-    """Return the value of `rounded` with the gradient of `exact`; all have the same shape."""
-    return exact + (rounded - exact).detach()
 
 
 def clipped_grid(low: Tensor, high: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Grid:

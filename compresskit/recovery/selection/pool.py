@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from compresskit import calibration, distributed
-from compresskit.calibration.sources import TextRequest
+from compresskit import distributed
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import write_whole, write_whole_tensors
 from compresskit.machine.precision import matrix_products
@@ -56,9 +55,7 @@ def _vectors(recovery: Recovery, embedder: str) -> torch.Tensor:
             with matrix_products(recovery.where.device, recovery.request.options.precision):
                 states.append(embeddings.own_states(walk, data.held_back if states else samples, progress))
             found = embeddings.centred(torch.cat(states))
-        if distributed.is_first():
-            write_whole_tensors(file, {"vectors": found})
-        distributed.wait()
+        distributed.from_first(lambda: write_whole_tensors(file, {"vectors": found}))
     vectors: torch.Tensor = load_file(file)["vectors"]
     return vectors[: len(data.pool)]
 
@@ -85,9 +82,6 @@ def _lost(recovery: Recovery) -> Lost:
 def _target(recovery: Recovery) -> list[str]:
     """Texts of the target distribution."""
     options = recovery.request.options
-    asked = TextRequest(options.calibration, options.samples, options.sequence_length, options.seed, options.samples)
-    progress = recovery.bars.of("sampling text")
-    tokens = distributed.from_first(lambda: calibration.calibrate(asked, recovery.original, recovery.where, progress).tokens)
     tokenizer = open_tokenizer(recovery.request.model.checkpoint.folder, options.trust_remote_code)
-    texts: list[str] = tokenizer.batch_decode(tokens)
+    texts: list[str] = tokenizer.batch_decode(recovery.calibration_windows(options.samples))
     return texts

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compresskit import calibration, distributed
+from compresskit import distributed
 from compresskit.calibration.sampling import Sampling, self_tokens
-from compresskit.calibration.sources import TextRequest
 from compresskit.machine import sharding
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
@@ -90,15 +89,11 @@ def fine_tune(recovery: Recovery, selection: Selection) -> Training:
 
 def _text_samples(recovery: Recovery) -> list[Sample]:
     """Windows of the calibration text."""
-    options = recovery.request.options
-    if not options.text_samples:
+    count = recovery.request.options.text_samples
+    if not count:
         return []
-    count, length = options.text_samples, options.sequence_length
-    asked = TextRequest(options.calibration, count, length, options.seed, count)
     with timed(recovery.seconds, "text"):
-        bar = recovery.bars.of("sampling text")
-        tokens = distributed.from_first(lambda: calibration.calibrate(asked, recovery.original, recovery.where, bar).tokens)
-    return _whole_texts(tokens, "text")
+        return _whole_texts(recovery.calibration_windows(count), "text")
 
 
 def _whole_texts(tokens: Tensor, source: str) -> list[Sample]:

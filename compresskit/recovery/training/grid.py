@@ -39,6 +39,8 @@ from compresskit.models import meta
 from compresskit.models.model import Model
 from compresskit.numerics.grid import Grid, grouped
 from compresskit.numerics.scheme import Scheme
+from compresskit.numerics.straight_through import straight_through
+from compresskit.recovery.training.networks import PartlyTrained
 
 LATENT_EPSILON = 1e-12
 """Of AdamW for latents: their gradients are those of weights times a scale, and its own 1e-8 would hold them."""
@@ -75,11 +77,6 @@ def _steps(latent: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
     return grouped(codes, scheme) - zero_point.unsqueeze(-1)
 
 
-def straight_through(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to a stored dtype; the gradient is that of the exact value."""
-    return exact + (exact.to(dtype).to(exact.dtype) - exact).detach()
-
-
 class Relative(nn.Module):
     """A vector trained in shares of its own start, equation 4, and rounded to its stored dtype."""
 
@@ -92,7 +89,8 @@ class Relative(nn.Module):
 
     def forward(self, change: Tensor) -> Tensor:
         """The value at a relative change of the same shape."""
-        return straight_through(self.start + self.start.abs() * change, self.dtype)
+        exact = self.start + self.start.abs() * change
+        return straight_through(exact, exact.to(self.dtype).to(exact.dtype))
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """No change, whatever the value: it is the start."""
@@ -137,19 +135,15 @@ class GridLinear(nn.Module):
         return stored_linear(codes, grid, self.scheme, self.scale_dtype)[0]
 
 
-class GridModel(nn.Module):
-    """A low-bit network in which grids, norms and biases are trained and saved in training checkpoints."""
-
-    _keys_to_ignore_on_save = None
-    """Trainer reads this from any model that it resumes."""
+class GridModel(PartlyTrained):
+    """A low-bit network in which grids, norms and biases are trained."""
 
     def __init__(self, network: PreTrainedModel, model: Model, original: Model | None):
         """`original` holds the weights at which latents start; None trains no codes.
 
         `network` is the model in plain form, float32; its packed linears are replaced.
         """
-        super().__init__()
-        self.network = network.requires_grad_(False)
+        super().__init__(network.requires_grad_(False))
         self.linears = [name for name in model.linears if model.is_low_bit(name)]
         self.vectors = {
             name: torch_dtype(model.checkpoint.spec(model.stored_name(name)).dtype)
@@ -162,14 +156,6 @@ class GridModel(nn.Module):
             owner, leaf = _owner(network, name)
             getattr(owner, leaf).requires_grad_(True)
             parametrize.register_parametrization(owner, leaf, Relative(getattr(owner, leaf), dtype))
-
-    def forward(self, **inputs: Any) -> Any:
-        """Run the network."""
-        return self.network(**inputs)
-
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Trained parameters only; the rest is read from the source again."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def parameter_groups(self, rate: float, code_rate: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: relative changes at `rate`, latents at `code_rate` steps of the grid."""

@@ -87,26 +87,33 @@ def factors(trained: PeftModel, names: Sequence[str]) -> dict[str, tuple[Tensor,
     return found
 
 
-class BlockWeights(nn.Module):
-    """A network in which only the blocks' weights are trained and saved in training checkpoints."""
+class PartlyTrained(nn.Module):
+    """A network of which only the parameters that require gradients are saved in training checkpoints."""
 
     _keys_to_ignore_on_save = None
     """Trainer reads this from any model that it resumes."""
 
-    def __init__(self, network: PreTrainedModel, blocks: str):
-        """`blocks` is the name of the module that holds the blocks."""
+    def __init__(self, network: PreTrainedModel):
         super().__init__()
         self.network = network
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name.startswith(f"{blocks}."))
 
     def forward(self, **inputs: Any) -> Any:
         """Run the network."""
         return self.network(**inputs)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Trained weights only; the rest is read from the source again."""
+        """Trained parameters only; the rest is read from the source again."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+
+class BlockWeights(PartlyTrained):
+    """A network in which only the blocks' weights are trained."""
+
+    def __init__(self, network: PreTrainedModel, blocks: str):
+        """`blocks` is the name of the module that holds the blocks."""
+        super().__init__(network)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{blocks}."))
 
 
 def block_weights(trained: BlockWeights) -> dict[str, Tensor]:

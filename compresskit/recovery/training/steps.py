@@ -49,6 +49,14 @@ def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return torch.nn.functional.cross_entropy(said.float(), batch["targets"], reduction="none")
 
 
+def _summed_loss(network: Any, batch: Mapping[str, Tensor], in_bfloat16: bool) -> Tensor:
+    """Sum of a micro-batch's losses, a number; `in_bfloat16`: whether matrix products are."""
+    with torch.autocast(batch["tokens"].device.type, torch.bfloat16, in_bfloat16):
+        texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
+        logits = network(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
+        return _losses(logits, batch).sum()
+
+
 @torch.no_grad()
 def mean_loss(trained: nn.Module, data: TrainingData, device: torch.device) -> float:
     """Mean loss over all learned positions, in nats; NaN without samples. Products are those of training."""
@@ -58,10 +66,7 @@ def mean_loss(trained: nn.Module, data: TrainingData, device: torch.device) -> f
         own.append(0.0)
         for made in collate(data, step):
             batch = {name: value.to(device) for name, value in made.items()}
-            with torch.autocast(device.type, torch.bfloat16, in_bfloat16):
-                texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
-                logits = trained(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
-                own[-1] += float(_losses(logits, batch).sum())
+            own[-1] += float(_summed_loss(trained, batch, in_bfloat16))
             positions += len(batch["rows"])
     positions = distributed.total_of(positions)
     return math.fsum(distributed.in_order(own, len(data.steps))) / positions if positions else math.nan
@@ -105,10 +110,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def backpropagate(self, model: Any, batch: Mapping[str, Tensor], positions: int, weight: float = 1.0) -> Tensor:
         """Add `weight` times a micro-batch's gradients of its losses' sum divided by `positions`; returns that."""
-        with self.compute_loss_context_manager(), torch.autocast(self.args.device.type, torch.bfloat16, self.in_bfloat16):
-            texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
-            logits = model(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
-            loss = _losses(logits, batch).sum() / positions
+        with self.compute_loss_context_manager():
+            loss = _summed_loss(model, batch, self.in_bfloat16) / positions
         self.accelerator.backward(loss if weight == 1 else weight * loss)
         return loss.detach()
 
