@@ -67,8 +67,8 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
         if row["scratch_bytes"] > free - disk:
             left = (free - disk) / 1e9
             raise RequestError(
-                f"{recipe.path}: step {row['step']} needs about {row['scratch_bytes'] / 1e9:.1f} GB of scratch files, the disk has "
-                f"{left:.1f} GB left; lower samples or sequence_length"
+                f"{recipe.path}: step {row['step']} needs about {row['scratch_bytes'] / 1e9:.1f} GB of scratch files, the disk "
+                f"has {left:.1f} GB left; lower samples or sequence_length"
             )
     known = [row["seconds"] for row in rows]
     return {
