@@ -115,7 +115,7 @@ def _changed(values: dict[str, Any], count: int, kept: Sequence[int]) -> dict[st
         elif _is_by_block(key, value, count):
             found[key] = [value[index] for index in kept]
     if values.get(REPEATED) is not None and "attention_layers" in found:
-        found[REPEATED] = [[[kind], 1] for kind in found.pop("attention_layers")]
+        found[REPEATED] = [[[kind], 1] for kind in found["attention_layers"]]
     return found
 
 

@@ -6,7 +6,7 @@ earlier block. Both networks are built without weights and their modules are com
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
@@ -48,10 +48,16 @@ def check_same_blocks(model: Model, removed: Container[int]) -> None:
         raise UnsupportedArchitecture(
             f"{model.family}: has {len(new_blocks)} blocks where config.json states {len(kept)}; {remedy}"
         )
+
+    def cut(value: Any) -> Any:
+        """A setting; of a list with an entry a block the entries that stay, which a block may hold for all."""
+        is_by_block = isinstance(value, (list, tuple)) and len(value) == model.block_count
+        return [value[index] for index in kept] if is_by_block else value
+
     for new, old in enumerate(kept):
-        if found := _difference(old_blocks[old], new_blocks[new]):
+        if found := _difference(old_blocks[old], new_blocks[new], cut):
             raise UnsupportedArchitecture(f"{model.family}: block {old} would be another one as block {new} ({found}); {remedy}")
-    if found := _difference(_Around(before, path), _Around(after, path)):
+    if found := _difference(_Around(before, path), _Around(after, path), cut):
         raise UnsupportedArchitecture(f"{model.family}: what lies around the blocks depends on their number ({found}); {remedy}")
 
 
@@ -65,7 +71,7 @@ class _Around(nn.Module):
                 self.add_module(f"{number if not name else name.replace('.', ' ')}", module)
 
 
-def _difference(before: nn.Module, after: nn.Module) -> str:
+def _difference(before: nn.Module, after: nn.Module, cut: Callable[[Any], Any]) -> str:
     """The first thing in which two modules differ, "" if there is none."""
     ours, theirs = dict(before.named_modules()), dict(after.named_modules())
     if ours.keys() != theirs.keys():
@@ -74,16 +80,17 @@ def _difference(before: nn.Module, after: nn.Module) -> str:
         other = theirs[name]
         if type(module) is not type(other):
             return f"{name or 'it'} is a {type(module).__name__}, not a {type(other).__name__}"
-        if found := _different_setting(module, other):
+        if found := _different_setting(module, other, cut):
             return f"{name}.{found}" if name else found
     return ""
 
 
-def _different_setting(module: nn.Module, other: nn.Module) -> str:
+def _different_setting(module: nn.Module, other: nn.Module, cut: Callable[[Any], Any]) -> str:
     for name, value in vars(module).items():
         if name.startswith("_") or any(part in name for part in OWN_NUMBER) or not isinstance(value, SETTINGS):
             continue
-        if _ordered(found := getattr(other, name, None)) != _ordered(value):
+        found = getattr(other, name, None)
+        if _ordered(found) not in (_ordered(value), _ordered(cut(value))):
             return f"{name} is {value}, not {found}"
     shapes = ({name: tuple(each.shape) for name, each in one.named_parameters(recurse=False)} for one in (module, other))
     if (ours := next(shapes)) != (theirs := next(shapes)):

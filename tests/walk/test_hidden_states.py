@@ -79,7 +79,7 @@ def test_a_stage_gives_the_same_bytes_with_its_hidden_states_on_disk(
         out = tmp_path / str(share)
         assert bool(mapped) is False
         code, _, err = run(*filled[:3], out, *filled[3:], *text)
-        assert code == (3 if stage == "depth" else 0), err  # a random model without a block hardly agrees with itself
+        assert code == 0, err
         hashes.append({path.name: sha256(path) for path in out.rglob("*.safetensors")})
     assert hashes[0] == hashes[1]
     assert any(each.places for each in mapped)

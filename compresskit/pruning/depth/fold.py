@@ -19,6 +19,9 @@ MOST_CURVED = 0.1
 """Largest part of an output's change that may not be proportional to the change of the linear's own output: rounding of 16-bit
 activations stays far below it, a norm after the linear far above."""
 
+DIGITS = 4
+"""Of the number by which a block multiplies a linear's output."""
+
 
 class Folded(NamedTuple):
     """A refitted linear."""
@@ -59,7 +62,8 @@ def _scale(block: Block, linear: nn.Linear) -> float | None:
     own = (seen[0].float() @ change.float().T).double()
     if moved.shape != own.shape or not float(own.square().sum()):
         return None
-    scale = float((moved * own).sum() / own.square().sum())
+    # Sums over a matrix differ in their last bits with the number of threads, which no weight may.
+    scale = float(f"{float((moved * own).sum() / own.square().sum()):.{DIGITS}g}")
     rest = float((moved - scale * own).norm() / moved.norm().clamp_min(1e-30))
     return scale if scale and rest < MOST_CURVED else None
 
