@@ -27,7 +27,8 @@ from compresskit.models.same_blocks import check_same_blocks
         ({"first_k_dense_replace": 3, "num_dense_layers": 1, "max_window_layers": 28},
          {"first_k_dense_replace": 1, "num_dense_layers": 0}),
         ({"moe_layer_start_index": 1, "moe_layer_end_index": 2}, {"moe_layer_start_index": 0, "moe_layer_end_index": 0}),
-        ({"attention_types": [[["g", "l"], 2]], "attention_layers": list("glgl")}, {"attention_types": [[["l"], 1], [["l"], 1]], "attention_layers": list("ll")}),
+        ({"attention_types": [[["g", "l"], 2]], "attention_layers": list("glgl")},
+         {"attention_types": [[["l"], 1], [["l"], 1]], "attention_layers": list("ll")}),
         ({"block_configs": [{"n": i} for i in range(4)], "time_step_limit": [0.0, 1.0]}, {"block_configs": [{"n": 1}, {"n": 3}]}),
     ],
 )  # fmt: skip
