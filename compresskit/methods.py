@@ -44,6 +44,15 @@ class Stage:
     """Class of the stage's request, which answers `plan`; empty if sizes depend on the data."""
 
 
+_EXPERTS = Stage(
+    "pruning.experts.run:remove_experts",
+    "stages:Options",
+    "Remove experts: a smaller dense model, as fast.",
+    takes="dense",
+    gives="dense",
+    request="pruning.experts.request:ExpertsRequest",
+)
+
 STAGES: dict[str, Stage] = {
     "prune": Stage(
         "pruning.run:prune",
@@ -61,6 +70,7 @@ STAGES: dict[str, Stage] = {
         gives="dense",
         request="pruning.depth.request:DepthRequest",
     ),
+    **{f"prune {name}": _EXPERTS for name in ("reap", "frequency", "random-experts")},
     "quantize": Stage(
         "quantization.run:quantize",
         "stages:Options",
@@ -120,6 +130,9 @@ METHODS: dict[str, dict[str, Entry]] = {
         "wanda-sp": Entry("pruning.wanda_sp:WandaSP", "arXiv 2306.11695", "Weights times input norms."),
         "magnitude": Entry("pruning.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
         "depth": Entry("pruning.depth.method:Depth", "arXiv 2505.02819", "Whole blocks removed, what they did folded in."),
+        "reap": Entry("pruning.experts.reap:REAP", "arXiv 2510.13999", "Experts removed that add least where they are chosen."),
+        "frequency": Entry("pruning.experts.frequency:Frequency", "", "Experts removed that the fewest tokens chose."),
+        "random-experts": Entry("pruning.experts.random:RandomExperts", "", "Experts drawn by chance: the floor to compare with."),
         "random": Entry("pruning.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },
     "quantize": {

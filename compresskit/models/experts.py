@@ -33,7 +33,7 @@ class PlainExperts(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """hidden_states (tokens, hidden), top_k_index and top_k_weights (tokens, k) -> (tokens, hidden)."""
-        hidden, chosen, weights = (*args, *(kwargs[name] for name in self.order[len(args) :]))[:3]
+        hidden, chosen, weights = self.arguments(args, kwargs)
         if self.traced:  # which tokens go where depends on values, which a trace has not
             traced: Tensor = self._expert(0, hidden.clone()) * weights.flatten(0, -2)[:, :1]
             return traced
@@ -46,9 +46,24 @@ class PlainExperts(nn.Module):
             result.index_add_(0, token, y.to(result.dtype))
         return result
 
-    def _expert(self, expert: int, x: Tensor) -> Tensor:
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """(hidden states, chosen experts, their weights) among the arguments of a call, in whichever order the family has."""
+        hidden, chosen, weights = (*args, *(kwargs[name] for name in self.order[len(args) :]))[:3]
+        return hidden, chosen, weights
+
+    def inner(self, expert: int, x: Tensor) -> Tensor:
+        """The inputs (tokens, width) of the output projection of one expert for x (tokens, hidden)."""
+        found: Tensor = self._activated(self.get_submodule(str(expert)), x)
+        return found
+
+    def down(self, expert: int) -> nn.Linear:
+        """The output projection of one expert."""
         linears: Any = self.get_submodule(str(expert))
-        found: Tensor = linears[DOWN](self._activated(linears, x))
+        found: nn.Linear = linears[DOWN]
+        return found
+
+    def _expert(self, expert: int, x: Tensor) -> Tensor:
+        found: Tensor = self.down(expert)(self.inner(expert, x))
         return found
 
     def _activated(self, linears: Any, x: Tensor) -> Any:

@@ -76,3 +76,8 @@ class MappedTensors(list[Any]):
 def tensors_in(folder: Path | None) -> list[Any]:
     """An empty list whose tensors will lie in a file of this folder, or in memory if there is none."""
     return MappedTensors(folder) if folder else []
+
+
+def beside(hidden: object) -> list[Any]:
+    """An empty list for as many tensors as `hidden` has, in files of the same folder if its own lie in such."""
+    return tensors_in(hidden.folder if isinstance(hidden, MappedTensors) else None)

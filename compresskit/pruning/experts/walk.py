@@ -1,0 +1,163 @@
+"""The walk of the methods that remove experts: score, remove, refit and write, block by block.
+
+Two streams: the pruned model's, from which come the scores and the inputs of the refit, and with a refit the original's, from
+which come its targets. They part at the first block with experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compresskit.checkpoint.writer import Writer
+from compresskit.machine.precision import torch_dtype
+from compresskit.models import meta
+from compresskit.models.fewer_experts import blocks_with_experts, experts_path, linears_of
+from compresskit.models.load import open_model
+from compresskit.models.model import Model
+from compresskit.pruning.experts.blocks import cut, experts_of, recorded, write_block
+from compresskit.pruning.experts.grouping import best
+from compresskit.pruning.experts.refit import Refitted, Routed, refit_experts
+from compresskit.pruning.experts.request import ExpertsRequest
+from compresskit.pruning.experts.scores import ExpertStatistics, watched
+from compresskit.walk.block import Block
+from compresskit.walk.hidden_states import beside
+from compresskit.walk.images import add_between
+from compresskit.walk.sequence import OnBlock, finish_block
+from compresskit.walk.walk import Walk
+
+
+@torch.no_grad()
+def prune_blocks(request: ExpertsRequest, walk: Walk, writer: Writer, on_block: OnBlock) -> None:
+    """Write the model with fewer experts; each block's facts go to `writer.facts["blocks"]`."""
+    work = _Removal(request, walk, writer)
+    for block in walk:
+        work.visit(block)
+        on_block("removing experts", block.index + 1, walk.model.block_count)
+    writer.copy_missing(walk.model.checkpoint)
+
+
+class _Removal:
+    """What the walk carries from block to block."""
+
+    def __init__(self, request: ExpertsRequest, walk: Walk, writer: Writer):
+        self.request, self.walk, self.writer = request, walk, writer
+        self.with_experts = set(blocks_with_experts(request.model))
+        self.result = request.result_model()
+        self.network: PreTrainedModel = meta.build(self.result, request.options.trust_remote_code, walk.dtype)
+        self.written: Model | None = open_model(writer.partial, request.options.trust_remote_code) if writer.done else None
+        self.stream: list[Any] | None = None
+        """Inputs of the pruned model's block; None as long as they are the original's, and where the original's are not kept."""
+
+    def visit(self, block: Block) -> None:
+        """Prune and write one block of the original's walk, and bring the streams through it."""
+        module: nn.Module = block.module
+        if block.index in self.with_experts:
+            self._part(block)
+            module = self._pruned(block)
+        elif block.index not in self.writer.done:
+            finish_block(self.request.model, block, self.writer, {})
+        if self.stream is not None:
+            self._advance(block, module)
+        elif module is not block.module:
+            block.hand_over([replace(block, module=module).run(hidden, i) for i, hidden in enumerate(block.hidden)])
+        if module is not block.module:
+            meta.empty(self.result, self.network, block.name)
+
+    def _part(self, block: Block) -> None:
+        """Begin the pruned model's own stream, where the original's goes on beside it."""
+        if self.request.method.refit and self.stream is None:
+            self.stream = beside(block.hidden)
+            for hidden in block.hidden:
+                self.stream.append(hidden)
+        elif self.stream is not None:
+            add_between(self.stream, block.calls)
+
+    def _advance(self, block: Block, module: nn.Module) -> None:
+        """Bring both streams through a block; the original's may have gone already."""
+        assert self.stream is not None
+        if block.index not in self.with_experts:
+            add_between(self.stream, block.calls)
+        ours = replace(block, module=module)
+        for number in range(len(self.stream)):
+            self.stream[number] = ours.run(self.stream[number], number)
+
+    def _pruned(self, block: Block) -> nn.Module:
+        """The module of a block with fewer experts, filled, and written unless it is on disk."""
+        module = self.network.get_submodule(block.name)
+        if block.index in self.writer.done:
+            assert self.written is not None
+            meta.fill(self.written, self.network, block.name, self.walk.device, self.walk.dtype)
+            return module
+        model, method = self.request.model, self.request.method
+        seen = self._seen(block)
+        targets = self._targets(block) if method.refit else []
+        kept = best(method.scores(seen, block.index).tolist(), self.request.kept, self.request.groups)
+        cut(block.module, module, experts_path(model, block.index), kept)
+        facts = self._facts(kept, seen)
+        edited: dict[str, Tensor] = {}
+        if method.refit:
+            refitted = self._refit(block, module, targets)
+            facts |= {"error_before": refitted.before, "error_after": refitted.after}
+            edited = self._weights(module, block.index) if refitted.changed else {}
+        write_block((model, self.result), block.index, kept, edited, self.writer)
+        finish_block(model, block, self.writer, facts)
+        return module
+
+    def _inputs(self, block: Block) -> list[Any]:
+        return block.hidden if self.stream is None else self.stream
+
+    def _seen(self, block: Block) -> ExpertStatistics:
+        """Statistics of the original's experts on the pruned model's stream."""
+        experts = experts_of(block.module, self.request.model, block.index)
+        seen = ExpertStatistics(experts.count, self.walk.device)
+        if self.request.method.needs_statistics:
+            with watched(experts, seen):
+                for number, hidden in enumerate(self._inputs(block)):
+                    block.run(hidden, number)
+            seen.share()
+        return seen
+
+    def _targets(self, block: Block) -> list[Tensor]:
+        """Outputs of the original's experts on its own stream, which advances."""
+        found: list[Routed] = []
+        experts = experts_of(block.module, self.request.model, block.index)
+        targets = beside(block.hidden)
+        with recorded(experts, found):
+            for _ in block.steps():
+                targets.append(found.pop().output)
+        return targets
+
+    def _refit(self, block: Block, module: nn.Module, targets: list[Tensor]) -> Refitted:
+        """Run the pruned block with its old weights and refit its output projections."""
+        model, ours = self.request.model, replace(block, module=module)
+        experts, routed = experts_of(module, self.result, block.index), beside(block.hidden)
+        found: list[Routed] = []
+        with recorded(experts, found):
+            for number, hidden in enumerate(self._inputs(block)):
+                ours.run(hidden, number)
+                routed.append(tuple(found.pop()))
+        last = linears_of(model, block.index)[0][-1]
+        stored = torch_dtype(model.spec_of(f"{last}.weight").dtype)
+        return refit_experts(experts, [Routed(*each) for each in routed], targets, self.request.method.ridge, stored)
+
+    def _weights(self, module: nn.Module, index: int) -> dict[str, Tensor]:
+        """The output projections of a block's experts as they are stored, by plain name in the result."""
+        found = {}
+        for linears in linears_of(self.result, index):
+            name = f"{linears[-1]}.weight"
+            weight = module.get_parameter(name.removeprefix(self.result.block_name(index) + ".")).detach()
+            found[name] = weight.to(torch_dtype(self.result.spec_of(name).dtype))
+        return found
+
+    def _facts(self, kept: list[int], seen: ExpertStatistics) -> dict[str, Any]:
+        """What the manifest says of a block."""
+        gone = [expert for expert in range(self.request.count) if expert not in kept]
+        facts: dict[str, Any] = {"kept_experts": kept}
+        if seen.tokens:
+            facts |= {"tokens_by_expert": [int(each) for each in seen.tokens_of], "removed_weight_share": seen.weight_share(gone)}
+        return facts
