@@ -70,7 +70,7 @@ STAGES: dict[str, Stage] = {
         gives="dense",
         request="pruning.depth.request:DepthRequest",
     ),
-    **{f"prune {name}": _EXPERTS for name in ("reap", "frequency", "random-experts")},
+    **{f"prune {name}": _EXPERTS for name in ("reap", "m-smoe", "ream", "frequency", "random-experts")},
     "quantize": Stage(
         "quantization.run:quantize",
         "stages:Options",
@@ -131,8 +131,12 @@ METHODS: dict[str, dict[str, Entry]] = {
         "magnitude": Entry("pruning.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
         "depth": Entry("pruning.depth.method:Depth", "arXiv 2505.02819", "Whole blocks removed, what they did folded in."),
         "reap": Entry("pruning.experts.reap:REAP", "arXiv 2510.13999", "Experts removed that add least where they are chosen."),
+        "m-smoe": Entry("pruning.experts.m_smoe:MSMoE", "arXiv 2310.01334", "Experts merged that the router treats alike."),
+        "ream": Entry("pruning.experts.ream:REAM", "arXiv 2604.04356", "Experts merged whose gated outputs are alike."),
         "frequency": Entry("pruning.experts.frequency:Frequency", "", "Experts removed that the fewest tokens chose."),
-        "random-experts": Entry("pruning.experts.random:RandomExperts", "", "Experts drawn by chance: the floor to compare with."),
+        "random-experts": Entry(
+            "pruning.experts.random:RandomExperts", "", "Experts drawn by chance: the floor to compare with."
+        ),
         "random": Entry("pruning.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },
     "quantize": {

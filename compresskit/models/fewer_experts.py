@@ -21,7 +21,15 @@ from compresskit.models.model import EXPERT_NUMBER, FfnGroup, Model, config_valu
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 """Keys of config.json with the number of experts of a block."""
-CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "moe_top_k", "num_selected_experts")
+CHOSEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_k",
+    "moe_top_k",
+    "num_selected_experts",
+)
 """Keys with the number of experts that a token gets."""
 GROUPS, GROUPS_OF_A_TOKEN = ("n_group", "num_expert_group"), ("topk_group",)
 """Keys with the number of equal groups that the router chooses from first, and of how many a token may take experts."""
@@ -57,7 +65,10 @@ def linears_of(model: Model, index: int) -> list[tuple[str, ...]]:
 
 
 def experts_count(model: Model) -> int:
-    """The number of experts of a block.
+    """Count the experts of a block.
+
+    Returns:
+        Their number, the same in every block that has any.
 
     Raises:
         UnsupportedArchitecture: there are none in a form that can be taken apart, or blocks have different numbers.
@@ -71,7 +82,7 @@ def experts_count(model: Model) -> int:
         )
     if len(counts) > 1:
         raise UnsupportedArchitecture(
-            f"{model.family}: its blocks have {' and '.join(map(str, sorted(counts)))} experts, and one number is stored for all; "
+            f"{model.family}: its blocks have {' and '.join(map(str, sorted(counts)))} experts, and one number stands for all; "
             "prune its channels instead"
         )
     return counts.pop()
@@ -163,7 +174,9 @@ def by_expert(model: Model, kept: int) -> dict[str, int]:
     theirs = {name: shape for name, shape in after.items() if not name.startswith(paths)}
     followed = all(after.get(name) != shape for name, shape in before.items() if name.startswith(paths) and len(shape) > 1)
     if ours.keys() != theirs.keys() or not followed:
-        raise UnsupportedArchitecture(f"{model.family}: does not follow its key of config.json with the number of experts; {remedy}")
+        raise UnsupportedArchitecture(
+            f"{model.family}: does not follow its key of config.json with the number of experts; {remedy}"
+        )
     converted = {name for name, _ in model.architecture.converted}
     blocks = tuple(f"{model.block_name(index)}." for index in blocks_with_experts(model))
     found = {}
@@ -176,6 +189,29 @@ def by_expert(model: Model, kept: int) -> dict[str, int]:
             raise UnsupportedArchitecture(f"{model.family}: {name} depends on the number of experts in its own way; {remedy}")
         found[name] = axes[0]
     return found
+
+
+def router_linear(model: Model, axes: Mapping[str, int], index: int) -> str:
+    """Find the one linear with a row an expert among the tensors of `by_expert`.
+
+    Returns:
+        Its module path inside block `index`.
+
+    Raises:
+        UnsupportedArchitecture: there is none, or more than one.
+    """
+    prefix = f"{model.block_name(index)}."
+    found = [
+        name.removeprefix(prefix)
+        for name, axis in axes.items()
+        if name.startswith(prefix) and name.endswith(".weight") and axis == 0
+        and len(model.checkpoint.spec(model.stored_name(name)).shape) > 1
+    ]  # fmt: skip
+    if len(found) != 1:
+        raise UnsupportedArchitecture(
+            f"{model.family}: has no one matrix with a row an expert, by which experts could be compared; pass `prune reap`"
+        )
+    return found[0].removesuffix(".weight")
 
 
 def stored_by_expert(model: Model, axes: Mapping[str, int]) -> dict[str, int]:
@@ -207,9 +243,12 @@ def remaining_tensors(model: Model, kept: int) -> list[TensorSpec]:
 
 
 def check_all_known(model: Model) -> None:
-    """Raise UnsupportedArchitecture for stored experts that belong to none of the model's blocks.
+    """Look for stored experts that belong to none of the model's blocks.
 
     Blocks that predict further tokens lie after the last one; no stock model of transformers reads them, other readers do.
+
+    Raises:
+        UnsupportedArchitecture: there are some, and they would keep the old number.
     """
     known = {model.stored_name(f"{linear}.{leaf}") for i in range(model.block_count) for names in linears_of(model, i)
              for linear in names for leaf in LEAVES}  # fmt: skip

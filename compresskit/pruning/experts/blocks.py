@@ -1,4 +1,4 @@
-"""A block with fewer experts: its module filled from the original's, what runs through its experts, its tensors for the writer."""
+"""A block with fewer experts: its module, filled from the original's, what runs through its experts, and its stored tensors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def _taken(found: Tensor, shape: torch.Size, kept: Sequence[int]) -> Tensor:
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    (owner._parameters if isinstance(value, nn.Parameter) else owner._buffers)[leaf] = value  # type: ignore[index]
+    if isinstance(value, nn.Parameter):
+        owner._parameters[leaf] = value
+    else:
+        owner._buffers[leaf] = value
 
 
 @contextmanager
@@ -95,7 +98,6 @@ def write_block(
         elif old is not None and old.shape != new.shape and name not in mine:
             found = source.checkpoint.read(name) if distributed.is_first() else torch.empty(new.shape)
             writer.put(name, _taken(found, torch.Size(new.shape), kept))
-
 
 
 def _write_experts(

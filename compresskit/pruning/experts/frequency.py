@@ -1,6 +1,6 @@
 """Frequency: remove the experts that the fewest tokens chose, a usual baseline.
 
-    S_e = |{t : e chosen for t}| / (k T)                                                                   (1)
+S_e = |{t : e chosen for t}| / (k T)                                                                   (1)
 """
 
 from __future__ import annotations

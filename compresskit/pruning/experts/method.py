@@ -23,6 +23,7 @@ from compresskit.stages import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compresskit.pruning.experts.evidence import Evidence
     from compresskit.pruning.experts.scores import ExpertStatistics
 
 
@@ -50,3 +51,36 @@ class ExpertsMethod(Method):
     def scores(self, seen: ExpertStatistics, block: int) -> Tensor:
         """The score of every expert of block `block`, (N,) float64; the highest stay."""
         raise TypeError(f"{type(self).__name__} defines no scores")
+
+
+class MergingMethod(ExpertsMethod):
+    """Experts that go are merged into alike ones that stay.
+
+        W_c <- sum_i w_i P_i W_i / sum_i w_i    over the group of expert c, P_c = I
+
+    P_i puts the neurons of expert i in the order of those of c that they are most alike; the same permutation of the rows of
+    the input projections and of the columns of the output projection leaves the expert's function as it is.
+    """
+
+    refit_router: bool = True
+    """Refit the router's rows of merged experts to what the rows of their groups say together."""
+
+    needs_outputs: ClassVar[bool] = False
+    """Whether outputs and activations of all experts on some of the text are compared."""
+
+    def weights(self, seen: ExpertStatistics) -> Tensor:
+        """w: the weight of each expert in its group's mean, (N,) float64."""
+        raise TypeError(f"{type(self).__name__} defines no weights")
+
+    def similarity(self, evidence: Evidence) -> Tensor:
+        """How alike every two experts are, (N, N) float64."""
+        raise TypeError(f"{type(self).__name__} defines no similarity")
+
+    def groups_of(self, scores: list[float], similarity: list[list[float]], cores: list[int]) -> list[list[int]]:
+        """The group of each of `cores`, itself first; every expert is in one."""
+        raise TypeError(f"{type(self).__name__} defines no groups")
+
+    def likeness(self, core: Tensor, other: Tensor, activations: Tensor | None) -> Tensor:
+        """How alike the neurons of two experts are, (width, width) float64; an assignment makes the sum largest."""
+        # core, other: a row a neuron (alignment.py); activations: with `needs_outputs`, cosines of the neurons', (width, width).
+        raise TypeError(f"{type(self).__name__} defines no likeness")

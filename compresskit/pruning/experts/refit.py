@@ -91,7 +91,9 @@ def refit_experts(
     if before > 0:
         for _ in range(SWEEPS):
             for expert in range(experts.count):
-                _improve(experts, expert, old[expert], routed, left, ridge, stored)
+                new = _improved(experts, expert, old[expert], routed, left, ridge)
+                if new is not None:
+                    _replace(experts, expert, new.to(stored), routed, left)
     after = energy(left)
     changed = after < before
     if not changed:
@@ -100,11 +102,10 @@ def refit_experts(
     return Refitted(share(before, whole), share(after if changed else before, whole), changed)
 
 
-def _improve(
-    experts: PlainExperts, expert: int, old: Tensor, routed: Sequence[Routed], left: list[Tensor], ridge: float, stored: torch.dtype
-) -> None:
-    """Equation 3 for one expert; `left` follows it."""
-    down = experts.down(expert)
+def _improved(
+    experts: PlainExperts, expert: int, old: Tensor, routed: Sequence[Routed], left: Sequence[Tensor], ridge: float
+) -> Tensor | None:
+    """Equation 3 for one expert, (hidden, width) float32; None if no token chose it."""
     gram, cross = (old.new_zeros(rows, old.shape[1], dtype=torch.float64) for rows in (old.shape[1], old.shape[0]))
     for each, missed in zip(routed, left, strict=True):
         token, weighted = _weighted(experts, expert, each)
@@ -114,11 +115,14 @@ def _improve(
     distributed.total(gram)
     distributed.total(cross)
     eps = ridge * gram.diagonal().mean()
-    if eps == 0:
-        return
+    now = experts.down(expert).weight.detach().float()
+    return now + _solved(gram, cross + eps * (old - now), eps) if eps > 0 else None
+
+
+def _replace(experts: PlainExperts, expert: int, new: Tensor, routed: Sequence[Routed], left: Sequence[Tensor]) -> None:
+    """Give an expert another output projection; `left` follows it."""
+    down = experts.down(expert)
     now = down.weight.detach().float()
-    step = _solved(gram, cross + eps * (old - now), eps)
-    new = (now + step).to(stored)
     replace_weight(down, new)
     change = (down.weight.detach().float() - now).T
     for each, missed in zip(routed, left, strict=True):
@@ -134,10 +138,14 @@ def _weighted(experts: PlainExperts, expert: int, each: Routed) -> tuple[Tensor,
 
 
 def _solved(gram: Tensor, right: Tensor, eps: Tensor) -> Tensor:
-    """`right` (gram + eps I)^-1, (rows, width) float32."""
-    factor, info = in_one_thread(torch.linalg.cholesky_ex, gram + eps * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    """`right` (gram + eps I)^-1, (rows, width) float32; raises NumericalError if that is no number."""
+    factor, info = in_one_thread(
+        torch.linalg.cholesky_ex, gram + eps * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    )
     if int(info):
-        raise NumericalError("second moments of an expert's inputs are not positive definite; pass a larger --ridge, or --no-refit")
+        raise NumericalError(
+            "second moments of an expert's inputs are not positive definite; pass a larger --ridge, or --no-refit"
+        )
     half = torch.linalg.solve_triangular(factor, right.T, upper=False)
     found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return found.T.float()

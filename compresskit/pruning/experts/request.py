@@ -17,6 +17,7 @@ from compresskit.models import layouts
 from compresskit.models.fewer_experts import (
     FEWEST_OF_A_GROUP,
     blocks_with_experts,
+    by_expert,
     check_all_known,
     chosen_count,
     configuration,
@@ -24,17 +25,20 @@ from compresskit.models.fewer_experts import (
     experts_group,
     remaining_tensors,
     router_groups,
+    router_linear,
 )
 from compresskit.models.load import open_model
 from compresskit.models.model import Model
 from compresskit.models.shapes import dense_shapes
-from compresskit.pruning.experts.method import ExpertsMethod
+from compresskit.pruning.experts.method import ExpertsMethod, MergingMethod
 from compresskit.pruning.request import UNPRUNABLE
 from compresskit.stages import Options
 from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, hidden_bytes, lie_on_disk, walk_bytes
 
 PASSES, PASSES_REFIT = 2.0, 4.0
 """The statistics and the pruned model's stream; with a refit also the original's stream, and the experts that stay."""
+PASSES_ROUTER = 2.0
+"""The merged experts behind the old rows of the router and behind the new ones."""
 STREAMS_REFIT = 3
 """Hidden states held beside a walk's own: the pruned model's, the original's output and what runs through the experts."""
 
@@ -72,6 +76,12 @@ class ExpertsRequest(Request):
         """Whether anything of the work looks at calibration text."""
         return self.method.needs_statistics or self.method.refit
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether anything is refitted to what the original's experts give."""
+        method = self.method
+        return method.refit or (isinstance(method, MergingMethod) and method.refit_router)
+
     def check(self) -> None:
         """Refuse what cannot lose experts.
 
@@ -97,6 +107,20 @@ class ExpertsRequest(Request):
                 "instead"
             )
         remaining_tensors(model, self.kept)
+        if isinstance(self.method, MergingMethod) and self.kept < self.count:
+            self._check_merging(self.method)
+
+    def _check_merging(self, method: MergingMethod) -> None:
+        """Refuse groups that are too small for all experts, and a router that is no one matrix."""
+        size = getattr(method, "group_size", self.count)
+        if size * self.kept < self.count:
+            raise RequestError(
+                f"--group-size {size}: {self.kept} groups of it do not hold {self.count} experts; pass "
+                f"--group-size {-(-self.count // self.kept)} or more"
+            )
+        axes = by_expert(self.model, self.kept)
+        for index in blocks_with_experts(self.model):
+            router_linear(self.model, axes, index)
 
     def _check_count(self) -> None:
         count, kept, method = self.count, self.kept, self.method
@@ -131,6 +155,8 @@ class ExpertsRequest(Request):
     def passes(self) -> float:
         """Forward passes of a window through all blocks: statistics, refit, the judgement on what is held back."""
         each = PASSES_REFIT if self.method.refit else PASSES if self.walks else 0.0
+        if isinstance(self.method, MergingMethod) and self.method.refit_router:
+            each = PASSES_REFIT + PASSES_ROUTER
         return self.sampling_passes + each * self.options.samples + 2 * HELD_BACK * (1 + head_share(self.model))
 
     def peak_bytes(self) -> int:
@@ -140,7 +166,9 @@ class ExpertsRequest(Request):
         assert group is not None
         solved = block_bytes(model) + (SUMMED_BYTES + FLOAT32_BYTES) * group.width**2
         tokens = samples * length
-        streams = STREAMS_REFIT if self.method.refit and not lie_on_disk(model, tokens) else 0
+        streams = STREAMS_REFIT if self.has_targets else 0
+        streams += 1 if isinstance(self.method, MergingMethod) else 0  # inputs of the router
+        streams = 0 if lie_on_disk(model, tokens) else streams
         walked = walk_bytes(model, (samples if self.walks else 0, length), solved) + streams * hidden_bytes(model, tokens)
         return max(walked, scoring_bytes(model, HELD_BACK * length))
 

@@ -24,7 +24,9 @@ class ExpertStatistics:
     """Sums over tokens by expert, (N,) float64; a micro-batch's are summed in float32."""
 
     def __init__(self, count: int, device: torch.device | str = "cpu"):
-        self.tokens_of, self.weights, self.strengths = torch.zeros(3, count, dtype=torch.float64, device=device)
+        self.tokens_of: Tensor = torch.zeros(count, dtype=torch.float64, device=device)
+        self.weights: Tensor = torch.zeros_like(self.tokens_of)
+        self.strengths: Tensor = torch.zeros_like(self.tokens_of)
         self.tokens = 0
 
     def add(self, expert: int, weights: Tensor, outputs: Tensor) -> None:

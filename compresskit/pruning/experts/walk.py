@@ -20,10 +20,11 @@ from compresskit.models.fewer_experts import blocks_with_experts, experts_path, 
 from compresskit.models.load import open_model
 from compresskit.models.model import Model
 from compresskit.pruning.experts.blocks import cut, experts_of, recorded, write_block
-from compresskit.pruning.experts.grouping import best
-from compresskit.pruning.experts.refit import Refitted, Routed, refit_experts
+from compresskit.pruning.experts.merge import Pruned, improve_router, merge_experts
+from compresskit.pruning.experts.method import MergingMethod
+from compresskit.pruning.experts.observe import Observed, grouped, observe
+from compresskit.pruning.experts.refit import Routed, refit_experts
 from compresskit.pruning.experts.request import ExpertsRequest
-from compresskit.pruning.experts.scores import ExpertStatistics, watched
 from compresskit.walk.block import Block
 from compresskit.walk.hidden_states import beside
 from compresskit.walk.images import add_between
@@ -70,7 +71,7 @@ class _Removal:
 
     def _part(self, block: Block) -> None:
         """Begin the pruned model's own stream, where the original's goes on beside it."""
-        if self.request.method.refit and self.stream is None:
+        if self.request.has_targets and self.stream is None:
             self.stream = beside(block.hidden)
             for hidden in block.hidden:
                 self.stream.append(hidden)
@@ -88,74 +89,59 @@ class _Removal:
 
     def _pruned(self, block: Block) -> nn.Module:
         """The module of a block with fewer experts, filled, and written unless it is on disk."""
-        module = self.network.get_submodule(block.name)
+        module: nn.Module = self.network.get_submodule(block.name)
         if block.index in self.writer.done:
             assert self.written is not None
             meta.fill(self.written, self.network, block.name, self.walk.device, self.walk.dtype)
             return module
         model, method = self.request.model, self.request.method
-        seen = self._seen(block)
-        targets = self._targets(block) if method.refit else []
-        kept = best(method.scores(seen, block.index).tolist(), self.request.kept, self.request.groups)
+        inputs = block.hidden if self.stream is None else self.stream
+        seen = observe(self.request, self.walk, block, inputs)
+        targets = self._targets(block) if self.request.has_targets else []
+        groups = grouped(self.request, block, seen)
+        kept = [group[0] for group in groups]
         cut(block.module, module, experts_path(model, block.index), kept)
-        facts = self._facts(kept, seen)
-        edited: dict[str, Tensor] = {}
+        ours = Pruned(replace(block, module=module), experts_of(module, self.result, block.index), inputs, targets)
+        facts, edited = self._facts(kept, seen), set[str]()
+        if isinstance(method, MergingMethod) and len(kept) < self.request.count:
+            edited |= merge_experts(self.request, (block, ours), seen, groups)
+            facts["groups"] = groups
+            if method.refit_router:
+                names = improve_router(self.request, ours, seen, groups)
+                facts["router_refitted"] = bool(names)
+                edited |= names
         if method.refit:
-            refitted = self._refit(block, module, targets)
+            refitted = refit_experts(ours.experts, ours.routed(), targets, method.ridge, self._stored_dtype(block.index))
             facts |= {"error_before": refitted.before, "error_after": refitted.after}
-            edited = self._weights(module, block.index) if refitted.changed else {}
-        write_block((model, self.result), block.index, kept, edited, self.writer)
+            edited |= {f"{each[-1]}.weight" for each in linears_of(self.result, block.index)} if refitted.changed else set()
+        write_block((model, self.result), block.index, kept, self._stored(module, block.name, edited), self.writer)
         finish_block(model, block, self.writer, facts)
         return module
-
-    def _inputs(self, block: Block) -> list[Any]:
-        return block.hidden if self.stream is None else self.stream
-
-    def _seen(self, block: Block) -> ExpertStatistics:
-        """Statistics of the original's experts on the pruned model's stream."""
-        experts = experts_of(block.module, self.request.model, block.index)
-        seen = ExpertStatistics(experts.count, self.walk.device)
-        if self.request.method.needs_statistics:
-            with watched(experts, seen):
-                for number, hidden in enumerate(self._inputs(block)):
-                    block.run(hidden, number)
-            seen.share()
-        return seen
 
     def _targets(self, block: Block) -> list[Tensor]:
         """Outputs of the original's experts on its own stream, which advances."""
         found: list[Routed] = []
-        experts = experts_of(block.module, self.request.model, block.index)
         targets = beside(block.hidden)
-        with recorded(experts, found):
+        with recorded(experts_of(block.module, self.request.model, block.index), found):
             for _ in block.steps():
                 targets.append(found.pop().output)
         return targets
 
-    def _refit(self, block: Block, module: nn.Module, targets: list[Tensor]) -> Refitted:
-        """Run the pruned block with its old weights and refit its output projections."""
-        model, ours = self.request.model, replace(block, module=module)
-        experts, routed = experts_of(module, self.result, block.index), beside(block.hidden)
-        found: list[Routed] = []
-        with recorded(experts, found):
-            for number, hidden in enumerate(self._inputs(block)):
-                ours.run(hidden, number)
-                routed.append(tuple(found.pop()))
-        last = linears_of(model, block.index)[0][-1]
-        stored = torch_dtype(model.spec_of(f"{last}.weight").dtype)
-        return refit_experts(experts, [Routed(*each) for each in routed], targets, self.request.method.ridge, stored)
+    def _stored_dtype(self, index: int) -> torch.dtype:
+        last = linears_of(self.request.model, index)[0][-1]
+        return torch_dtype(self.request.model.spec_of(f"{last}.weight").dtype)
 
-    def _weights(self, module: nn.Module, index: int) -> dict[str, Tensor]:
-        """The output projections of a block's experts as they are stored, by plain name in the result."""
+    def _stored(self, module: nn.Module, block: str, names: set[str]) -> dict[str, Tensor]:
+        """Tensors of a pruned block as they are stored, by plain name in the result."""
         found = {}
-        for linears in linears_of(self.result, index):
-            name = f"{linears[-1]}.weight"
-            weight = module.get_parameter(name.removeprefix(self.result.block_name(index) + ".")).detach()
-            found[name] = weight.to(torch_dtype(self.result.spec_of(name).dtype))
+        for name in sorted(names):
+            value = module.get_parameter(name.removeprefix(f"{block}.")).detach()
+            found[name] = value.to(torch_dtype(self.result.spec_of(name).dtype))
         return found
 
-    def _facts(self, kept: list[int], seen: ExpertStatistics) -> dict[str, Any]:
+    def _facts(self, kept: list[int], observed: Observed) -> dict[str, Any]:
         """What the manifest says of a block."""
+        seen = observed.seen
         gone = [expert for expert in range(self.request.count) if expert not in kept]
         facts: dict[str, Any] = {"kept_experts": kept}
         if seen.tokens:
