@@ -26,6 +26,7 @@ from compresskit.methods import method_class
 from compresskit.models.load import open_any, open_model
 from compresskit.pruning.depth.method import Depth
 from compresskit.pruning.depth.run import remove
+from compresskit.pruning.experts.run import remove_experts
 from compresskit.pruning.run import prune
 from compresskit.quantization.run import quantize
 from compresskit.report.inspect import inspect
@@ -34,7 +35,7 @@ from compresskit.walk.walk import Walk
 
 WORKS = "works"
 STAGES = ("inspect", "walk", "prune 0", "uniform", "padded", "ragged", "rtn 8", "gptq 4", "eora", "evaluate")
-"""What `cells` runs if nothing else is asked for; "depth" has a test of its own."""
+"""What `cells` runs if nothing else is asked for; "depth" and "experts" have tests of their own."""
 TOLERANCE = 1e-3
 """Largest difference of logits between a result as stock tools run it and our own walk over it, in their spread."""
 CLOSE = 0.1
@@ -134,6 +135,11 @@ def cells(model_type: str, source: Path, work: Path, text: Path, only: tuple[str
         remove(Depth(blocks=1, choose="loss"), str(source), work / "refitted", options)
         _agree(model_type, work / "refitted")
 
+    def fewer() -> None:
+        for method in ("reap", "m-smoe"):
+            remove_experts(method_class("prune", method)(experts=3), str(source), work / method, options)
+            _agree(model_type, work / method)
+
     def measured() -> None:
         found = evaluate(str(source), EvaluateOptions(data=str(text), sequence_length=32, windows=4, device="cpu"))
         assert found["perplexity"] > 0
@@ -150,6 +156,7 @@ def cells(model_type: str, source: Path, work: Path, text: Path, only: tuple[str
         "eora": repaired,
         "evaluate": measured,
         "depth": shortened,
+        "experts": fewer,
     }
     found = {stage: outcome(runs[stage]) for stage in only}
     shutil.rmtree(work, ignore_errors=True)

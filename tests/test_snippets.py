@@ -75,12 +75,13 @@ RUN = [page for page in PAGES if any(block.language in (*SHELLS, "python") for b
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama, a cache that has it for the demo model, a tuned one, one that sees, adapters."""
+    """A tiny llama, a cache that has it for the demo model, a tuned one, one with experts, one that sees, adapters."""
     root = tmp_path_factory.mktemp("models")
     llama = make_model(root / "cache" / "demo" / NAME, "llama", **SIZES)
     files = {path.name: sha256(path) for path in llama.iterdir()}
     (llama / RECORD).write_text(json.dumps({"wheel_sha256": WHEEL_SHA256, "files": files}))
     make_model(root / "tuned-model", "llama", seed=1, **SIZES)
+    make_model(root / "Qwen" / "Qwen3-30B-A3B", "qwen3_moe", max_position_embeddings=2048)
     image_models.gemma3(root / "vision-model")
     for seed in range(1, 4):
         make_adapter(root / f"expert-{seed}", llama, seed)

@@ -46,7 +46,7 @@ QUANTIZE = {
 }
 COMPENSATE = ("rank: 2", "rank: 2, merge: true", "rank: 2, adapter_bits: 8", "rank: 3, ignore: [down]", "rank: 2, aim: block")
 PATH = "  - {prune: cfsp, round_to: 8}\n  - {quantize: gptq, bits: 4, group_size: 8}\n  - {compensate: eora, original: source}\n"
-UNLIKE = ("compeft", "depth")
+UNLIKE = ("compeft", "depth", "reap", "m-smoe", "ream", "frequency", "random-experts")
 """Methods that do not have the switches of their stage's others."""
 RECOVER = ("rank: 3", "select_only: true", "adapter_only: true", "update: full", "update: grid")
 Steps = Callable[..., list[tuple[int, int]]]
@@ -115,6 +115,14 @@ def test_a_pruning_whose_widths_the_text_decides_is_planned_by_their_sum(
 def test_a_model_with_fewer_blocks_is_planned_to_the_byte(switch: str, planned_and_written: Steps) -> None:
     """The step after it is planned on the model that it makes."""
     for planned, written in planned_and_written(f"prune: depth, {switch}", "quantize: rtn, bits: 4, group_size: 8"):
+        assert planned == written
+
+
+@pytest.mark.parametrize("method", ["reap", pytest.param("ream", marks=pytest.mark.slow)])
+def test_a_model_with_fewer_experts_is_planned_to_the_byte(method: str, planned_and_written: Steps) -> None:
+    """The step after it is planned on the model that it makes."""
+    steps = f"prune: {method}, experts: 3", "quantize: rtn, bits: 4, group_size: 8"
+    for planned, written in planned_and_written(*steps, family="mixtral"):
         assert planned == written
 
 

@@ -53,8 +53,8 @@ class ExpertsRequest(Request):
     @property
     def text(self) -> TextRequest:
         """Calibration text, and the windows on which the result is judged."""
-        options = self.options
-        return TextRequest(options.calibration, options.samples + HELD_BACK, options.sequence_length, options.seed, HELD_BACK)
+        options, walked = self.options, self.options.samples if self.walks else 0
+        return TextRequest(options.calibration, walked + HELD_BACK, options.sequence_length, options.seed, HELD_BACK)
 
     @cached_property
     def count(self) -> int:

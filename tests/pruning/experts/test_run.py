@@ -21,6 +21,10 @@ from tiny_models import make_model
 
 from compresskit.checkpoint.reader import sha256
 from compresskit.checkpoint.writer import Writer
+from compresskit.compensation.eora import EoRA
+from compresskit.compensation.request import CompensateOptions
+from compresskit.compensation.run import compensate
+from compresskit.errors import RequestError
 from compresskit.methods import METHODS, STAGES, method_class
 from compresskit.models.load import open_model
 from compresskit.pruning.cfsp import CFSP
@@ -138,3 +142,12 @@ def test_the_command_writes_a_plain_checkpoint_that_every_later_stage_takes(
     assert json.loads(report[1])["kl"] > 0
     prune(CFSP(sparsity=0.3, round_to=8, allocation="uniform"), str(out), narrow, options(text_file, 2))
     quantize(RTN(bits=4, group_size=8), str(out), tmp_path / "low", options(text_file, 2))
+    against = options(text_file, 2).model_dump() | {"original": str(source)}
+    with pytest.raises(RequestError, match=r"`prune reap` took experts out of .*recover --loss distill"):
+        compensate(EoRA(rank=2), str(tmp_path / "low"), tmp_path / "fix", CompensateOptions(**against))
+    compensate(
+        EoRA(rank=2),
+        str(tmp_path / "low"),
+        tmp_path / "fix",
+        CompensateOptions(**against | {"original": str(out), "merge": True}),
+    )
