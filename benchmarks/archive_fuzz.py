@@ -20,7 +20,7 @@ from archive_files import content, mutated, read, small_folder, write
 from compresskit.errors import CheckpointError
 from compresskit.machine.memory import peak_memory_bytes
 
-KINDS = ("flip", "cut", "swap", "lose", "end", "number")
+KINDS = ("flip", "cut", "swap", "lose", "end", "number", "section")
 
 
 def main() -> None:

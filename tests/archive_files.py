@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def read(path: Path, folder: Path) -> dict[str, bytes]:
 
 
 def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
-    """A damaged copy: a flipped bit, a cut, pieces that change places or are lost, a forged number of the index, another end."""
+    """A damaged copy: a flipped bit, a cut, pieces that change places or are lost, a forged number or section."""
     changed, place, other = bytearray(data), a % len(data), b % len(data)
     if kind == "flip":
         changed[place] ^= 1 << b % 8
@@ -92,13 +93,17 @@ def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
         del changed[place : place + 1 + b % 50]
     elif kind == "end":
         changed[-1 - a % END.size] ^= 1 << b % 8
+    elif kind == "section":
+        return forged(data, lambda index: None, lambda index, body: _change_byte(index, body, a, b))
     else:
         return forged(data, lambda index: _change_number(index, a, b))
     return bytes(changed)
 
 
-def forged(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """The archive with a changed index whose checksum is right, stored as it is."""
+def forged(
+    data: bytes, change: Callable[[dict[str, Any]], None], damage: Callable[[dict[str, Any], bytearray], None] | None = None
+) -> bytes:
+    """The archive with a changed index, and sections damaged, whose checksums are right."""
     packed_bytes, text_bytes, _, _ = END.unpack(data[-END.size :])
     start = len(data) - END.size - packed_bytes
     stored = data[start : start + packed_bytes]
@@ -108,8 +113,21 @@ def forged(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
         stored = bytes(decoded(ZSTD, stored, text_bytes))
     index = json.loads(stored)
     change(index)
+    body = bytearray(data[:start])
+    if damage is not None:
+        damage(index, body)
     text = json.dumps(index).encode()
-    return data[:start] + text + END.pack(len(text), 0, hashlib.sha256(text).digest(), MAGIC)
+    return bytes(body) + text + END.pack(len(text), 0, hashlib.sha256(text).digest(), MAGIC)
+
+
+def _change_byte(index: dict[str, Any], body: bytearray, a: int, b: int) -> None:
+    """A bit somewhere in the sections, and the CRC-32 of its section."""
+    place, start = len(MAGIC) + a % (len(body) - len(MAGIC)), len(MAGIC)
+    body[place] ^= 1 << b % 8
+    for row in index["sections"]:
+        if start <= place < start + row[5]:
+            row[6] = zlib.crc32(body[start : start + row[5]])
+        start += row[5]
 
 
 def _change_number(index: dict[str, Any], a: int, b: int) -> None:

@@ -30,27 +30,29 @@ BITS_PER_WORD = 32
 
 def planes(data: Bytes, width: int, turned: bool) -> list[Bytes]:
     """The planes of elements (elements * width,), (elements,) each, the last byte first; `turned`: by equation 1."""
-    columns = [data[place::width] for place in range(width)]
-    if turned:
-        columns = [np.bitwise_or(columns[k] << np.uint8(1), columns[k - 1] >> np.uint8(7)) for k in range(width)]
-    return [np.ascontiguousarray(column) for column in reversed(columns)]
+    if not turned:
+        return [np.ascontiguousarray(data[place::width]) for place in reversed(range(width))]
+    numbers = data.view(f"<u{width}")
+    numbers = (numbers << 1) | (numbers >> (BITS_PER_BYTE * width - 1))
+    return [(numbers >> (BITS_PER_BYTE * place)).astype(np.uint8) for place in reversed(range(width))]
 
 
 def joined(parts: list[Bytes], turned: bool) -> Bytes:
     """The inverse of `planes`: parts (elements,) each -> (elements * len(parts),)."""
-    parts = parts[::-1]
     width = len(parts)
-    data = np.empty((len(parts[0]), width), np.uint8)
     if not turned:
-        for k, part in enumerate(parts):
-            data[:, k] = part
+        data = np.empty((len(parts[0]), width), np.uint8)
+        for place, part in enumerate(reversed(parts)):
+            data[:, place] = part
         return data.reshape(-1)
-    upper, lower = np.empty_like(parts[0]), np.empty_like(parts[0])
-    for k in range(width):
-        np.right_shift(parts[k], 1, out=lower)
-        np.left_shift(parts[(k + 1) % width], 7, out=upper)
-        np.bitwise_or(lower, upper, out=data[:, k])
-    return data.reshape(-1)
+    numbers = parts[0].astype(f"<u{width}")  # whole numbers: four times as fast as bytes that lie apart
+    for part in parts[1:]:
+        numbers <<= 8
+        numbers |= part
+    last = numbers << (BITS_PER_BYTE * width - 1)
+    numbers >>= 1
+    numbers |= last
+    return numbers.view(np.uint8)
 
 
 def zero_points_of(words: Bytes, bits: int, rows: int, groups: int) -> Bytes:

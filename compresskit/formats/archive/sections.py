@@ -38,6 +38,8 @@ LARGEST_SHORT_FILE = 1 << 25
 """Texts up to here are coded at zstd's level 19, 2 MB a second; longer files are rarely texts."""
 ROW = np.dtype([("coding", "u1"), ("stored", "<u4"), ("bytes", "<u4")])
 COUNT_BYTES = 2
+TURNED_WIDTHS = (2, 4, 8)
+"""Bytes of floats."""
 PARAMETERS = {"bytes": 0, "planes": 2, "codes": 3}
 """Number of each kind's parameters."""
 
@@ -162,7 +164,8 @@ def fault(section: Section) -> str:
         return "kind"
     if section.kind == "planes":
         width, turned = parameters
-        return "" if 1 <= width <= 8 and turned in (0, 1) and section.bytes % width == 0 else "planes"
+        right = width in TURNED_WIDTHS if turned == 1 else turned == 0 and 1 <= width <= 8
+        return "" if right and section.bytes % width == 0 else "planes"
     if section.kind == "codes":
         bits, groups, group_bytes = parameters
         if not (1 <= bits <= MOST_BITS and groups > 0 and group_bytes > 0 and len(section.places) == 2):

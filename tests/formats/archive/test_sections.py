@@ -60,7 +60,8 @@ def test_other_kinds_come_back(kind: str, parameters: tuple[int, ...], size: int
     {"kind": "planes", "parameters": (7, 0)}, {"kind": "bytes"}, {"kind": "none"}, {"parameters": (2, 4)},
     {"parameters": (5, 4, 16)}, {"parameters": (2, 0, 16)}, {"parameters": (2, 4, 7)},
     {"places": ((100, 6144),)}, {"places": ((0, 6144), (0, 4))},
-    {"places": ((0, 0), (0, 0))}, {"places": ((0, 1 << 25), (0, 96))},
+    {"places": ((0, 0), (0, 0))},
+    {"kind": "planes", "parameters": (1, 1)}, {"kind": "planes", "parameters": (2, 2)}, {"places": ((0, 1 << 25), (0, 96))},
 ])  # fmt: skip
 def test_an_entry_that_cannot_be_is_refused(changed: dict[str, object]) -> None:
     section = codes_section(2)[0]
