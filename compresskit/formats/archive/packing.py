@@ -11,7 +11,8 @@ import numpy as np
 
 from compresskit.checkpoint.byte_ranges import Stamp, fill, stamp_of
 from compresskit.checkpoint.digests import sha256
-from compresskit.checkpoint.small_files import check_regular, inside
+from compresskit.checkpoint.side_files import side_files
+from compresskit.checkpoint.small_files import inside
 from compresskit.checkpoint.whole_files import storing
 from compresskit.errors import CheckpointError, CompresskitError, RequestError
 from compresskit.formats.archive.container import MAGIC, ArchivedFile, write_index
@@ -36,13 +37,14 @@ class FolderFile:
 
 
 def files_of(folder: Path) -> list[FolderFile]:
-    """Look for the files of a folder and its subfolders; a link to a file stands for the file.
+    """Look for the files of a folder and its subfolders; a link stands for the file, which lies where side_files.py allows it.
 
     Returns:
         The files, sorted by path.
 
     Raises:
-        CheckpointError: there is no such folder, nothing in it, or what is no file, or a name that other systems cannot hold.
+        CheckpointError: there is no such folder, nothing in it, what is no file, a link that leads out of
+            the folder, or a name that other systems cannot hold.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a folder of weights, a Hub id or demo:smollm2-135m")
@@ -54,7 +56,7 @@ def files_of(folder: Path) -> list[FolderFile]:
             continue
         name = path.relative_to(folder).as_posix()
         inside(folder, name, folder, subfolders=True)
-        check_regular(path)
+        side_files(folder, (name,))
         try:
             with path.open("rb") as file:
                 found.append(FolderFile(path, name, stamp_of(file.fileno())))

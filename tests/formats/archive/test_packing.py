@@ -24,11 +24,11 @@ def test_any_number_of_threads_writes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_link_to_a_file_stands_for_the_file(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    (tmp_path / "blob").write_text("text")
-    (tmp_path / "source" / "config.json").symlink_to(tmp_path / "blob")
+    (tmp_path / "source" / "blob").write_text("text")
+    (tmp_path / "source" / "config.json").symlink_to("blob")
     files = files_of(tmp_path / "source")
-    assert [(file.name, file.stamp.bytes) for file in files] == [("config.json", 4)]
-    assert digests_of(files, 2) == {"config.json": hashlib.sha256(b"text").hexdigest()}
+    assert [(file.name, file.stamp.bytes) for file in files] == [("blob", 4), ("config.json", 4)]
+    assert digests_of(files, 2) == dict.fromkeys(("blob", "config.json"), hashlib.sha256(b"text").hexdigest())
 
 
 def test_what_an_archive_cannot_hold_is_refused(tmp_path: Path) -> None:
@@ -40,8 +40,9 @@ def test_what_an_archive_cannot_hold_is_refused(tmp_path: Path) -> None:
         files_of(source)
     for make, reason in (
         (lambda path: path.symlink_to(tmp_path), "a link to a folder"),
-        (os.mkfifo, "a pipe or a device"),
+        (os.mkfifo, "a pipe, a socket or a device"),
         (lambda path: path.symlink_to("nowhere"), "cannot be read"),
+        (lambda path: path.symlink_to("/etc/hostname"), "outside"),
     ):
         make(source / "x")
         with pytest.raises(CheckpointError, match=reason):
