@@ -109,7 +109,9 @@ def evaluate_command() -> Callable[..., None]:
 
 
 def inspect_source(
-    source: Annotated[str, typer.Argument(help="A checkpoint or adapter folder, a Hub id, or - for standard input.")],
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint or adapter folder, a .ckz file, a Hub id, or - for standard input.")
+    ],
     json_output: Json = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Accept a checkpoint that ships code.")] = False,
     structure: Annotated[bool, typer.Option(help="Show what was derived of its blocks, and what no stage edits.")] = False,

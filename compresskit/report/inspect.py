@@ -16,7 +16,7 @@ from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.weight_files import ignored_files
 from compresskit.errors import CheckpointError, UnsupportedArchitecture
 from compresskit.formats import open_format
-from compresskit.formats.archive.container import by_kind, is_archive, open_archive
+from compresskit.formats.archive.container import by_kind, open_archive
 from compresskit.formats.stored_forms import as_dense
 from compresskit.formats.ternary.golomb import entropy
 from compresskit.models.architectures import RAGGED_PREFIX
@@ -40,7 +40,7 @@ def inspect(source_name: str, trust_remote_code: bool = False, structure: bool =
         CheckpointError: SOURCE is none of these, or is damaged.
     """
     folder = source.resolve(source_name)
-    if is_archive(folder):
+    if folder.is_file():
         return _inspect_archive(folder)
     if is_ternary(folder):
         return _inspect_ternary(folder)

@@ -1,6 +1,6 @@
 """`expand`: make a packed folder again, or turn a ternary task vector into a normal PEFT adapter or checkpoint.
 
-The first bytes of SOURCE tell which of the two it is (formats/archive/container.py).
+A packed folder is a file, whose first bytes are checked (formats/archive/container.py); a task vector is a folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
-from compresskit.formats.archive.container import is_archive
 from compresskit.formats.archive.restoring import restored_folder
 from compresskit.formats.stored_forms import open_dense
 from compresskit.machine.progress import ProgressBars
@@ -42,7 +41,7 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)
     folder = source.resolve(source_name)
-    if is_archive(folder):
+    if folder.is_file():
         return _unpack(folder, out, options, quiet) | time_and_memory(started)
     vector = open_task_vector(folder, None)
     if not isinstance(vector, TernaryVector):

@@ -56,6 +56,20 @@ def test_what_an_archive_does_not_take_is_refused(flags: list[str], reason: str,
     assert reason in said
 
 
+def test_a_file_that_is_no_archive_and_an_archive_that_is_no_folder_are_told_apart(tmp_path: Path, run: Run) -> None:
+    assert run("pack", small_folder(tmp_path / "source"), tmp_path / "a.ckz")[0] == 0
+    code, _, said = run("evaluate", tmp_path / "a.ckz")
+    assert code == 2
+    assert "compresskit expand makes one of a .ckz file" in said
+    for command in (
+        ("expand", tmp_path / "source" / "config.json", tmp_path / "out"),
+        ("inspect", tmp_path / "source" / "config.json"),
+    ):
+        code, _, said = run(*command)
+        assert code == 2
+        assert "begins as no .ckz archive does" in said
+
+
 def test_a_changed_weight_file_is_refused(tmp_path: Path, run: Run) -> None:
     source = small_folder(tmp_path / "source")
     manifest = {"tool": "compresskit", "outputs": {"sha256": {"model.safetensors": "0" * 64}}}

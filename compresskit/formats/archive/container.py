@@ -82,14 +82,6 @@ def by_kind(sections: Sequence[Section]) -> dict[str, dict[str, int]]:
     return found
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a path is a file that begins as an archive does."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
 def write_index(file: BinaryIO, files: Sequence[ArchivedFile], sections: Sequence[Section]) -> str:
     """Write what follows the sections; returns the SHA-256 of the index."""
     rows = [[s.file, s.kind, list(s.parameters), s.label, [list(p) for p in s.places], s.stored, s.crc] for s in sections]
