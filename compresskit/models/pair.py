@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.checkpoint.manifest import chain
 from compresskit.checkpoint.small_files import first_line, read_bytes, read_json, shown
 from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError, RequestError
 from compresskit.models.model import Ffn, FfnGroup, Model
+from compresskit.models.prunings import channel_prunings, check_same_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENIZER = "tokenizer.json"
-WHOLE = {"depth": "blocks", **dict.fromkeys(("reap", "m-smoe", "ream", "frequency", "random-experts"), "experts")}
-"""Methods of `prune` that remove something else than channels, and what."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def pair(compressed: Model, original: Model) -> Pair:
         The two models and the channels kept by pruning.
 
     Raises:
-        RequestError: family, vocabulary, tokenizer or shapes differ, except by a pruning whose kept channels the manifest
-            records.
+        RequestError: family, vocabulary, tokenizer or shapes differ, except by the kept channels that the manifest records.
     """
     here, there = compressed.checkpoint.folder, original.checkpoint.folder
     facts = {
@@ -91,14 +88,12 @@ def pair(compressed: Model, original: Model) -> Pair:
         "hidden size": (compressed.hidden_size, original.hidden_size),
         "number of blocks": (compressed.block_count, original.block_count),
     }
+    check_same_parts(compressed, original)
     for what, (ours, theirs) in facts.items():
         if ours != theirs:
-            _check_whole(compressed, original, "blocks")
             raise RequestError(f"{here}: its {what} is {ours}, that of {there} is {theirs}; pass the model it was made from")
     if different_tokenizers(here, there):
         raise RequestError(f"{here}: its tokenizer is not that of {there}; pass the model it was made from")
-    if len(compressed.linears) != len(original.linears):
-        _check_whole(compressed, original, "experts")
     kept = _kept_by_linear(compressed, original)
     for name in compressed.linears:
         if name not in kept and compressed.linear_shape(name) != original.linear_shape(name):
@@ -108,20 +103,6 @@ def pair(compressed: Model, original: Model) -> Pair:
                 "pass the model it was made from"
             )
     return Pair(compressed, original, kept)
-
-
-def _check_whole(compressed: Model, original: Model, what: str) -> None:
-    """Raise RequestError if a manifest says that blocks or experts were removed: none has a counterpart by its number then."""
-    links = [link for link in chain(compressed.checkpoint.manifest) if link.get("stage") == "prune"]
-    method = next((str(link.get("method")) for link in links if WHOLE.get(str(link.get("method"))) == what), None)
-    if method is None:
-        return
-    here, there = compressed.checkpoint.folder, original.checkpoint.folder
-    number = f"the {original.block_count} of " if what == "blocks" else ""
-    raise RequestError(
-        f"{here}: `prune {method}` took {what} out of {number}{there}, and models are compared block by block; pass the pruned "
-        "dense model as the original, or repair it with recover --loss distill"
-    )
 
 
 def same_weights(both: Pair) -> bool:
@@ -151,8 +132,7 @@ def different_tokenizers(first: Path, second: Path) -> bool:
 
 def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
     """Kept channels of the linears that lost any; empty if all shapes match."""
-    links = chain(compressed.checkpoint.manifest)
-    prunings = [link for link in links if link.get("stage") == "prune" and link.get("method") not in WHOLE]
+    prunings = channel_prunings(compressed)
     last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
     alike = all(compressed.linear_shape(name) == original.linear_shape(name) for name in last)
     # Same shapes mean padding to the original's width, or that the original is the pruned model; the hashes decide.

@@ -1,4 +1,4 @@
-"""prune m-smoe and ream end to end: copies merge without loss, and what is written is the aligned mean of the groups."""
+"""pruning/experts/merge.py: m-smoe and ream end to end. Copies merge without loss, and what is written is the aligned mean of the groups."""
 
 from __future__ import annotations
 

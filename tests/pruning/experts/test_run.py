@@ -1,4 +1,4 @@
-"""prune reap and the others: what is written is what the stock network, edited by hand, gives (oracle), also when resumed.
+"""pruning/experts/run.py and pruning/experts/walk.py: what is written is what the stock network, edited by hand, gives (oracle), also when resumed.
 
 End to end on tiny models; the stages after it work, or refuse by name.
 """
