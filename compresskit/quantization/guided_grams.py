@@ -19,6 +19,9 @@ def guided(groups: Sequence[tuple[str, ...]], block: Block, attention_is_final: 
 
     `guide`: see guide.py; where a linear is not in it, as with no guide at all or where no text runs through it, the second
     moments are the plain ones.
+
+    Returns:
+        Sums over this block's inputs by the first linear of each group.
     """
     if not all(name in guide for group in groups for name in group):
         return collected(groups, block, attention_is_final, True)
