@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from compresskit.errors import UnsupportedArchitecture
 from compresskit.models.model import Model
+from compresskit.quantization.format_checks import check_guide
 from compresskit.quantization.formatted import FormatMethod
 
 if TYPE_CHECKING:
@@ -45,12 +45,9 @@ class GPTQ(FormatMethod, frozen=True):
     needs_activations: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
-        """Check the guide too; raises UnsupportedArchitecture for experts, whose tokens in the quantised model are others."""
+        """Check the guide too; raises UnsupportedArchitecture or RequestError."""
         super().check(model)
-        if self.guide_rows and model.architecture.has_experts:
-            raise UnsupportedArchitecture(
-                f"{model.family}: --guide {self.guide}: the quantized model sends its experts other tokens; pass --guide none"
-            )
+        check_guide(model, self.guide, self.guide_groups)
 
     @property
     def guide_rows(self) -> int:

@@ -133,9 +133,9 @@ def _of_all_ranks(own: Mapping[str, list[Tensor]], windows: int) -> dict[str, Te
     """The weights of all windows, (windows, tokens, groups); a linear that no window reached is left out."""
     found = {}
     for name, weights in own.items():
-        seen = distributed.total_of(len(weights))
-        if seen not in (0, windows):
-            raise NumericalError(f"{name}: {seen} of {windows} windows run through it; pass --guide none")
+        seen = [length for each in distributed.every([len(window) for window in weights]) for length in each]
+        if len(seen) not in (0, windows) or len(set(seen)) > 1:
+            raise NumericalError(f"{name}: not all windows run through it with the same number of tokens; pass --guide none")
         if seen:
             found[name] = torch.stack(distributed.in_order(weights, windows))
     return found

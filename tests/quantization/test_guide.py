@@ -12,7 +12,7 @@ from stock_tools import tokens
 from torch import Tensor, nn
 
 from compresskit.calibration.sampling import pick
-from compresskit.errors import UnsupportedArchitecture
+from compresskit.errors import NumericalError, RequestError, UnsupportedArchitecture
 from compresskit.machine import precision
 from compresskit.machine.device import Where
 from compresskit.models import meta
@@ -150,6 +150,28 @@ def test_the_plan_states_the_scratch_files_of_a_guide(tiny: dict[str, Path], tmp
     assert request.peak_bytes() >= plain.peak_bytes()
     assert cost._row_moments(model, 4) == 8 * (4 - 1) * 96**2  # of the down projection, more than of q, k and v: 11 of 32 x 32
     assert request.passes() > plain.passes()
+
+
+def test_groups_of_rows_without_a_guide_are_refused(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="--guide-groups 2: is for --guide fisher"):
+        quantize(GPTQ(bits=4, guide_groups=2), str(tiny["llama"]), tmp_path / "out", options(text_file))
+
+
+def test_a_linear_that_misses_a_window_is_named() -> None:
+    with pytest.raises(NumericalError, match=r"layers\.1\.up: not all windows"):
+        guide._of_all_ranks({"layers.1.up": [torch.ones(4, 1)]}, 2)
+    with pytest.raises(NumericalError, match="pass --guide none"):
+        guide._of_all_ranks({"layers.1.up": [torch.ones(4, 1), torch.ones(5, 1)]}, 2)
+    assert guide._of_all_ranks({"layers.1.up": []}, 2) == {}
+
+
+def test_rows_on_which_nothing_depends_count_all_tokens_alike() -> None:
+    weights = torch.zeros(2, 8, 2)
+    weights[..., 1] = torch.arange(16.0).view(2, 8)
+    found = guide._weights([{"down": weights[:1]}, {"down": weights[1:]}])["down"]
+    assert torch.equal(found[..., 0], torch.ones(2, 8))
+    assert float(found[..., 1].mean()) == pytest.approx(1)
+    assert float(found[1, 7, 1]) == float(found[1, 6, 1])  # capped
 
 
 def test_experts_are_refused_by_name(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
