@@ -5,7 +5,8 @@ share an input (q, k and v; gate and up) share H and are rounded together as row
 after all previously quantised linears, also inside the block (true-sequential).
 
 Differs from the paper: columns are taken by falling second moments (act-order, as the released code offers); the grids are
-those of the original weights, so groups need no index file.
+those of the original weights, so groups need no index file. With a guide each linear, or group of its rows, has an H of its
+own, in which tokens count by the predictions' dependence on them (guide.py).
 """
 
 from __future__ import annotations

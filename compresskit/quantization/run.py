@@ -102,7 +102,8 @@ def _walk(request: QuantizeRequest, job: Job, finished: Mapping[int, Model], wri
     else:
         walk = Walk(request.model, tokens, job.where, images=job.images)
         with job.work.scratch() as scratch:
-            guide = guide_of(request, walk, job.where, scratch, job.bars) if request.method.guide_rows else _none
+            guided = request.method.guide_rows > 0 and len(writer.done) < request.model.block_count
+            guide = guide_of(request, walk, job.where, scratch, job.bars) if guided else _none
             quantize_blocks(request, walk.resumed(finished), writer, job.bars, guide)
 
 
