@@ -1,4 +1,4 @@
-"""quantization/guide.py and guided_grams.py: against autograd in float64, window by window; a whole run. Oracle, end to end."""
+"""quantization/guide.py and quantization/guided_grams.py: against autograd in float64; a whole run. Oracle, end to end."""
 
 from __future__ import annotations
 
