@@ -1,4 +1,4 @@
-"""pruning/experts/evidence.py, pruning/experts/m_smoe.py and pruning/experts/ream.py: likeness by loops over tokens and experts. Oracle."""
+"""pruning/experts/evidence.py, pruning/experts/m_smoe.py and pruning/experts/ream.py: by loops over tokens. Oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pruning/experts/merge.py: m-smoe and ream end to end. Copies merge without loss, and what is written is the aligned mean of the groups."""
+"""pruning/experts/merge.py: copies merge without loss, and what is written is the aligned mean of the groups. End to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pruning/experts/run.py and pruning/experts/walk.py: what is written is what the stock network, edited by hand, gives (oracle), also when resumed.
+"""pruning/experts/run.py and pruning/experts/walk.py: what the stock network, edited by hand, gives, also when resumed. Oracle.
 
 End to end on tiny models; the stages after it work, or refuse by name.
 """

@@ -1,4 +1,4 @@
-"""pruning/experts/scores.py, pruning/experts/reap.py and pruning/experts/frequency.py: scores are those of a loop over tokens. Oracle."""
+"""pruning/experts/scores.py, pruning/experts/reap.py and pruning/experts/frequency.py: by a loop over tokens. Oracle."""
 
 from __future__ import annotations
 
