@@ -13,7 +13,7 @@ from compresskit.checkpoint.small_files import first_line, read_bytes, read_json
 from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError, RequestError
 from compresskit.models.model import Ffn, FfnGroup, Model
-from compresskit.models.prunings import channel_prunings, check_same_parts
+from compresskit.models.prunings import channel_prunings, check_same_parts, kept_channels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,9 +171,3 @@ def _inputs(link: dict[str, Any]) -> Any:
     """SHA-256 by file of a manifest's source; None if it states none."""
     inputs = link.get("inputs")
     return inputs.get("sha256") if isinstance(inputs, dict) else None
-
-
-def kept_channels(mask: str) -> list[int]:
-    """Decode the channels from a manifest's hexadecimal mask, one bit per channel, channel 0 first."""
-    bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
-    return [channel for channel, bit in enumerate(bits) if bit == "1"]

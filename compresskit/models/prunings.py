@@ -39,3 +39,9 @@ def check_same_parts(compressed: Model, original: Model) -> None:
                 f"{here}: `prune {method}` took {what} {there}, and models are compared block by block; pass the pruned dense "
                 "model as the original, or repair it with recover --loss distill"
             )
+
+
+def kept_channels(mask: str) -> list[int]:
+    """Decode the channels from a manifest's hexadecimal mask, one bit per channel, channel 0 first."""
+    bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
+    return [channel for channel, bit in enumerate(bits) if bit == "1"]

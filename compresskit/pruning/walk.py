@@ -181,7 +181,7 @@ def padded(value: Tensor, dim: int, size: int) -> Tensor:
 
 
 def bitmask(kept: Tensor, width: int) -> str:
-    """Kept channels (kept,) as hexadecimal digits, one bit per channel, channel 0 first; models/pair.py reads it."""
+    """Kept channels (kept,) as hexadecimal digits, one bit per channel, channel 0 first; models/prunings.py reads it."""
     bits = torch.zeros(-(-width // 4) * 4, dtype=torch.int64)
     bits[kept.cpu()] = 1
     digits = (bits.view(-1, 4) * torch.tensor([8, 4, 2, 1])).sum(dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compresskit.models.pair import kept_channels
+from compresskit.models.prunings import kept_channels
 from compresskit.pruning.walk import bitmask
 
 
