@@ -25,6 +25,7 @@ EfficientQAT trains float32 scales and rounds them after it has measured them. M
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -138,17 +139,20 @@ class GridLinear(nn.Module):
 class GridModel(PartlyTrained):
     """A low-bit network in which grids, norms and biases are trained."""
 
-    def __init__(self, network: PreTrainedModel, model: Model, original: Model | None):
+    def __init__(
+        self, network: PreTrainedModel, model: Model, original: Model | None, chosen: Callable[[str], bool] = lambda _: True
+    ):
         """`original` holds the weights at which latents start; None trains no codes.
 
-        `network` is the model in plain form, float32; its packed linears are replaced.
+        `network` is the model in plain form, float32; its packed linears are replaced. `chosen`: whether to train what has this
+        plain name; the rest needs no weights.
         """
         super().__init__(network.requires_grad_(False))
-        self.linears = [name for name in model.linears if model.is_low_bit(name)]
+        self.linears = [name for name in model.linears if model.is_low_bit(name) and chosen(name)]
         self.vectors = {
             name: torch_dtype(model.checkpoint.spec(model.stored_name(name)).dtype)
             for name, parameter in network.named_parameters()
-            if parameter.ndim == 1 and model.has(name)
+            if parameter.ndim == 1 and model.has(name) and chosen(name)
         }
         for name in self.linears:
             network.set_submodule(name, _grid_linear(network, model, original, name))
