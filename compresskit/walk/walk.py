@@ -194,7 +194,7 @@ class Walk:
         meta.empty(self.model, self.network, "")
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (b, l, vocabulary) of hidden states (b, l, hidden). Blocks are replaced: of the tokens only the shape matters."""
+        """Logits (b, l, vocabulary) of hidden states (b, l, hidden). Blocks are replaced: of tokens only the shape matters."""
         tokens = torch.zeros(hidden.shape[-3:-1], dtype=torch.int64, device=self.device)
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from compresskit.errors import NumericalError
 from compresskit.machine.precision import Precision, matrix_products
@@ -20,8 +19,6 @@ from compresskit.numerics.token_errors import token_errors, usual_energy
 from compresskit.recovery.training.steps import losses_of
 from compresskit.walk.block import Block
 
-WARM_UP = 0.05
-"""Share of the steps for the learning rate's warm-up, as in the training of whole networks."""
 BETAS = (0.9, 0.95)
 """AdamW's, as for the blocks of apiq: in few steps the second moments must adapt faster than by default."""
 SMALLEST_GRADIENT = 1e-12
@@ -78,7 +75,7 @@ class Span:
                 hidden = block.run(hidden, number)
             total, places = self.loss(hidden, number)
         if not bool(total.isfinite()):
-            raise NumericalError(f"{self.blocks[-1].name}: the loss is {float(total)}")
+            raise NumericalError(f"{self.blocks[-1].name}: the loss is {float(total.detach())}")
         return total, places
 
     @torch.no_grad()
@@ -89,7 +86,9 @@ class Span:
 
 
 def train_span(span: Span, groups: list[dict[str, Any]], steps: Sequence[Sequence[int]]) -> History:
-    """Train the parameters of these groups of an optimiser in place; `steps`: the micro-batches of each.
+    """Train the parameters of these groups of an optimiser in place; their rates fall linearly to 0.
+
+    `steps`: the micro-batches of each step.
 
     Returns:
         The losses.
@@ -98,13 +97,10 @@ def train_span(span: Span, groups: list[dict[str, Any]], steps: Sequence[Sequenc
         NumericalError: the loss became NaN or infinity.
     """
     optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=SMALLEST_GRADIENT, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, round(WARM_UP * len(steps))), len(steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(steps))
     history: History = []
     for numbers in steps:
-        try:
-            total, places = _add_gradients(span, numbers)
-        except NumericalError as error:
-            raise NumericalError(f"training step {len(history) + 1} of this span: {error}; lower --learning-rate") from error
+        total, places = _add_gradients(span, numbers)
         for gradient in (p.grad for group in groups for p in group["params"] if p.grad is not None):
             gradient.div_(places)
         optimizer.step()
@@ -121,5 +117,5 @@ def _add_gradients(span: Span, numbers: Sequence[int]) -> tuple[float, int]:
         with torch.enable_grad():
             total, places = span.summed_loss(number)
         torch.autograd.backward(total)
-        sums, counts = sums + float(total), counts + places
+        sums, counts = sums + float(total.detach()), counts + places
     return sums, counts

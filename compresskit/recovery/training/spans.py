@@ -34,6 +34,7 @@ from torch import Tensor
 from compresskit.checkpoint.headers import read_header
 from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import storing, write_whole_json, write_whole_tensors
+from compresskit.errors import NumericalError
 from compresskit.formats.compressed_tensors import PackQuantized
 from compresskit.machine.device import Where
 from compresskit.machine.memory import release_freed_memory
@@ -202,8 +203,11 @@ def _train(
     before = after = part.mean_loss(streams.judges)
     history: History = []
     if groups[0]["params"] and (is_last or any(block.runs for block in blocks)):
-        history = train_span(part, groups, streams.steps)
-        after = part.mean_loss(streams.judges)
+        try:
+            history = train_span(part, groups, streams.steps)
+            after = part.mean_loss(streams.judges)
+        except NumericalError as error:
+            raise NumericalError(f"training blocks {span[0]} to {span[-1]}: {error}; lower --learning-rate") from error
     kept = after < before
     stored = {walk.model.stored_name(name): tensor for name, tensor in grid.stored().items()} if kept else {}
     facts = {"blocks": [span[0], span[-1]], "before": before, "after": after, "kept": "trained" if kept else "start"}
