@@ -21,8 +21,9 @@ from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.quantization.rtn import RTN
 from compresskit.quantization.run import quantize
-from compresskit.recovery.cost import training_bytes
+from compresskit.recovery.cost import instruction_size, training_bytes
 from compresskit.recovery.forward import open_walk
+from compresskit.recovery.request import RecoverRequest
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
 from compresskit.recovery.training import spans
@@ -30,6 +31,7 @@ from compresskit.recovery.training.grid import GridModel
 from compresskit.recovery.training.networks import whole_network
 from compresskit.recovery.training.span import Span, hidden_loss, predicted_loss
 from compresskit.stages import Options
+from compresskit.walk.cost import head_share
 from compresskit.walk.walk import Walk
 
 pytest.importorskip("scipy")
@@ -160,17 +162,19 @@ def test_an_interrupted_training_goes_on_after_its_finished_spans_and_ends_with_
     """The interrupted one holds its hidden states in mapped files, and has no blocks in memory but those of the span."""
     asked = options(tiny["llama"], data, **FEW, train="all", blocks_at_once=1, held_back=0.0)
     recover(Random(budget=1.0), str(lows["llama"]), tmp_path / "whole", asked)
-    train, opened, walks, trained = spans.train_span, spans.open_walk, [], []
+    train, opened, networks, trained = spans.train_span, spans.open_walk, [], []
 
     def recorded(*arguments: Any) -> Walk:
         walk = opened(*arguments)
-        walks.append(weakref.ref(walk))
+        networks.append(weakref.ref(walk.network))
         return walk
 
     def interrupted(span: Span, *rest: Any) -> Any:
-        alive = [walk for walk in (each() for each in walks) if walk is not None]
-        held = [[i for i, block in enumerate(walk.blocks()) if any(not p.is_meta for p in block.parameters())] for walk in alive]
-        assert [each for each in held if each] == [[span.blocks[0].index]]
+        held = []
+        for network in (each() for each in networks):
+            blocks = network.model.layers if network is not None else []
+            held += [i for i, block in enumerate(blocks) if any(not p.is_meta for p in block.parameters())]
+        assert held == [span.blocks[0].index]
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(span.blocks[0].index)
@@ -218,7 +222,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_remedy(
     tiny: dict[str, Path], lows: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
     asked = options(tiny["llama"], data, **FEW | {"learning_rate": 1e30}, blocks_at_once=3)
-    with pytest.raises(NumericalError, match="training blocks 0 to 2: .*lower --learning-rate"):
+    with pytest.raises(NumericalError, match=r"training blocks 0 to 2: .*lower --learning-rate"):
         recover(Random(budget=1.0), str(lows["llama"]), tmp_path / "out", asked)
 
 
@@ -254,9 +258,23 @@ def test_memory_is_that_of_the_blocks_that_are_trained_together(
 ) -> None:
     model = open_model(lows["llama"])
     sizes = [
-        training_bytes(model, None, options(tiny["llama"], data, update="grid", train=train, blocks_at_once=size, code_distance=0.1))
+        training_bytes(
+            model, None, options(tiny["llama"], data, update="grid", train=train, blocks_at_once=size, code_distance=0.1)
+        )
         for size in (1, 2, 3)
     ]
     shapes = [model.linear_shape(name) for name in model.block_linears(0)]
     block = each * sum(math.prod(shape) for shape in shapes) + 4 * 256 * sum(map(sum, shapes))
     assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == block
+
+
+def test_a_plan_counts_the_passes_of_both_streams(tiny: dict[str, Path], lows: dict[str, Path], data: Path) -> None:
+    """Two passes of the 8 samples that are trained on, and two of the half as many that judge."""
+    samples, length = instruction_size(options(tiny["llama"], data))
+    assert samples == 40
+    counted = []
+    for size in (0, 1):
+        asked = options(tiny["llama"], data, update="grid", pool=8, held_back=0.5, blocks_at_once=size)
+        request = RecoverRequest(Random(budget=1.0), open_model(lows["llama"]), Path("out"), asked)
+        counted.append(request.passes() / (1 + head_share(request.model)))
+    assert counted[1] - counted[0] == pytest.approx(2 * 8 * length + 2 * 0.5 * 8 * length)
