@@ -25,7 +25,6 @@ EfficientQAT trains float32 scales and rounds them after it has measured them. M
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -139,20 +138,19 @@ class GridLinear(nn.Module):
 class GridModel(PartlyTrained):
     """A low-bit network in which grids, norms and biases are trained."""
 
-    def __init__(
-        self, network: PreTrainedModel, model: Model, original: Model | None, chosen: Callable[[str], bool] = lambda _: True
-    ):
+    def __init__(self, network: PreTrainedModel, model: Model, original: Model | None):
         """`original` holds the weights at which latents start; None trains no codes.
 
-        `network` is the model in plain form, float32; its packed linears are replaced. `chosen`: whether to train what has this
-        plain name; the rest needs no weights.
+        `network` is the model in plain form, float32; its packed linears are replaced. What it has on the meta device is not
+        trained.
         """
         super().__init__(network.requires_grad_(False))
-        self.linears = [name for name in model.linears if model.is_low_bit(name) and chosen(name)]
+        there = {name: parameter.ndim for name, parameter in network.named_parameters() if not parameter.is_meta}
+        self.linears = [name for name in model.linears if model.is_low_bit(name) and f"{name}.weight" in there]
         self.vectors = {
             name: torch_dtype(model.checkpoint.spec(model.stored_name(name)).dtype)
-            for name, parameter in network.named_parameters()
-            if parameter.ndim == 1 and model.has(name) and chosen(name)
+            for name, dimensions in there.items()
+            if dimensions == 1 and model.has(name)
         }
         for name in self.linears:
             network.set_submodule(name, _grid_linear(network, model, original, name))

@@ -24,7 +24,6 @@ import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +192,9 @@ def _train(
     """Train one span and save it.
 
     `student`: the walk, whose hidden states are the span's inputs, and its calls. `aim`: the blocks, and the original's outputs.
+
+    Raises:
+        NumericalError: a loss became NaN or infinity.
     """
     (walk, calls), (span, targets), options, data = student, aim, recovery.request.options, streams.data
     own = open_walk(walk.model, Where(walk.device, walk.dtype, recovery.where.trust_remote_code))
@@ -223,19 +225,10 @@ def opened(own: Walk, span: range, calls: list[Calls], original: Model | None) -
     Returns:
         What is trained, and the blocks, without inputs.
     """
-    model = own.model
     blocks = [own.filled(index, [], calls[index]) for index in span]
-    is_last = span.stop == model.block_count
-    if is_last:
-        meta.fill(model, own.network, "", own.device, own.dtype)
-    inside = tuple(f"{block.name}." for block in blocks)
-    chosen = partial(_is_trained, model, inside, is_last)
-    return GridModel(own.network, model, original, chosen), blocks
-
-
-def _is_trained(model: Model, inside: tuple[str, ...], is_last: bool, name: str) -> bool:
-    """Whether a tensor is trained with a span: those of its blocks, and with the last one those after them."""
-    return name.startswith(inside) or (is_last and meta.is_outside(model, name))
+    if span.stop == own.model.block_count:
+        meta.fill(own.model, own.network, "", own.device, own.dtype)
+    return GridModel(own.network, own.model, original), blocks
 
 
 def _save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
