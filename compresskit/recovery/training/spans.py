@@ -150,7 +150,9 @@ def _walked(recovery: Recovery, streams: Streams, original: Walk, exact: Where) 
 
 
 def _spans(blocks: int, size: int) -> list[range]:
-    return [range(first, min(first + size, blocks)) for first in range(0, blocks, size)]
+    """Blocks that are trained together; the first span is what is left over, so that the last one has as many as may be."""
+    ends = range(blocks % size or size, blocks + 1, size)
+    return [range(max(0, end - size), end) for end in ends]
 
 
 def _walk(model: Model, where: Where, samples: Sequence[Sample]) -> Walk:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from recovery_data import options, samples_of
 from stock_tools import tokens, walked_logits
 from torch import nn
@@ -48,6 +50,14 @@ def lows(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dic
         method = RTN(bits=2, group_size=16, symmetric=symmetric)
         quantize(method, str(tiny[family]), root / family, Options(samples=2, sequence_length=64))
     return {family: root / family for family in ("llama", "qwen2")}
+
+
+@given(st.integers(1, 40), st.data())
+def test_every_block_is_in_one_span_and_the_last_span_is_full(blocks: int, drawn: st.DataObject) -> None:
+    size = drawn.draw(st.integers(1, blocks))
+    found = spans._spans(blocks, size)
+    assert [index for span in found for index in span] == list(range(blocks))
+    assert all(len(span) == size for span in found[1:]) and len(found[-1]) == size and found[0]
 
 
 def ready(folder: Path, span: range, rows: list[torch.Tensor]) -> tuple[GridModel, list[Any], Walk, Walk]:
@@ -139,7 +149,7 @@ def test_a_low_bit_model_keeps_its_format_and_comes_nearer_block_by_block(
     asked = options(tiny[family], data, **FEW | {"steps": 6}, train=train, blocks_at_once=size, code_distance=0.1)
     result = recover(Random(budget=1.0), str(lows[family]), tmp_path / "out", asked)
     report = read_json(tmp_path / "out" / "recover.json")
-    assert [span["blocks"] for span in report["spans"]] == ([[0, 0], [1, 1], [2, 2]] if size == 1 else [[0, 1], [2, 2]])
+    assert [span["blocks"] for span in report["spans"]] == ([[0, 0], [1, 1], [2, 2]] if size == 1 else [[0, 0], [1, 2]])
     assert "spans" not in result and report["kept"] == "trained" and report["steps"] == len(report["losses"]) == 6
     assert all(span["kept"] == "trained" and span["after"] < span["before"] for span in report["spans"])
     assert report["judged"]["after"] == pytest.approx(result["held_back_after"]["loss_by_token"], abs=1e-3)
