@@ -51,6 +51,8 @@ def recover_in_two(source: Path, out: Path, method: str, **given: Any) -> None:
 
 RUNS = {
     "cfsp": (prune, "cfsp", {"sparsity": 0.4}),
+    "depth": (prune, "depth", {"blocks": 2, "choose": "loss", "candidates": 1}),
+    "depth-run": (prune, "depth", {"blocks": 1, "choose": "run", "refit": "gaps"}),
     "rtn": (quantize, "rtn", {"bits": 4, "group_size": 16}),
     "gptq": (quantize, "gptq", {"bits": 3, "group_size": 16}),
     "gptq-guided": (quantize, "gptq", {"bits": 3, "group_size": 16, "guide": "fisher", "guide_groups": 3}),
