@@ -3,7 +3,8 @@
     python benchmarks/vocabulary.py SOURCE TRIMMED --text FILE [--characters 60000] [--length 512]
 
 Both tokenizers cut the same characters of FILE (.parquet with a column text, or .txt); each model scores its own tokens in
-windows of LENGTH with stock transformers, in float32. Logits are compared on the first window of kept tokens alone. Prints a JSON line.
+windows of LENGTH with stock transformers, in float32. Logits are compared on the first window of kept tokens alone. Prints a
+JSON line.
 """
 
 from __future__ import annotations
