@@ -42,9 +42,9 @@ class Depth(Method, frozen=True):
     """Share of the blocks to remove; rounded to whole blocks."""
     blocks: Annotated[int | None, Field(ge=1)] = None
     """Number of blocks to remove, in place of a share."""
-    choose: Literal["angle", "run", "loss"] = "loss"
-    """Which blocks: those that turn the hidden states least (angle), the run that does (run), or greedily by the whole model's
-    KL divergence (loss)."""
+    choose: Literal["run", "loss", "angle"] = "run"
+    """Which blocks: the run that turns the hidden states least (run), greedily by the whole model's KL divergence (loss), or
+    those that each turn them least (angle)."""
     candidates: Annotated[int, Field(ge=0)] = 8
     """With --choose loss, blocks that are tried after the first round: those that cost least when last tried; 0 tries all."""
     refit: Literal["all", "gaps", "none"] = "all"

@@ -35,7 +35,7 @@ EXPECTED = {
 """A part of the reason why a type is refused, "" if it works."""
 
 
-@pytest.mark.parametrize("model_type", slow_but("smollm3", "qwen2_moe", "falcon", "gemma3n_text", "diffllama", of=EXPECTED))
+@pytest.mark.parametrize("model_type", slow_but("smollm3", "gemma3n_text", "diffllama", of=EXPECTED))
 def test_a_model_without_blocks_is_the_stock_one_or_is_refused(model_type: str, text_file: Path, tmp_path: Path) -> None:
     found = cells(model_type, build(model_type, tmp_path / "source"), tmp_path / "work", text_file, ("depth",))["depth"]
     expected = EXPECTED[model_type]
