@@ -63,7 +63,7 @@ def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:
 def _with_bits(request: QuantizeRequest, job: Job) -> tuple[QuantizeRequest, dict[str, Any]]:
     """(the request with each block's own grid, facts about it): measured, or what an interrupted run had measured."""
     method, model = request.method, request.model
-    if not isinstance(method, GridMethod) or not method.mixed:
+    if not isinstance(method, GridMethod) or len(method.levels) == 1:
         return request, {}
     from compresskit.quantization.mixed import allocate_bits, block_losses
     from compresskit.walk.walk import Walk
