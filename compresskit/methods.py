@@ -97,13 +97,21 @@ STAGES: dict[str, Stage] = {
         "Write a model, or an adapter, as one file for other runtimes.",
         gives="file",
     ),
+    "search": Stage(
+        "searching.run:search",
+        "searching.options:SearchOptions",
+        "Choose bits and groups for every part of a model, by measured loss, and store it so.",
+        takes="dense",
+        gives="low-bit",
+        request="searching.request:SearchRequest",
+    ),
     "expand": Stage(
         "task_vectors.expand:expand",
         "task_vectors.request:ExpandOptions",
         "Make a normal adapter or checkpoint of a ternary task vector.",
     ),
 }
-"""A method with its own runner has a separate line under "stage method"; evaluate and expand have no methods."""
+"""A method with its own runner has a separate line under "stage method"; evaluate, search and expand have no methods."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {

@@ -44,6 +44,8 @@ def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
             group.command("similarity")(similarity)
         app.add_typer(group, name=stage)
     app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if first in ("evaluate", "") else _nothing)
+    found = search_command() if first in ("search", "") else _nothing
+    app.command("search", help=STAGES["search"].summary)(found)
     app.command("inspect")(inspect_source)
     expand = expand_command() if first in ("expand", "") else _nothing
     app.command("expand", help=EXPAND_HELP)(expand)
@@ -148,6 +150,25 @@ def expand_command() -> Callable[..., None]:
         show(json.dumps(result) if values["json_output"] else result["output"])
 
     return with_parameters(command, [*places(), *options_of(ExpandOptions), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS])
+
+
+def search_command() -> Callable[..., None]:
+    """Build `search SOURCE OUT` with flags for its options."""
+    from compresskit.searching.options import SearchOptions
+    from compresskit.searching.run import search
+
+    def command(source: str, out: Path, **values: Any) -> None:
+        options, quiet = build(SearchOptions, values), values["quiet"]
+        with interruptible("the same command with --resume goes on"):
+            result = search(source, out, options, quiet=quiet)
+        log(result.get("note") or summary(result), quiet)
+        for note in result.get("notes", ()):
+            log(f"compresskit: note: {note}", quiet)
+        show(json.dumps(result) if values["json_output"] else result["output"])
+        if result.get("warning"):
+            raise GateError(result["warning"])
+
+    return with_parameters(command, [*places(), *options_of(SearchOptions), *OUTPUT_PARAMETERS])
 
 
 def similarity(

@@ -63,18 +63,18 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
 
         with ExitStack() as stack:
             for name, moment in moments.items():
-                stack.callback(block.linear(name).register_forward_hook(_watching(moment)).remove)
+                stack.callback(block.linear(name).register_forward_hook(watching(moment)).remove)
             yield step
         tokens = sum(hidden[..., 0].numel() for hidden in block.hidden)
         for name, moment in moments.items():
             squares = (moment.squares / tokens).cpu()
             found[name] = (squares + DAMPING * squares.mean()).clamp_min(LEAST)
 
-    walk_backward(walk, scratch, on_block, _surprise(seed), visit)
+    walk_backward(walk, scratch, on_block, surprise(seed), visit)
     return found
 
 
-def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
+def watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
     """Forward hook that adds the gradients that later reach a linear's output."""
     add: Callable[[Tensor], None] = lambda gradient: moment.add(gradient.flatten(0, -2).to(moment.sum.device))  # noqa: E731
 
@@ -84,7 +84,7 @@ def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
     return watch
 
 
-def _surprise(seed: int) -> Loss:
+def surprise(seed: int) -> Loss:
     """-log p(y) summed over a window, for tokens y drawn from the model itself at every position."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -41,15 +41,16 @@ def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Optio
     Raises:
         CompresskitError: the kind in errors.py tells what is wrong; `out` is then as it was before.
     """
-    return run_request(lambda: open_request(method, source_name, out, options), _quantize, quiet)
+    return run_request(lambda: open_request(method, source_name, out, options), quantize_into, quiet)
 
 
-def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:
+def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str, Any]:
+    """Do a checked request in a job, its own or that of a stage which made it; `known`: facts for the manifest."""
     from compresskit.evaluation.language_modelling import score
 
     model = request.model
     request, bits = _with_bits(request, job)
-    writer = job.writer(request.outputs(), {"blocks": [], **bits})
+    writer = job.writer(request.outputs(), {"blocks": [], **bits, **known})
     finished = dict.fromkeys(writer.done, _written(request, writer)) if writer.done else {}
     _walk(request, job, finished, writer)
     distributed.wait()

@@ -1,0 +1,166 @@
+"""The search itself: the front, random assignments, and level switches, all judged by the measured divergence.
+
+    front        FRONT_POINTS points of the predicted front, on a few windows: how well the prediction orders them
+    random       RANDOM assignments of the budget's bytes, on the same windows: what a search must beat
+    switches     generations of TOGETHER children of the best assignment so far, on a few windows; the best quarter of them
+                 on all windows; the best of these takes the parent's place if it is better there (EvoPress, arXiv 2410.14649)
+
+With a largest loss instead of a budget, the smallest point of the front that meets it is found by halving, switches lower
+its loss, and steps down the hulls spend that gain.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from compresskit.searching.knapsack import Assignment, Table, best_within, front, total
+from compresskit.searching.records import Records
+from compresskit.searching.request import FRONT_POINTS, QUICK_WINDOWS, RANDOM, TOGETHER
+from compresskit.searching.switches import Space, ladders, offspring, random_within
+
+SURVIVORS = 4
+"""Children of a generation that are measured on all windows."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched, and what may be spent."""
+
+    costs: Table
+    sizes: Table
+    windows: int
+    """Windows on which the last judgement is made."""
+    most_windows: int
+    """Windows that all trials together may take."""
+    seed: int
+
+
+@dataclass
+class Found:
+    """What a search found."""
+
+    start: Assignment
+    """The predicted best."""
+    chosen: Assignment
+    budget: float
+    front: list[Assignment]
+    """Every point of the predicted front."""
+    measured: dict[Assignment, float] = field(default_factory=dict)
+    """KL of points of the front on a few windows."""
+    random: list[tuple[Assignment, float]] = field(default_factory=list)
+    """Random assignments of equal bytes, with their KL on a few windows."""
+    generations: list[dict[str, float]] = field(default_factory=list)
+    """KL of the parent after each generation, and the windows taken by then."""
+
+
+def within_budget(problem: Problem, records: Records, budget: float) -> Found:
+    """Search the assignment of least measured divergence within a budget of bytes; the smallest one fits."""
+    points = front(problem.costs, problem.sizes)
+    start = best_within(problem.costs, problem.sizes, budget)
+    assert start is not None, "the request checks that the smallest assignment fits"
+    found = Found(start, start, budget, points)
+    _measure_front(problem, records, found)
+    _measure_random(problem, records, found)
+    _switch(problem, records, found)
+    return found
+
+
+def within_loss(problem: Problem, records: Records, most: float) -> Found | None:
+    """Search the fewest bytes whose measured divergence is at most `most` nats a token; None where no assignment's is."""
+    points = front(problem.costs, problem.sizes)
+    low, high = 0, len(points) - 1
+    if records.kl([points[high]], problem.windows)[0] > most:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if records.kl([points[middle]], problem.windows)[0] <= most:
+            high = middle
+        else:
+            low = middle + 1
+    found = Found(points[high], points[high], total(problem.sizes, points[high]), points)
+    _measure_front(problem, records, found)
+    _measure_random(problem, records, found)
+    _switch(problem, records, found)
+    while (smaller := _lowered(problem, records, found.chosen, most)) is not None:
+        found.chosen = smaller
+        found.budget = total(problem.sizes, smaller)
+        if records.windows >= problem.most_windows:
+            break
+    return found
+
+
+def _measure_front(problem: Problem, records: Records, found: Found) -> None:
+    """Measure points of the front, alike far from each other in their order."""
+    last = len(found.front) - 1
+    places = dict.fromkeys(round(number * last / (FRONT_POINTS - 1)) for number in range(FRONT_POINTS))
+    chosen = [found.front[place] for place in places]
+    found.measured = dict(zip(chosen, records.kl(chosen, QUICK_WINDOWS), strict=True))
+
+
+def _measure_random(problem: Problem, records: Records, found: Found) -> None:
+    generator = random.Random(problem.seed)
+    drawn = [random_within(problem.sizes, found.budget, generator) for _ in range(RANDOM)]
+    found.random = list(zip(drawn, records.kl(drawn, QUICK_WINDOWS), strict=True))
+
+
+def _switch(problem: Problem, records: Records, found: Found) -> None:
+    """Improve the chosen assignment while windows are left, starting from the better of the predicted and the random best."""
+    best_random = min(found.random, key=lambda pair: pair[1])[0]
+    rivals = [found.start, best_random]
+    losses = records.kl(rivals, problem.windows)
+    parent, least = min(zip(rivals, losses, strict=True), key=lambda pair: pair[1])
+    space = Space(ladders(problem.costs, problem.sizes), problem.sizes, found.budget)
+    generator, seen = random.Random(problem.seed + 1), set(records.asked)
+    a_generation = TOGETHER * QUICK_WINDOWS + SURVIVORS * (problem.windows - QUICK_WINDOWS)
+    found.generations.append({"kl": least, "windows": records.windows})
+    while records.windows + a_generation <= problem.most_windows:
+        children = offspring(parent, TOGETHER, seen, space, generator)
+        if not children:
+            break
+        quick = records.kl(children, QUICK_WINDOWS)
+        survivors = [child for _, child in sorted(zip(quick, children, strict=True))][:SURVIVORS]
+        best, child = min(zip(records.kl(survivors, problem.windows), survivors, strict=True))
+        if best < least:
+            parent, least = child, best
+        found.generations.append({"kl": least, "windows": records.windows})
+    found.chosen = parent
+
+
+def _lowered(problem: Problem, records: Records, assignment: Assignment, most: float) -> Assignment | None:
+    """The smallest of a few assignments below this one, by the steps that cost least a byte, that keeps to the loss."""
+    levels = ladders(problem.costs, problem.sizes)
+    steps, found = [], list(assignment)
+    for _ in range(TOGETHER):
+        down = []
+        for unit, option in enumerate(found):
+            lower = next(
+                (each for each in reversed(levels[unit]) if problem.sizes[unit][each] < problem.sizes[unit][option]), None
+            )
+            if lower is not None:
+                saved = problem.sizes[unit][option] - problem.sizes[unit][lower]
+                down.append(((problem.costs[unit][lower] - problem.costs[unit][option]) / saved, unit, lower))
+        if not down:
+            break
+        _, unit, lower = min(down)
+        found[unit] = lower
+        steps.append(tuple(found))
+    kept = [step for step, loss in zip(steps, records.kl(steps, problem.windows), strict=True) if loss <= most]
+    return kept[-1] if kept else None
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation of two lists; 0 where one of them is constant."""
+    ranks = [_ranks(each) for each in (first, second)]
+    means = [sum(each) / len(each) for each in ranks]
+    apart = [[rank - mean for rank in each] for each, mean in zip(ranks, means, strict=True)]
+    both = sum(a * b for a, b in zip(*apart, strict=True))
+    alone = (sum(a * a for a in apart[0]) * sum(b * b for b in apart[1])) ** 0.5
+    return both / alone if alone > 0 else 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 0; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [order.index(value) + (order.count(value) - 1) / 2 for value in values]
