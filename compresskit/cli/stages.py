@@ -158,17 +158,18 @@ def search_command() -> Callable[..., None]:
     from compresskit.searching.run import search
 
     def command(source: str, out: Path, **values: Any) -> None:
-        options, quiet = build(SearchOptions, values), values["quiet"]
+        options, quiet, upload = build(SearchOptions, values), values["quiet"], asked_upload(values)
         with interruptible("the same command with --resume goes on"):
             result = search(source, out, options, quiet=quiet)
         log(result.get("note") or summary(result), quiet)
         for note in result.get("notes", ()):
             log(f"compresskit: note: {note}", quiet)
+        result = uploaded(upload, out, result, quiet)
         show(json.dumps(result) if values["json_output"] else result["output"])
         if result.get("warning"):
             raise GateError(result["warning"])
 
-    return with_parameters(command, [*places(), *options_of(SearchOptions), *OUTPUT_PARAMETERS])
+    return with_parameters(command, [*places(), *options_of(SearchOptions), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS])
 
 
 def similarity(

@@ -34,6 +34,9 @@ def candidates(
     """The units of the chosen linears, with a scheme for each level and each group size that divides the unit's inputs.
 
     Where no group size divides them, a scale holds for a whole row.
+
+    Returns:
+        The units, in the order of the computation.
     """
     found = []
     for name, linears in units_of(model, set(chosen)).items():

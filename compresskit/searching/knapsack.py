@@ -15,6 +15,7 @@ the best there is for its own bytes. A budget between two points is filled by th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 Assignment = tuple[int, ...]
 """The number of the option of each unit."""
@@ -50,7 +51,7 @@ def front(costs: Table, sizes: Table) -> list[Assignment]:
     steps = sorted(
         (-_saving(costs[unit], sizes[unit], lower, higher), unit, place)
         for unit, options in enumerate(hulls)
-        for place, (lower, higher) in enumerate(zip(options, options[1:], strict=False))
+        for place, (lower, higher) in enumerate(pairwise(options))
     )
     points = [tuple(options[0] for options in hulls)]
     for _, unit, place in steps:

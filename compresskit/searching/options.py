@@ -33,8 +33,10 @@ class SearchOptions(Options):
     """16 stores embedding, head and final norm of a 32-bit source in 16 bits."""
     score_windows: Annotated[int, Field(ge=1)] = 8
     """Calibration windows of the backward pass that scores the options."""
-    verify_windows: Annotated[int, Field(ge=2)] = 8
+    verify_windows: Annotated[int, Field(ge=1)] = 8
     """Windows on which trials are measured, of the same text and not of the calibration."""
+    quick_windows: Annotated[int, Field(ge=1)] = 2
+    """Of these the windows on which every trial is measured first; only the best go on to the rest."""
     passes: Annotated[float, Field(gt=0)] = 12.0
     """Most forward passes of the calibration text that all trials together may take."""
     run: bool = True
@@ -44,7 +46,10 @@ class SearchOptions(Options):
 
 
 def numbers(flag: str, text: str, lowest: int, highest: int) -> list[int]:
-    """The whole numbers of a list such as 2,3,4, rising and each once.
+    """Read a list such as 2,3,4.
+
+    Returns:
+        Its whole numbers, rising and each once.
 
     Raises:
         RequestError: one is no whole number from lowest to highest.
@@ -60,7 +65,10 @@ def numbers(flag: str, text: str, lowest: int, highest: int) -> list[int]:
 
 
 def target_bytes(target: str | float, sixteen_bit_bytes: int) -> int:
-    """Bytes of a target: a share of the model's bytes in 16 bits up to 1, or a size with a unit.
+    """Read a target: a share of the model's bytes in 16 bits up to 1, or a size with a unit.
+
+    Returns:
+        Bytes.
 
     Raises:
         RequestError: it is neither.

@@ -38,8 +38,6 @@ RANDOM = 64
 """Random assignments of equal bytes that are always measured (random-search baseline, arXiv 2403.08265)."""
 FRONT_POINTS = 20
 """Points of the front that are measured."""
-QUICK_WINDOWS = 2
-"""Windows on which a trial is measured first."""
 CODE_BYTES = 1.07
 """Of a weight under one option on disk: its code in a byte, and the scales."""
 
@@ -73,6 +71,9 @@ class SearchRequest(Request):
             raise RequestError(
                 f"--levels {options.levels} --group-sizes {options.group_sizes}: leave one choice, and nothing to search"
             )
+        if options.quick_windows > options.verify_windows:
+            given = f"--quick-windows {options.quick_windows}"
+            raise RequestError(f"{given}: more than --verify-windows {options.verify_windows}, of which they are the first")
         QuantizeRequest(self.rounding(None), self.model, self.out, options).check()
         self.quantize_request(self.smallest).check()
         if self.budget is not None and self.smallest_bytes > self.budget:
@@ -104,6 +105,11 @@ class SearchRequest(Request):
     def sizes(self) -> list[tuple[int, ...]]:
         """Bytes by unit and option."""
         return [unit.sizes for unit in self.units]
+
+    @property
+    def kinds(self) -> list[list[tuple[str, int]]]:
+        """By unit and option: the unit's place in its block, and the option's bits."""
+        return [[(unit.name.partition(".")[2], scheme.bits) for scheme in unit.schemes] for unit in self.units]
 
     @property
     def smallest(self) -> Assignment:

@@ -1,4 +1,4 @@
-"""What a search writes: the front, the baseline and the choice as JSON, a recipe that anyone can run and edit, and the reasons."""
+"""What a search writes: the front, the baseline and the choice as JSON, a recipe to run and edit, and the reasons."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from compresskit.numerics.scheme import Scheme
 from compresskit.numerics.units import readable_bytes
 from compresskit.searching.candidates import Unit
 from compresskit.searching.knapsack import Assignment, Table, front, hull, total
-from compresskit.searching.request import QUICK_WINDOWS, SearchRequest
+from compresskit.searching.request import SearchRequest
 from compresskit.searching.strategy import Found, rank_correlation
 
 JSON, RECIPE = "search.json", "recipe.yaml"
 MEGABYTE = 1e6
 
 
-def described(request: SearchRequest, found: Found, costs: Table, losses: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of search.json. `losses`: what was measured of the chosen assignment and of what the search took.
+def described(request: SearchRequest, found: Found, scores: Table, losses: dict[str, Any]) -> dict[str, Any]:
+    """The content of search.json. `scores`: before any correction. `losses`: what was measured of the chosen assignment.
 
     Returns:
         Bytes of the weight files at most, stored bits a weight, KL in nats a token.
@@ -33,7 +33,12 @@ def described(request: SearchRequest, found: Found, costs: Table, losses: Mappin
     def point(assignment: Assignment) -> dict[str, Any]:
         size = total(sizes, assignment)
         bits = BITS_PER_BYTE * size / sum(unit.weights for unit in units)
-        return {"bytes": int(size) + request.fixed_bytes, "bits": bits, "predicted_kl": total(costs, assignment)}
+        return {
+            "bytes": int(size) + request.fixed_bytes,
+            "bits": bits,
+            "predicted_kl": total(scores, assignment),
+            "corrected_kl": total(found.costs, assignment),
+        }
 
     measured = [point(each) | {"kl": loss} for each, loss in found.measured.items()]
     random = [point(each) | {"kl": loss} for each, loss in found.random]
@@ -43,17 +48,18 @@ def described(request: SearchRequest, found: Found, costs: Table, losses: Mappin
         "predicted_best": point(found.start),
         "front": [point(each) for each in found.front],
         "measured_front": measured,
-        "rank_correlation": rank_correlation(*_columns(measured)),
-        "rank_correlation_at_equal_bytes": rank_correlation(*_columns(random)),
+        "rank_correlation": _rank_correlation(measured, "predicted_kl"),
+        "rank_correlation_at_equal_bytes": _rank_correlation(random, "predicted_kl"),
+        "rank_correlation_corrected": _rank_correlation(measured, "corrected_kl"),
         "random": random,
-        "quick_windows": QUICK_WINDOWS,
+        "quick_windows": request.options.quick_windows,
         "generations": found.generations,
-        "reasons": reasons(units, found, costs, sizes),
+        "reasons": reasons(units, found, found.costs, sizes),
     }
 
 
-def _columns(points: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    return [each["predicted_kl"] for each in points], [each["kl"] for each in points]
+def _rank_correlation(points: list[dict[str, Any]], key: str) -> float:
+    return rank_correlation([each[key] for each in points], [each["kl"] for each in points])
 
 
 def reasons(units: list[Unit], found: Found, costs: Table, sizes: Table) -> list[dict[str, Any]]:

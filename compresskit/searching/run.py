@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from compresskit.searching.strategy import Found, Problem
 
 FINGERPRINT, COSTS = "request.json", "costs.json"
-SHOWN = ("chosen", "rank_correlation", "rank_correlation_at_equal_bytes", "measured_front", "random", "passes")
+SHOWN = (
+    "chosen", "rank_correlation", "rank_correlation_at_equal_bytes", "rank_correlation_corrected", "measured_front", "random",
+    "passes",
+)  # fmt: skip
 """Keys of search.json that the manifest and `--json` have too."""
 
 
@@ -83,19 +86,20 @@ def _search(request: SearchRequest, job: Job) -> dict[str, Any]:
 
 def _losses(request: SearchRequest, problem: Problem, records: Records, found: Found) -> dict[str, Any]:
     """Measured KL of the chosen assignment, and of the predicted best."""
-    from compresskit.searching.request import QUICK_WINDOWS
-
     chosen, start = records.kl([found.chosen, found.start], problem.windows)
     return {
         "kl": chosen,
-        "kl_quick": records.kl([found.chosen], QUICK_WINDOWS)[0],
+        "kl_quick": records.kl([found.chosen], problem.quick_windows)[0],
         "kl_of_predicted_best": start,
         "verify_windows": problem.windows,
     }
 
 
 def _workspace(job: Job) -> Path:
-    """The folder of what an interrupted search of the same request has done, or a new one.
+    """Open the workspace of an interrupted search of the same request, or a new one.
+
+    Returns:
+        Its folder.
 
     Raises:
         RequestError: it belongs to another request.
@@ -139,7 +143,9 @@ def _problem(request: SearchRequest, job: Job, folder: Path) -> tuple[Problem, R
         walk = Walk(request.model, verify[first:last], job.where, images=job.images)
         return divergences(walk, units, folder, assignments, read_in, job.bars)
 
-    problem = Problem(costs, request.sizes, options.verify_windows, request.trial_windows, options.seed)
+    problem = Problem(
+        costs, request.sizes, request.kinds, options.quick_windows, options.verify_windows, request.trial_windows, options.seed
+    )
     return problem, Records.read(folder, measure, TOGETHER)
 
 

@@ -31,6 +31,7 @@ from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.error_feedback import feedback, round_with_feedback
 from compresskit.quantization.formatted import FormatMethod
 from compresskit.quantization.gptq import GPTQ
+from compresskit.quantization.rtn import RTN
 from compresskit.searching.candidates import Unit
 from compresskit.walk.backward import GradientStep, walk_backward
 from compresskit.walk.block import Block
@@ -130,8 +131,9 @@ def rounded(
         Codes (out, in) float32 and the grid of each linear.
     """
     if not isinstance(method, GPTQ) or not bool(hessian.any()):
+        equal = isinstance(method, RTN) and method.clipping == "error"
         for scheme in schemes:
-            grids = method.grids(weights, scheme, scale_dtype)
+            grids = method.grids(weights, scheme, scale_dtype, weights[0].new_ones(weights[0].shape[1]) if equal else None)
             yield [(to_codes(weight, grid, scheme), grid) for weight, grid in zip(weights, grids, strict=True)]
         return
     passed = feedback(hessian, method.damping, method.act_order)

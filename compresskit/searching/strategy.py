@@ -2,11 +2,12 @@
 
     front        FRONT_POINTS points of the predicted front, on a few windows: how well the prediction orders them
     random       RANDOM assignments of the budget's bytes, on the same windows: what a search must beat
+    corrected    the scores times factors that all trials so far show (corrections.py), and the best choice by them, REFITS times
     switches     generations of TOGETHER children of the best assignment so far, on a few windows; the best quarter of them
                  on all windows; the best of these takes the parent's place if it is better there (EvoPress, arXiv 2410.14649)
 
-With a largest loss instead of a budget, the smallest point of the front that meets it is found by halving, switches lower
-its loss, and steps down the hulls spend that gain.
+With a largest loss instead of a budget, the smallest point of the corrected front that meets it is found by halving, switches
+lower its loss, and steps down the hulls spend that gain.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from compresskit.searching.corrections import Kinds, corrected
 from compresskit.searching.knapsack import Assignment, Table, best_within, front, total
 from compresskit.searching.records import Records
-from compresskit.searching.request import FRONT_POINTS, QUICK_WINDOWS, RANDOM, TOGETHER
+from compresskit.searching.request import FRONT_POINTS, RANDOM, TOGETHER
 from compresskit.searching.switches import Space, ladders, offspring, random_within
 
+REFITS = 3
 SURVIVORS = 4
 """Children of a generation that are measured on all windows."""
 
@@ -30,6 +33,9 @@ class Problem:
 
     costs: Table
     sizes: Table
+    kinds: Kinds
+    quick_windows: int
+    """Windows on which a trial is measured first."""
     windows: int
     """Windows on which the last judgement is made."""
     most_windows: int
@@ -42,11 +48,13 @@ class Found:
     """What a search found."""
 
     start: Assignment
-    """The predicted best."""
+    """The best by the scores alone."""
     chosen: Assignment
     budget: float
     front: list[Assignment]
-    """Every point of the predicted front."""
+    """Every point of the front by the scores alone."""
+    costs: Table
+    """The corrected scores."""
     measured: dict[Assignment, float] = field(default_factory=dict)
     """KL of points of the front on a few windows."""
     random: list[tuple[Assignment, float]] = field(default_factory=list)
@@ -57,33 +65,37 @@ class Found:
 
 def within_budget(problem: Problem, records: Records, budget: float) -> Found:
     """Search the assignment of least measured divergence within a budget of bytes; the smallest one fits."""
-    points = front(problem.costs, problem.sizes)
     start = best_within(problem.costs, problem.sizes, budget)
     assert start is not None, "the request checks that the smallest assignment fits"
-    found = Found(start, start, budget, points)
+    found = Found(start, start, budget, front(problem.costs, problem.sizes), problem.costs)
     _measure_front(problem, records, found)
     _measure_random(problem, records, found)
-    _switch(problem, records, found)
+    rivals = [start]
+    for _ in range(REFITS):
+        found.costs = _refitted(problem, records)
+        best = best_within(found.costs, problem.sizes, budget)
+        assert best is not None
+        rivals.append(best)
+        records.kl([best], problem.quick_windows)
+    _switch(problem, records, found, rivals)
     return found
 
 
 def within_loss(problem: Problem, records: Records, most: float) -> Found | None:
     """Search the fewest bytes whose measured divergence is at most `most` nats a token; None where no assignment's is."""
     points = front(problem.costs, problem.sizes)
-    low, high = 0, len(points) - 1
-    if records.kl([points[high]], problem.windows)[0] > most:
+    if records.kl([points[-1]], problem.windows)[0] > most:
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if records.kl([points[middle]], problem.windows)[0] <= most:
-            high = middle
-        else:
-            low = middle + 1
-    found = Found(points[high], points[high], total(problem.sizes, points[high]), points)
+    found = Found(points[-1], points[-1], total(problem.sizes, points[-1]), points, problem.costs)
+    found.start = _smallest(problem, records, points, most)
     _measure_front(problem, records, found)
+    found.costs = _refitted(problem, records)
+    refitted = [*front(found.costs, problem.sizes), points[-1]]
+    rivals = sorted((found.start, _smallest(problem, records, refitted, most)), key=lambda each: total(problem.sizes, each))
+    found.budget = total(problem.sizes, rivals[0])
     _measure_random(problem, records, found)
-    _switch(problem, records, found)
-    while (smaller := _lowered(problem, records, found.chosen, most)) is not None:
+    _switch(problem, records, found, rivals[:1])
+    while (smaller := _lowered(problem, records, found, most)) is not None:
         found.chosen = smaller
         found.budget = total(problem.sizes, smaller)
         if records.windows >= problem.most_windows:
@@ -91,35 +103,53 @@ def within_loss(problem: Problem, records: Records, most: float) -> Found | None
     return found
 
 
+def _smallest(problem: Problem, records: Records, points: Sequence[Assignment], most: float) -> Assignment:
+    """The first point of a front that keeps to the loss, found by halving; the last one does."""
+    low, high = 0, len(points) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if records.kl([points[middle]], problem.windows)[0] <= most:
+            high = middle
+        else:
+            low = middle + 1
+    return points[high]
+
+
+def _refitted(problem: Problem, records: Records) -> list[list[float]]:
+    """The scores with the factors that all trials so far show."""
+    asked = sorted(records.asked)  # not `known`: an interrupted search may have left more
+    losses = records.kl(asked, problem.quick_windows)
+    return corrected(problem.costs, problem.kinds, dict(zip(asked, losses, strict=True)))
+
+
 def _measure_front(problem: Problem, records: Records, found: Found) -> None:
     """Measure points of the front, alike far from each other in their order."""
     last = len(found.front) - 1
     places = dict.fromkeys(round(number * last / (FRONT_POINTS - 1)) for number in range(FRONT_POINTS))
     chosen = [found.front[place] for place in places]
-    found.measured = dict(zip(chosen, records.kl(chosen, QUICK_WINDOWS), strict=True))
+    found.measured = dict(zip(chosen, records.kl(chosen, problem.quick_windows), strict=True))
 
 
 def _measure_random(problem: Problem, records: Records, found: Found) -> None:
-    generator = random.Random(problem.seed)
+    generator = random.Random(problem.seed)  # noqa: S311
     drawn = [random_within(problem.sizes, found.budget, generator) for _ in range(RANDOM)]
-    found.random = list(zip(drawn, records.kl(drawn, QUICK_WINDOWS), strict=True))
+    found.random = list(zip(drawn, records.kl(drawn, problem.quick_windows), strict=True))
 
 
-def _switch(problem: Problem, records: Records, found: Found) -> None:
-    """Improve the chosen assignment while windows are left, starting from the better of the predicted and the random best."""
-    best_random = min(found.random, key=lambda pair: pair[1])[0]
-    rivals = [found.start, best_random]
+def _switch(problem: Problem, records: Records, found: Found, rivals: Sequence[Assignment]) -> None:
+    """Improve the chosen assignment while windows are left, starting from the best of some rivals and the random best."""
+    rivals = list(dict.fromkeys([*rivals, min(found.random, key=lambda pair: pair[1])[0]]))
     losses = records.kl(rivals, problem.windows)
     parent, least = min(zip(rivals, losses, strict=True), key=lambda pair: pair[1])
-    space = Space(ladders(problem.costs, problem.sizes), problem.sizes, found.budget)
-    generator, seen = random.Random(problem.seed + 1), set(records.asked)
-    a_generation = TOGETHER * QUICK_WINDOWS + SURVIVORS * (problem.windows - QUICK_WINDOWS)
+    space = Space(ladders(found.costs, problem.sizes), problem.sizes, found.budget)
+    generator, seen = random.Random(problem.seed + 1), set(records.asked)  # noqa: S311
+    a_generation = TOGETHER * problem.quick_windows + SURVIVORS * (problem.windows - problem.quick_windows)
     found.generations.append({"kl": least, "windows": records.windows})
     while records.windows + a_generation <= problem.most_windows:
         children = offspring(parent, TOGETHER, seen, space, generator)
         if not children:
             break
-        quick = records.kl(children, QUICK_WINDOWS)
+        quick = records.kl(children, problem.quick_windows)
         survivors = [child for _, child in sorted(zip(quick, children, strict=True))][:SURVIVORS]
         best, child = min(zip(records.kl(survivors, problem.windows), survivors, strict=True))
         if best < least:
@@ -128,24 +158,24 @@ def _switch(problem: Problem, records: Records, found: Found) -> None:
     found.chosen = parent
 
 
-def _lowered(problem: Problem, records: Records, assignment: Assignment, most: float) -> Assignment | None:
+def _lowered(problem: Problem, records: Records, found: Found, most: float) -> Assignment | None:
     """The smallest of a few assignments below this one, by the steps that cost least a byte, that keeps to the loss."""
-    levels = ladders(problem.costs, problem.sizes)
-    steps, found = [], list(assignment)
+    levels = ladders(found.costs, problem.sizes)
+    steps, options = [], list(found.chosen)
     for _ in range(TOGETHER):
         down = []
-        for unit, option in enumerate(found):
+        for unit, option in enumerate(options):
             lower = next(
                 (each for each in reversed(levels[unit]) if problem.sizes[unit][each] < problem.sizes[unit][option]), None
             )
             if lower is not None:
                 saved = problem.sizes[unit][option] - problem.sizes[unit][lower]
-                down.append(((problem.costs[unit][lower] - problem.costs[unit][option]) / saved, unit, lower))
+                down.append(((found.costs[unit][lower] - found.costs[unit][option]) / saved, unit, lower))
         if not down:
             break
         _, unit, lower = min(down)
-        found[unit] = lower
-        steps.append(tuple(found))
+        options[unit] = lower
+        steps.append(tuple(options))
     kept = [step for step, loss in zip(steps, records.kl(steps, problem.windows), strict=True) if loss <= most]
     return kept[-1] if kept else None
 

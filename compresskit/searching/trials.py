@@ -44,9 +44,12 @@ class _Stream:
 def divergences(
     walk: Walk, units: Sequence[Unit], folder: Path, assignments: Sequence[Assignment], dtype: torch.dtype, on_block: OnBlock
 ) -> list[list[float]]:
-    """Mean KL of every window in nats a token, for every assignment. `walk`: of the original over the windows.
+    """Measure assignments on some windows. `walk`: of the original over the windows.
 
     `folder`: of the codes. `dtype`: in which readers multiply them out.
+
+    Returns:
+        Mean KL of every window in nats a token, for every assignment.
 
     Raises:
         NumericalError: activations are not finite.
