@@ -1,7 +1,7 @@
 """Units of a model: the linears of a block that readers fuse into one, and that therefore share one grid.
 
-A unit is named by its block's number and its linears' path in the block, as in `0.self_attn.q_proj+k_proj+v_proj`. The linears
-of a unit read the same input (`Model.linear_sequence`): q, k and v, or gate and up; o and down stand alone.
+A unit is named by its block's number and its linears' path in the block, as in `0.attention.q+k+v`. The linears of a unit read
+the same input (`Model.linear_sequence`): q, k and v, or gate and up; o and down stand alone.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field, field_validator
 
@@ -16,9 +16,6 @@ from compresskit.models.model import Model
 from compresskit.models.units import units_of
 from compresskit.numerics.scheme import Scheme
 from compresskit.stages import Method
-
-if TYPE_CHECKING:
-    from compresskit.quantization.method import GridMethod
 
 
 class UnitScheme(Method):
@@ -48,7 +45,29 @@ class ByUnit(Method):
         return self.bits_by if isinstance(self.bits_by, dict) else {}
 
 
-def check_units(method: GridMethod, model: Model) -> None:
+class Gridded(Protocol):
+    """What of a method decides grids by unit."""
+
+    @property
+    def ignore(self) -> tuple[str, ...]:
+        """Parts of the names of linears that stay dense."""
+
+    @property
+    def average(self) -> float:
+        """Bits per code."""
+
+    @property
+    def unit_grids(self) -> Mapping[str, UnitScheme]:
+        """The grids by unit."""
+
+    def is_symmetric(self, model: Model) -> bool:
+        """Whether the grid has no zero points."""
+
+    def scheme_of(self, model: Model, bits: int) -> Scheme:
+        """Grid with this number of bits."""
+
+
+def check_units(method: Gridded, model: Model) -> None:
     """Refuse grids by unit that stock tools could not load or that no linear has.
 
     Raises:
@@ -79,7 +98,7 @@ def check_units(method: GridMethod, model: Model) -> None:
                 raise RequestError(f"--bits-by: {unit}: {unfitting(model, name, scheme.group_size)}")
 
 
-def unit_scheme(method: GridMethod, model: Model, unit: str) -> Scheme:
+def unit_scheme(method: Gridded, model: Model, unit: str) -> Scheme:
     """The grid of one unit: its own, or the method's."""
     usual, own = method.scheme_of(model, int(method.average)), method.unit_grids.get(unit)
     if own is None:
@@ -87,7 +106,7 @@ def unit_scheme(method: GridMethod, model: Model, unit: str) -> Scheme:
     return Scheme(own.bits, usual.group_size if own.group_size is None else own.group_size, usual.symmetric)
 
 
-def mixed_schemes(method: GridMethod, model: Model, names: Sequence[str], bits: Sequence[int]) -> dict[str, Scheme | None]:
+def mixed_schemes(method: Gridded, model: Model, names: Sequence[str], bits: Sequence[int]) -> dict[str, Scheme | None]:
     """The grid of each linear by plain name: by unit, or by the bits of the blocks, even ones where they are not known yet."""
     if method.unit_grids:
         units = units_of(model, set(names))

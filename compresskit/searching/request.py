@@ -72,8 +72,8 @@ class SearchRequest(Request):
                 f"--levels {options.levels} --group-sizes {options.group_sizes}: leave one choice, and nothing to search"
             )
         if options.quick_windows > options.verify_windows:
-            given = f"--quick-windows {options.quick_windows}"
-            raise RequestError(f"{given}: more than --verify-windows {options.verify_windows}, of which they are the first")
+            asked = f"--quick-windows {options.quick_windows}"
+            raise RequestError(f"{asked}: more than --verify-windows {options.verify_windows}, of which they are the first")
         QuantizeRequest(self.rounding(None), self.model, self.out, options).check()
         self.quantize_request(self.smallest).check()
         if self.budget is not None and self.smallest_bytes > self.budget:

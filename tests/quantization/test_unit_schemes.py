@@ -1,4 +1,4 @@
-"""Grids by unit: what is stored is what was asked for, planned to the byte, read by stock tools. Property and end to end."""
+"""quantization/unit_schemes.py: what is stored is what was asked for, planned, and read by stock tools. Property, end to end."""
 
 from __future__ import annotations
 

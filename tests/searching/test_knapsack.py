@@ -1,4 +1,4 @@
-"""searching/knapsack.py against brute force over all assignments. Oracle."""
+"""searching/knapsack.py: against brute force over all assignments. Oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search stage on tiny models: from the command line, interrupted, refused, planned, and as its own recipe. End to end."""
+"""searching/run.py: on tiny models, from the command line, interrupted, refused, planned, and as its own recipe. End to end."""
 
 from __future__ import annotations
 

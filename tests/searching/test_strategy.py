@@ -1,4 +1,4 @@
-"""searching/strategy.py and records.py: what is found is the best that was measured; a stopped search ends as an unbroken one."""
+"""searching/strategy.py and searching/records.py: the best measured is chosen, a stopped search ends the same. Property."""
 
 from __future__ import annotations
 
