@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from compresskit.searching.strategy import Found, Problem
 
 FINGERPRINT, COSTS = "request.json", "costs.json"
+TOLERANCE = 1.1
+"""Times a largest loss on held-back text: short texts differ by so much."""
 SHOWN = (
     "chosen", "rank_correlation", "rank_correlation_at_equal_bytes", "rank_correlation_corrected", "measured_front", "random",
     "passes",
@@ -80,8 +82,17 @@ def _search(request: SearchRequest, job: Job) -> dict[str, Any]:
     facts = {key: made[key] for key in SHOWN}
     files = ((JSON, json.dumps(made, indent=1) + "\n"), (RECIPE, recipe(request, found.chosen)))
     result = _stored(request, job, found, files, facts)
+    if missed := _missed(most, result.get("kl_held_back")):
+        result["warning"] = result.get("warning") or missed
     notes = [baseline(made["random"], made["chosen"]["kl_quick"])]
     return result | facts | {"notes": notes + ([explained(row) for row in made["reasons"]] if request.options.explain else [])}
+
+
+def _missed(most: float | None, held_back: float | None) -> str:
+    """What to say where a largest loss is not kept on text that no trial saw; "" where it is."""
+    if most is None or held_back is None or held_back <= TOLERANCE * most:
+        return ""
+    return f"--max-loss {most:g}: on held-back text the KL is {held_back:.4g}; ask for less, or give more --verify-windows"
 
 
 def _losses(request: SearchRequest, problem: Problem, records: Records, found: Found) -> dict[str, Any]:

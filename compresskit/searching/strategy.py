@@ -3,6 +3,8 @@
     front        FRONT_POINTS points of the predicted front, on a few windows: how well the prediction orders them
     random       RANDOM assignments of the budget's bytes, on the same windows: what a search must beat
     corrected    the scores times factors that all trials so far show (corrections.py), and the best choice by them, REFITS times
+    descents     random steps down to the budget from the smallest measured points of the front above it: the loss may fall off
+                 a cliff between them and the best by the scores, which no sum of scores shows
     switches     generations of TOGETHER children of the best assignment so far, on a few windows; the best quarter of them
                  on all windows; the best of these takes the parent's place if it is better there (EvoPress, arXiv 2410.14649)
 
@@ -20,9 +22,11 @@ from compresskit.searching.corrections import Kinds, corrected
 from compresskit.searching.knapsack import Assignment, Table, best_within, front, total
 from compresskit.searching.records import Records
 from compresskit.searching.request import FRONT_POINTS, RANDOM, TOGETHER
-from compresskit.searching.switches import Space, ladders, offspring, random_within
+from compresskit.searching.switches import Space, descended, ladders, offspring, random_within
 
 REFITS = 3
+PARENTS = 2
+"""Points of the front from which descents start."""
 SURVIVORS = 4
 """Children of a generation that are measured on all windows."""
 
@@ -77,6 +81,7 @@ def within_budget(problem: Problem, records: Records, budget: float) -> Found:
         assert best is not None
         rivals.append(best)
         records.kl([best], problem.quick_windows)
+    rivals += _descents(problem, records, found)
     _switch(problem, records, found, rivals)
     return found
 
@@ -136,9 +141,22 @@ def _measure_random(problem: Problem, records: Records, found: Found) -> None:
     found.random = list(zip(drawn, records.kl(drawn, problem.quick_windows), strict=True))
 
 
+def _descents(problem: Problem, records: Records, found: Found) -> list[Assignment]:
+    """The best by a few windows of some descents to the budget."""
+    space = Space(ladders(problem.costs, problem.sizes), problem.sizes, found.budget)
+    above = sorted((each for each in found.measured if total(problem.sizes, each) > found.budget), key=space.size)
+    parents, generator = above[:PARENTS], random.Random(problem.seed + 2)  # noqa: S311
+    drawn = [descended(parent, problem.costs, space, generator) for parent in parents for _ in range(TOGETHER // PARENTS)]
+    children = list(dict.fromkeys(child for child in drawn if child is not None))
+    losses = records.kl(children, problem.quick_windows)
+    return [min(zip(losses, children, strict=True))[1]] if children else []
+
+
 def _switch(problem: Problem, records: Records, found: Found, rivals: Sequence[Assignment]) -> None:
     """Improve the chosen assignment while windows are left, starting from the best of some rivals and the random best."""
     rivals = list(dict.fromkeys([*rivals, min(found.random, key=lambda pair: pair[1])[0]]))
+    quick = records.kl(rivals, problem.quick_windows)
+    rivals = [rival for _, rival in sorted(zip(quick, rivals, strict=True))[:SURVIVORS]]
     losses = records.kl(rivals, problem.windows)
     parent, least = min(zip(rivals, losses, strict=True), key=lambda pair: pair[1])
     space = Space(ladders(found.costs, problem.sizes), problem.sizes, found.budget)

@@ -22,8 +22,14 @@ class Space(NamedTuple):
     sizes: Table
     budget: float
 
+    def size(self, assignment: Assignment) -> float:
+        """Bytes of an assignment."""
+        return total(self.sizes, assignment)
+
 
 MOST_SWITCHES = 3
+SMALLEST_COST = 1e-12
+"""In nats, of a step that costs nothing."""
 MOST_DRAWS = 200
 """Draws after which nothing new is found."""
 
@@ -49,6 +55,27 @@ def random_within(sizes: Table, budget: float, generator: random.Random) -> Assi
                 found[unit], moved = option, True
         if not moved:
             return tuple(found)
+
+
+def descended(parent: Assignment, costs: Table, space: Space, generator: random.Random) -> Assignment | None:
+    """Steps down from a larger assignment until it is within the budget, drawn by what they save a byte over what they cost.
+
+    Returns:
+        The options; None where no unit can be smaller and the budget is still exceeded.
+    """
+    found = list(parent)
+    while total(space.sizes, found) > space.budget:
+        steps = []
+        for unit, option in enumerate(found):
+            lower = _moved(space.levels[unit], space.sizes[unit], option, -1)
+            if lower is not None:
+                saved = space.sizes[unit][option] - space.sizes[unit][lower]
+                steps.append((unit, lower, saved / max(costs[unit][lower] - costs[unit][option], SMALLEST_COST)))
+        if not steps:
+            return None
+        unit, lower, _ = generator.choices(steps, weights=[weight for *_, weight in steps])[0]
+        found[unit] = lower
+    return tuple(found)
 
 
 def ladders(costs: Table, sizes: Table) -> list[list[int]]:

@@ -19,7 +19,7 @@ from compresskit.models.load import open_model
 from compresskit.recipe.plan import plan
 from compresskit.recipe.reading import load
 from compresskit.searching.options import SearchOptions
-from compresskit.searching.run import search
+from compresskit.searching.run import _missed, search
 
 SMALL: dict[str, Any] = {
     "samples": 4, "sequence_length": 32, "levels": "3,8", "group_sizes": "8,16", "score_windows": 2, "verify_windows": 3,
@@ -101,6 +101,13 @@ def test_an_interrupted_search_ends_as_an_unbroken_one(
     assert not (tmp_path / "stopped.partial").exists()
     found = json.loads((tmp_path / "whole" / "search.json").read_text())
     assert found["chosen"]["kl"] <= 0.003
+
+
+@pytest.mark.parametrize(
+    ("most", "found", "says"), [(0.1, 0.109, False), (0.1, 0.111, True), (None, 9.0, False), (0.1, None, False)]
+)
+def test_a_largest_loss_that_held_back_text_does_not_confirm_is_said(most: float, found: float, says: bool) -> None:
+    assert bool(_missed(most, found)) == says
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskit.searching.knapsack import total
-from compresskit.searching.switches import Space, ladders, offspring, random_within, switched
+from compresskit.searching.switches import Space, descended, ladders, offspring, random_within, switched
 
 rows = st.lists(st.integers(1, 30), min_size=1, max_size=4, unique=True).map(sorted)
 tables = st.lists(rows, min_size=1, max_size=6)
@@ -40,3 +41,19 @@ def test_switches_keep_the_budget_and_the_levels(sizes: list[list[int]], more: i
     children = offspring(parent, 5, known, space, generator)
     assert len(set(children)) == len(children)
     assert known == {parent, *children}
+
+
+@settings(deadline=None)
+@given(tables, st.integers(0, 60), st.integers(0, 5))
+def test_descents_end_at_the_first_step_within_the_budget(sizes: list[list[int]], more: int, seed: int) -> None:
+    costs = [[100.0 / size for size in row] for row in sizes]
+    budget = sum(row[0] for row in sizes) + more
+    largest = tuple(len(row) - 1 for row in sizes)
+    space = Space(ladders(costs, sizes), sizes, budget)
+    found = descended(largest, costs, space, random.Random(seed))
+    assert found is not None
+    assert space.size(found) <= budget
+    assert all(option <= most for option, most in zip(found, largest, strict=True))
+    step = max(max(after - before for before, after in pairwise(row)) if len(row) > 1 else 0 for row in sizes)
+    assert space.size(found) > budget - step or found == largest
+    assert descended(largest, costs, Space(space.levels, sizes, -1), random.Random(seed)) is None
