@@ -5,8 +5,8 @@
 
 VENV is an environment with the tool, torch, transformers and pyarrow, and nothing of compresskit; tools and versions are in
 `TOOLS`. FOLDER holds wikitext2-validation.parquet, wikitext2-test.parquet and tasks/lambada.jsonl. SCORE.py scores a checkpoint
-with stock tools (perplexity, KL, top-1) in the environment that made it. `--blocks` takes the first blocks of the demo as a model
-of their own, for settings that need hours. Every row is a process with one thread; its times and peak are the system's.
+with stock tools (perplexity, KL, top-1) in the environment that made it. `--blocks` quantizes the first blocks alone, the others
+stay dense: for settings that need hours. Every row is a process with one thread; its times and peak are the system's.
 Finished rows of WORK/rows.jsonl are not run again. Prints the rows as Markdown.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from compresskit.checkpoint.source import DEMO, resolve
 
-TOOLS = {"llm-compressor": "llmcompressor==0.14.0", "auto-round": "auto-round==0.16.1"}
+TOOLS = {"llm-compressor": "llmcompressor==0.14.0.1", "auto-round": "auto-round==0.16.1"}
 KIB = 1024
 APIQ, GPTQ = ("apiq", "--rank", "0"), ("gptq",)
 ROUND_DEFAULT = ("auto-round", "--iterations", "200")
@@ -37,23 +37,6 @@ ROWS: dict[str, tuple[int, tuple[str, ...]]] = {
     **{f"auto-round best {bits}": (bits, ROUND_BEST) for bits in (2, 3)},
 }
 """By name: bits, then the method of `quantize` with its flags, or the tool of peers.py with its."""
-
-
-def first_blocks(folder: Path, count: int) -> Path:
-    """The first blocks of the demo as a checkpoint."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not folder.exists():
-        source = resolve(DEMO)
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        network.model.layers = network.model.layers[:count]
-        network.config.num_hidden_layers = count
-        if getattr(network.config, "layer_types", None):
-            network.config.layer_types = network.config.layer_types[:count]
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-        network.save_pretrained(folder)
-    return folder
 
 
 def measured(command: list[str]) -> dict[str, float]:
@@ -71,6 +54,11 @@ def measured(command: list[str]) -> dict[str, float]:
     }
 
 
+def blocks_of(model: Path) -> int:
+    """Number of blocks of a checkpoint."""
+    return int(json.loads((model / "config.json").read_text())["num_hidden_layers"])
+
+
 def run(name: str, model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Make the checkpoint of a row and score it."""
     bits, (kind, *flags) = ROWS[name]
@@ -81,10 +69,12 @@ def run(name: str, model: Path, arguments: argparse.Namespace) -> dict[str, Any]
         python = str(Path(dict(arguments.peer)[kind]) / "bin" / "python")
         peers = str(Path(__file__).with_name("peers.py"))
         made = [python, peers, kind, str(model), str(out), "--text", str(text), "--bits", str(bits), *flags]
-        made += ["--samples", str(arguments.samples)]
+        made += ["--samples", str(arguments.samples), *(["--blocks", str(arguments.blocks)] if arguments.blocks else [])]
     else:
         made = [python, "-m", "compresskit", "quantize", kind, str(model), str(out), "--bits", str(bits), "--asymmetric", *flags]
         made += ["--calibration", str(text), "--samples", str(arguments.samples), "--quiet"]
+        for block in range(arguments.blocks, blocks_of(model)) if arguments.blocks else ():
+            made += ["--ignore", f"layers.{block}."]
     found: dict[str, Any] = {"name": name, "bits": bits, "blocks": arguments.blocks, **measured(made)}
     for what, file in (("wikitext", "wikitext2-test.parquet"), ("lambada", "tasks/lambada.jsonl")):
         score = [python, str(arguments.score), str(out), "--reference", str(model), "--data", str(arguments.data / file)]
@@ -120,7 +110,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = arguments.work / "rows.jsonl"
     found = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    model = first_blocks(arguments.work / f"first-{arguments.blocks}", arguments.blocks) if arguments.blocks else resolve(DEMO)
+    model = resolve(DEMO)
     known = {(row["name"], row["blocks"]) for row in found}
     for name in arguments.rows or [
         name for name, (_, (kind, *_)) in ROWS.items() if kind not in TOOLS or kind in dict(arguments.peer)

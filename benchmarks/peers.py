@@ -1,6 +1,6 @@
 """The checkpoint that another tool makes of the same model on as many tokens of the same text, its time and peak memory.
 
-    PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--length 512]
+    PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--length 512] [--blocks N]
     PEER/bin/python benchmarks/peers.py auto-round MODEL OUT --text FILE.parquet [--iterations 200] [--extension]
     PEER/bin/python benchmarks/peers.py llm-compressor-scheme MODEL OUT --text FILE.parquet --scheme NVFP4A16 [--gptq]
 
@@ -45,7 +45,12 @@ def llm_compressor(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path,
         tokenizer,
         windows,
         out,
-        GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static", dampening_frac=0.01),
+        GPTQModifier(
+            config_groups=groups,
+            ignore=["lm_head", *later_blocks(model, arguments.blocks)],
+            actorder="static",
+            dampening_frac=0.01,
+        ),
     )
 
 
@@ -68,6 +73,18 @@ def one_shot(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, recip
     )  # fmt: skip
 
 
+def first_blocks(count: int | None) -> list[list[str]] | None:
+    """Names of the first blocks, as one run of blocks; None for all."""
+    return None if count is None else [[f"model.layers.{block}" for block in range(count)]]
+
+
+def later_blocks(model: Any, count: int | None) -> list[str]:
+    """Pattern of the linears of all blocks but the first."""
+    if count is None:
+        return []
+    return [rf"re:model\.layers\.{block}\..*" for block in range(count, model.config.num_hidden_layers)]
+
+
 def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arguments: argparse.Namespace) -> None:
     from auto_round import AutoRound
 
@@ -75,9 +92,13 @@ def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arg
     rounding = AutoRound(
         model, tokenizer, scheme=f"W{bits}A16", bits=bits, group_size=GROUP_SIZE, sym=False, iters=iterations,
         nsamples=len(windows), seqlen=windows.shape[1], dataset=list(windows.unsqueeze(1)), device_map="cpu",
-        enable_alg_ext=arguments.extension,
+        enable_alg_ext=arguments.extension, to_quant_block_names=first_blocks(arguments.blocks),
     )  # fmt: skip
     rounding.quantize_and_save(str(out), format="auto_round")
+    for inner in [folder for folder in out.iterdir() if folder.is_dir()]:  # it writes OUT/MODEL-wNgM
+        for file in inner.iterdir():
+            file.rename(out / file.name)
+        inner.rmdir()
 
 
 TOOLS = {"llm-compressor": llm_compressor, "llm-compressor-scheme": preset_scheme, "auto-round": auto_round}
@@ -94,6 +115,7 @@ def main() -> None:
     parser.add_argument("--gptq", action="store_true")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--blocks", type=int, help="the first blocks alone (llm-compressor, auto-round); the others stay dense")
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--extension", action="store_true", help="auto-round's enable_alg_ext")
     arguments = parser.parse_args()

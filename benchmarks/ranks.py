@@ -101,7 +101,10 @@ def kills(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         killed = time.monotonic()
         if victims:
             os.kill(chance.choice(victims), signal.SIGKILL)
-        said = [line for line in run.communicate()[1].splitlines() if line.startswith("compresskit: error")]
+        printed = run.communicate()[1]
+        said = [line for line in printed.splitlines() if line.startswith("compresskit: error")]
+        if len(said) != 1:
+            print(printed[-2000:], file=sys.stderr)
         ended = time.monotonic() - killed
         again = started(arguments, arguments.ranks, out, "--resume")
         errors = again.communicate()[1]

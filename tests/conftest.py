@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,6 +26,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 settings.register_profile("noisy", deadline=None)
 settings.load_profile("noisy")
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays: the cycle collector need not look through it before every step of a recipe."""
+    from compresskit.machine.libraries import import_networks
+
+    import_networks()
+    gc.freeze()
 
 
 TEXT = "the quick brown fox jumps over a lazy dog while seven quiet engineers measure how small a model can be"

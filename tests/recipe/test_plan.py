@@ -39,8 +39,9 @@ PRUNE = ("allocation: uniform", "allocation: uniform, refit: false", "layout: pa
 PRUNE_BY_TEXT = ("allocation: cfsp", "allocation: cfsp, refit: false", "allocation: global", "max_shard_size: 50KB")
 GRID = ("bits: 2", "bits: 8", "bits: 3, symmetric: true", "ignore: [down]", "embedding_bits: 16", "group_size: 0")
 QUANTIZE = {
-    **dict.fromkeys(("rtn", "gptq"), GRID),
-    "apiq": (*(f"{each}, epochs: 0" for each in GRID), "epochs: 0, rank: 0", "epochs: 0, adapter_bits: 8"),
+    "rtn": GRID,
+    "gptq": ("bits: 2", "bits: 8", "embedding_bits: 16"),
+    "apiq": (*(f"{each}, epochs: 0" for each in GRID[1:4]), "epochs: 0, rank: 0", "epochs: 0, adapter_bits: 8"),
     "nf4": ("nested: true", "nested: false", "block_size: '128'"),
 }
 COMPENSATE = ("rank: 2", "rank: 2, merge: true", "rank: 2, adapter_bits: 8", "rank: 3, ignore: [down]", "rank: 2, aim: block")
@@ -80,12 +81,12 @@ def compressed(tiny: dict[str, Path], text_file: Path, tmp_path_factory: pytest.
 
 
 def method_cases(stage: str, switches: dict[str, tuple[str, ...]] | tuple[str, ...]) -> list[ParameterSet]:
-    """Every method of a stage with every switch; those after the stage's first method are marked slow."""
+    """The stage's first method with every switch, the others with one, or with their own; those are marked slow."""
     first = next(iter(METHODS[stage]))
     found = []
-    for name in METHODS[stage]:
-        for switch in () if name == "compeft" else switches[name] if isinstance(switches, dict) else switches:
-            found.append(pytest.param(name, switch, marks=() if name == first else pytest.mark.slow))
+    for name in (name for name in METHODS[stage] if name != "compeft"):
+        chosen = switches[name] if isinstance(switches, dict) else switches if name == first else switches[:1]
+        found += [pytest.param(name, switch, marks=() if name == first else pytest.mark.slow) for switch in chosen]
     return found
 
 
@@ -128,12 +129,11 @@ def test_mixed_precision_is_planned_by_its_average(method: str, planned_and_writ
 
 
 def repair_cases() -> list[ParameterSet]:
-    """Every method with every switch on a low-bit model, and with its first switch on the others."""
+    """Every method with its switches on a low-bit model, two methods on the others."""
     found = [pytest.param(*case.values, "low-bit", marks=case.marks) for case in method_cases("compensate", COMPENSATE)]
-    others = [(name, next(iter(COMPENSATE))) for name in METHODS["compensate"]]
-    return found + [
-        pytest.param(*case, source, marks=pytest.mark.slow) for case in others for source in ("ragged", "with-adapter")
-    ]
+    others = [(name, switch, "with-adapter") for name in ("eora", "corda") for switch in ("rank: 2", "rank: 2, adapter_bits: 8")]
+    others += [(name, "rank: 2", "ragged") for name in ("eora", "corda")] + [("corda", "rank: 2, merge: true", "low-bit")]
+    return found + [pytest.param(*case, marks=pytest.mark.slow) for case in others]
 
 
 @pytest.mark.parametrize(("method", "switch", "source"), repair_cases())
