@@ -28,9 +28,11 @@ def test_the_shipped_schema_is_what_the_command_prints(capsys: pytest.CaptureFix
 def test_the_schema_holds_every_setting_with_its_help() -> None:
     found = schema()
     titles = {each["title"]: each for each in found["properties"]["steps"]["items"]["anyOf"]}
-    assert {f"{stage} {method}" for stage, methods in METHODS.items() for method in methods} | {"evaluate", "expand"} == set(
-        titles
-    )
+    assert {f"{stage} {method}" for stage, methods in METHODS.items() for method in methods} | {
+        "evaluate",
+        "expand",
+        "search",
+    } == set(titles)
     sparsity = titles["prune cfsp"]["properties"]["sparsity"]
     assert sparsity["description"] == "Share of the FFN channels to remove."
     assert "overwrite" not in titles["prune cfsp"]["properties"]
