@@ -108,6 +108,36 @@ def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[s
     return runner("evaluate", "")(str(source), options, quiet=quiet)
 
 
+def pack(source: str | Path, out: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Pack the folder SOURCE without loss into the one file OUT, .ckz; for settings see `compresskit pack --help`.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
+    """
+    return _single("pack", source, out, quiet, settings)
+
+
+def expand(source: str | Path, out: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Make the folder OUT of a packed file, or of a ternary task vector; for settings see `compresskit expand --help`.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
+    """
+    return _single("expand", source, out, quiet, settings)
+
+
+def _single(name: str, source: str | Path, out: str | Path, quiet: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a stage that has no methods."""
+    _check_settings(name, settings, [options_class(name, "")])
+    return runner(name, "")(str(source), Path(out), _built(options_class(name, ""), settings), quiet=quiet)
+
+
 def register() -> None:
     """Let transformers load ragged checkpoints without `trust_remote_code` (see models/ragged.py)."""
     from compresskit.models.ragged import register as register_classes

@@ -105,13 +105,19 @@ STAGES: dict[str, Stage] = {
         gives="low-bit",
         request="searching.request:SearchRequest",
     ),
+    "pack": Stage(
+        "archiving.run:pack",
+        "archiving.request:PackOptions",
+        "Pack a folder without loss into one smaller file, for shipping and archives.",
+        gives="file",
+    ),
     "expand": Stage(
         "task_vectors.expand:expand",
         "task_vectors.request:ExpandOptions",
-        "Make a normal adapter or checkpoint of a ternary task vector.",
+        "Make a packed folder again, or a normal adapter or checkpoint of a ternary task vector.",
     ),
 }
-"""A method with its own runner has a separate line under "stage method"; evaluate, search and expand have no methods."""
+"""A method with its own runner has a separate line under "stage method"; evaluate, search, pack and expand have no methods."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {

@@ -169,7 +169,10 @@ def _default(parameter: inspect.Parameter) -> Any:
 def functions() -> str:
     """The functions of the package, from their docstrings."""
     names = [
-        *(f"api.{name}" for name in ("prune", "quantize", "search", "compensate", "recover", "evaluate", "export", "run")),
+        *(
+            f"api.{name}"
+            for name in ("prune", "quantize", "search", "compensate", "recover", "evaluate", "export", "pack", "expand", "run")
+        ),
         "register",
     ]
     return "```{eval-rst}\n" + "\n\n".join(f".. autofunction:: compresskit.{name}" for name in names) + "\n```\n"

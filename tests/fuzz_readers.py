@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from archive_files import read as read_archive
 from fuzz_formats import FORMATS
 from fuzz_mutations import Mutate, as_json, as_lines, as_safetensors, as_yaml, bytewise
 from fuzz_runs import RUNS
-from fuzz_sources import MESSAGES, ROWS, TASKS, adapter, llama, parquet_file, pruned_pair, ternary, write_json
+from fuzz_sources import MESSAGES, ROWS, TASKS, adapter, archive, llama, parquet_file, pruned_pair, ternary, write_json
 from ternary_files import read as read_ternary
 
 from compresskit.calibration.files import read_file
@@ -197,6 +198,7 @@ READERS: dict[str, Reader] = {
     "task file": Reader(
         _lines("task.jsonl", TASKS), as_lines, lambda f: read_tasks(f, ["task"], None, 1, 0), share=4,
     ),
+    "packed folder": Reader(archive, bytewise, lambda f: read_archive(f / "file", f / "out"), checksum=True),
     "ternary container": Reader(ternary, as_safetensors, lambda f: read_ternary(f / "file"), checksum=True, share=2),
     "tokenizer.json": Reader(_beside_model("tokenizer.json", None), as_json, _tokens),
     "tokenizers of a pair": Reader(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from archive_files import small_folder
+from archive_files import write as write_archive
 from safetensors.torch import save_file
 from ternary_files import random_signs, write
 from tiny_models import write_tokenizer
@@ -103,6 +105,13 @@ def parquet_file(folder: Path, name: str) -> str:
 def ternary(folder: Path) -> str:
     """Write a ternary file of two tensors and a dense one."""
     write(folder / "file", {"first": random_signs(9000, 0.1, 1), "second": random_signs(500, 0.5, 2)})
+    return "file"
+
+
+def archive(folder: Path) -> str:
+    """Write a packed folder."""
+    small_folder(folder / "source")
+    write_archive(folder / "source", folder / "file")
     return "file"
 
 

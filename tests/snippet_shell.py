@@ -26,7 +26,7 @@ from typing import Any
 ADDRESS = "SNIPPET_SERVER"
 """Variable of the environment that names the server's socket."""
 SMALL = {"samples": 8, "sequence_length": 256, "windows": 2, "epochs": 1, "passes": 20, "verify_windows": 2}
-STAGES = ("prune", "quantize", "compensate", "recover", "evaluate", "merge", "expand", "search", "run", "plan")
+STAGES = ("prune", "quantize", "compensate", "recover", "evaluate", "merge", "expand", "pack", "search", "run", "plan")
 
 
 def reduced(arguments: list[str], scratch: Path) -> list[str]:

@@ -73,7 +73,8 @@ def test_the_reference_has_every_command_with_its_flags(reference: str) -> None:
         "run": ("--list", "--set", "--from", "--only", "--dry-run", "--junit", "--summary", "--overwrite --no-overwrite"),
         "plan": ("--probe --no-probe", "--json"),
         "evaluate": ("--against", "--gate", "--tasks-folder", "--quiet"),
-        "expand": ("--base", "--max-shard-size"),
+        "expand": ("--base", "--max-shard-size", "--threads"),
+        "pack": ("--threads", "--overwrite --no-overwrite"),
         "search": ("--bits", "--bytes", "--max-loss", "--explain"),
         "merge similarity": ("--base",),
     }.items():
@@ -84,7 +85,7 @@ def test_the_reference_has_every_command_with_its_flags(reference: str) -> None:
 
 
 def test_the_reference_has_every_function_and_every_error_with_its_exit_code(reference: str) -> None:
-    for name in ("prune", "quantize", "compensate", "recover", "evaluate", "export", "run"):
+    for name in ("prune", "quantize", "compensate", "recover", "evaluate", "export", "pack", "expand", "run"):
         assert f" compresskit.api.{name}(" in reference
     for found in vars(errors).values():
         if isinstance(found, type) and issubclass(found, errors.CompresskitError):

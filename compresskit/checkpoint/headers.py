@@ -18,7 +18,9 @@ BYTES_PER_ELEMENT = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-"""Bytes per element of each safetensors dtype."""
+"""Bytes per element of the dtypes that stages read."""
+STORED_BYTES = BYTES_PER_ELEMENT | {"F8_E8M0": 1, "U16": 2, "U32": 4, "U64": 8, "C64": 8}
+"""Also of those that are only copied."""
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """The dtypes of weights; all others hold codes, shapes and masks."""
 LARGEST_HEADER_BYTES = 1 << 24
@@ -44,7 +46,7 @@ class TensorSpec:
     @property
     def bytes(self) -> int:
         """Stored size, without the header."""
-        return self.elements * BYTES_PER_ELEMENT[self.dtype]
+        return self.elements * STORED_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,14 @@ def tensors_in(path: Path) -> list[TensorSpec]:
     return list(read_header(path).specs.values())
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, dtypes: Mapping[str, int] = BYTES_PER_ELEMENT) -> Header:
     """Read the header of a safetensors file; the library checks that its tensors fill the file without gaps.
 
     Returns:
         Every tensor and where it stands.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or a dtype is not in `BYTES_PER_ELEMENT`.
+        CheckpointError: the file is missing or damaged, or a dtype is not in `dtypes`.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: the shard is missing; download the checkpoint again")
@@ -98,8 +100,8 @@ def read_header(path: Path) -> Header:
     for spec in specs:
         if not spec.name.isprintable() or not 0 < len(spec.name) <= LONGEST_TENSOR_NAME:
             raise CheckpointError(f"{path}: {shown(spec.name)} is no name of a tensor; download the file again")
-        if spec.dtype not in BYTES_PER_ELEMENT:
-            known = ", ".join(BYTES_PER_ELEMENT)
+        if spec.dtype not in dtypes:
+            known = ", ".join(dtypes)
             raise CheckpointError(f"{path}: {spec.name} has dtype {spec.dtype}, known are {known}; convert it first")
     starts = itertools.accumulate((spec.bytes for spec in specs), initial=LENGTH_BYTES + header_bytes)
     return Header(

@@ -71,7 +71,7 @@ def check_unchanged(store: Checkpoint) -> None:
     """
     is_part = not (store.folder / MANIFEST).is_file()  # an adapter's folder beside the weights that it repairs
     folder = store.folder.absolute().parent if is_part else store.folder
-    recorded = _recorded_hashes(read_manifest(folder) or {})
+    recorded = recorded_hashes(read_manifest(folder) or {})
     for file in store.files:
         expected = recorded.get(f"{store.folder.name}/{file.name}" if is_part else file.name)
         if expected is not None and store.hashes[file.name] != expected:
@@ -98,7 +98,7 @@ def damage_named(verify: Callable[[], object]) -> Iterator[None]:
         raise
 
 
-def _recorded_hashes(recorded: dict[str, Any]) -> dict[str, str]:
+def recorded_hashes(recorded: dict[str, Any]) -> dict[str, str]:
     """SHA-256 by file name that a manifest, as `read_manifest` gives it, states; empty where it states none."""
     hashes: dict[str, str] = (recorded.get("outputs") or {}).get("sha256", {})
     return hashes
@@ -107,7 +107,7 @@ def _recorded_hashes(recorded: dict[str, Any]) -> dict[str, str]:
 def changed_files(folder: Path, recorded: dict[str, Any]) -> list[str]:
     """Weight files that differ from the manifest."""
     changed = []
-    for name, digest in _recorded_hashes(recorded).items():
+    for name, digest in recorded_hashes(recorded).items():
         file = inside(folder, name, folder / MANIFEST, subfolders=True)
         if not file.is_file() or sha256(file) != digest:
             changed.append(name)

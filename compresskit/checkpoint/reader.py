@@ -221,6 +221,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: the folder, its configuration, its index or a shard is missing or inconsistent.
     """
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file, expected a checkpoint folder; compresskit expand makes one of a .ckz file")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a checkpoint folder, a Hub id or demo:smollm2-135m")
     if not (folder / "config.json").is_file():

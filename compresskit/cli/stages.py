@@ -28,8 +28,6 @@ from compresskit.cli.summaries import summary
 from compresskit.errors import GateError
 from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
 
-EXPAND_HELP = "Turn a ternary task vector back into a normal PEFT adapter or checkpoint."
-
 
 def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
     """Add a command group for every stage. Only the `wanted` command and method, or all if none, get their flags."""
@@ -47,8 +45,9 @@ def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
     found = search_command() if first in ("search", "") else _nothing
     app.command("search", help=STAGES["search"].summary)(found)
     app.command("inspect")(inspect_source)
-    expand = expand_command() if first in ("expand", "") else _nothing
-    app.command("expand", help=EXPAND_HELP)(expand)
+    for name, out_kind in (("pack", "file"), ("expand", "folder")):
+        single = single_command(name, out_kind) if first in (name, "") else _nothing
+        app.command(name, help=STAGES[name].summary)(single)
     app.command("methods")(methods)
 
 
@@ -112,7 +111,9 @@ def evaluate_command() -> Callable[..., None]:
 
 
 def inspect_source(
-    source: Annotated[str, typer.Argument(help="A checkpoint or adapter folder, a Hub id, or - for standard input.")],
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint or adapter folder, a .ckz file, a Hub id, or - for standard input.")
+    ],
     json_output: Json = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Accept a checkpoint that ships code.")] = False,
     structure: Annotated[bool, typer.Option(help="Show what was derived of its blocks, and what no stage edits.")] = False,
@@ -137,19 +138,19 @@ def methods(json_output: Json = False) -> None:
             show(f"{stage:10} {name:12} {entry.paper or '-':18} {entry.summary}")
 
 
-def expand_command() -> Callable[..., None]:
-    """Build `expand SOURCE OUT` with flags for its options."""
-    from compresskit.task_vectors.expand import expand
-    from compresskit.task_vectors.request import ExpandOptions
+def single_command(stage: str, out_kind: str) -> Callable[..., None]:
+    """Build SOURCE OUT of a stage without methods, with flags for its options; OUT is a folder or a file."""
+    options_type = options_class(stage, "")
 
     def command(source: str, out: Path, **values: Any) -> None:
-        options, upload = build(ExpandOptions, values), asked_upload(values)
-        result = expand(source, out, options, quiet=values["quiet"])
+        options, upload = build(options_type, values), asked_upload(values)
+        result = runner(stage, "")(source, out, options, quiet=values["quiet"])
         log(summary(result), values["quiet"])
         result = uploaded(upload, out, result, values["quiet"])
         show(json.dumps(result) if values["json_output"] else result["output"])
 
-    return with_parameters(command, [*places(), *options_of(ExpandOptions), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS])
+    pushed = PUSH_PARAMETERS if out_kind == "folder" else ()
+    return with_parameters(command, [*places(False, out_kind), *options_of(options_type), *pushed, *OUTPUT_PARAMETERS])
 
 
 def search_command() -> Callable[..., None]:

@@ -23,6 +23,8 @@ def summary(result: dict[str, Any]) -> str:
 def _size(result: dict[str, Any]) -> str:
     """Bytes and parameters before and after; what is the same stands there once."""
     before, after = result["bytes_before"], result["bytes_after"]
+    if result["parameters_before"] is None:  # of a packed folder, which may hold anything
+        return f"{readable_bytes(before)} -> {readable_bytes(after)}{_ratio(before, after)}"
     old, new = readable_count(result["parameters_before"]), readable_count(result["parameters_after"])
     parameters = f"{new} parameters" if old == new else f"{old} -> {new} parameters"
     if before == after:

@@ -1,17 +1,8 @@
-"""Request of `export`: its options, and what OUT may be."""
+"""Request of `export`: its options."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict
-
-from compresskit.checkpoint.work_folder import check_name, check_space
-from compresskit.errors import RequestError
-from compresskit.exporting.method import ExportMethod
-
-MAGIC_BYTES = 4
 
 
 class ExportOptions(BaseModel):
@@ -23,33 +14,3 @@ class ExportOptions(BaseModel):
     """Replace an existing OUT once the work is complete."""
     verify: bool = True
     """Compare weight files with the SHA-256 in their manifest."""
-
-
-def check_file_out(out: Path, method: ExportMethod, overwrite: bool) -> None:
-    """Check the name of the output file before anything is read.
-
-    Raises:
-        RequestError: it has another ending, exists (unless `overwrite`) or is something else, or its folder cannot be written.
-    """
-    check_name(out)
-    if out.suffix != method.ending:
-        raise RequestError(
-            f"{out}: is to be a file, whose name ends with {method.ending}; write for example {out}{method.ending}"
-        )
-    if os.path.lexists(out):
-        if not overwrite:
-            raise RequestError(f"{out}: exists already; choose another file, or pass --overwrite")
-        if out.is_symlink() or not out.is_file():
-            raise RequestError(f"{out}: is no file, so it is not replaced; move it away, or choose another OUT")
-        with out.open("rb") as file:
-            found = file.read(MAGIC_BYTES)
-        if found != method.magic:
-            raise RequestError(f"{out}: is no {method.ending} file, so it is not replaced; move it away, or choose another OUT")
-    folder = out.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise RequestError(f"{folder}: is no folder that can be written to; make it first, or choose another OUT")
-
-
-def check_file_space(out: Path, needed_bytes: int) -> None:
-    """Raise RequestError if the disk of OUT has less than `needed_bytes` free."""
-    check_space(out.absolute(), needed_bytes)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import source
+from compresskit.checkpoint.file_out import check_file_out, check_file_space
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.whole_files import whole_file
 from compresskit.exporting.method import ExportMethod
 from compresskit.exporting.planned import facts
-from compresskit.exporting.request import ExportOptions, check_file_out, check_file_space
+from compresskit.exporting.request import ExportOptions
 from compresskit.formats.peft import CONFIG
 from compresskit.machine.progress import ProgressBars
 from compresskit.methods import name_of
@@ -36,7 +37,7 @@ def export(method: ExportMethod, source_name: str, out: Path, options: ExportOpt
             OUT is as it was.
     """
     started = time.monotonic()
-    check_file_out(out, method, options.overwrite)
+    check_file_out(out, method.ending, method.magic, options.overwrite)
     folder = source.resolve(source_name)
     model = open_any(str(folder))
     name = name_of("export", method)

@@ -32,13 +32,13 @@ LOCK = ".lock"
 FORMAT_VERSION = 1
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model", ".jinja", ".py")
 """Suffixes of files that a stage may read from a model or data folder."""
-NOT_IN_KEY = (*RUN_DECIDES, "gate", "verify")
+NOT_IN_KEY = (*RUN_DECIDES, "gate", "verify", "threads")
 """Not part of the key: a changed limit is checked against the existing report."""
 REPORT = "report.json"
 REPORT_FILES = (REPORT, REPORT + NEW)
 """What a step that writes no model has in its folder: its report, and what a kill left of one."""
-EXPORTED = (".gguf",)
-"""Endings of the files that export steps write beside their report."""
+EXPORTED = (".gguf", ".ckz")
+"""Endings of the files that export and pack steps write beside their report."""
 RUNNING, DONE, OUTDATED = "running", "done", "outdated"
 """Status of a step; outdated: asked to be done again, by a run that starts over."""
 

@@ -56,7 +56,7 @@ class Step:
     def file(self) -> str:
         """Name of the one file that it writes into its folder; "" for steps that write none."""
         exports = stage_of(self.stage, self.method_name or "").gives == "file"
-        return f"{self.name}{getattr(self.method, 'ending', '')}" if exports else ""
+        return f"{self.name}{getattr(self.method or self.options, 'ending', '')}" if exports else ""
 
     @property
     def references(self) -> list[str]:

@@ -93,7 +93,8 @@ def _reported(work: Work, run: Any, quiet: bool) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
     if file:
         options = work.options.model_copy(update={"overwrite": True})
-        report = run(work.method, work.sources, folder / file, options, quiet=quiet)
+        given = (*((work.method,) if work.method is not None else ()), work.sources, folder / file, options)
+        report = run(*given, quiet=quiet)
     write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
     return report
 

@@ -16,6 +16,7 @@ from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.weight_files import ignored_files
 from compresskit.errors import CheckpointError, UnsupportedArchitecture
 from compresskit.formats import open_format
+from compresskit.formats.archive.container import by_kind, open_archive
 from compresskit.formats.stored_forms import as_dense
 from compresskit.formats.ternary.golomb import entropy
 from compresskit.models.architectures import RAGGED_PREFIX
@@ -32,12 +33,15 @@ def inspect(source_name: str, trust_remote_code: bool = False, structure: bool =
     `structure` adds the kinds of blocks: their linears in compute order, their feed-forward networks, and what no stage edits.
 
     Returns:
-        The dictionary that `--json` prints; its keys depend on "kind", a checkpoint or an adapter, ternary or not.
+        The dictionary that `--json` prints; its keys depend on "kind", a checkpoint or an adapter, ternary or not, or an
+        archive.
 
     Raises:
-        CheckpointError: the folder is neither a checkpoint nor an adapter, or is damaged.
+        CheckpointError: SOURCE is none of these, or is damaged.
     """
     folder = source.resolve(source_name)
+    if folder.is_file():
+        return _inspect_archive(folder)
     if is_ternary(folder):
         return _inspect_ternary(folder)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -177,6 +181,27 @@ def _inspect_ternary(folder: Path) -> dict[str, Any]:
     }
 
 
+def _inspect_archive(path: Path) -> dict[str, Any]:
+    """What an archive holds, by its index: files, bytes before and after by kind, and the ratio."""
+    archive = open_archive(path)
+    size = path.stat().st_size
+    return {
+        "kind": "archive",
+        "file": str(path),
+        "bytes": size,
+        "folder_bytes": archive.bytes,
+        "ratio": round(size / archive.bytes, 4) if archive.bytes else None,
+        "made_by": archive.tool,
+        "digest": archive.digest,
+        "sections": len(archive.sections),
+        "kinds": {
+            label: found | {"ratio": round(found["stored"] / found["bytes"], 4)}
+            for label, found in by_kind(archive.sections).items()
+        },
+        "files": {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in archive.files},
+    }
+
+
 def _inspect_adapter(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "adapter_config.json")
     file = folder / "adapter_model.safetensors"
@@ -215,6 +240,11 @@ def listing(found: dict[str, Any]) -> str:
                     for f in kind["ffns"]
                 ]
                 lines += [f"{'  untouched':16} {name} ({reason})" for name, reason in kind["untouched"].items()]
+        elif key == "kinds":
+            for label, kind in value.items():
+                lines.append(f"{'  ' + label:28} {kind['bytes']:>15,} -> {kind['stored']:>15,} bytes  {kind['ratio']:.1%}")
+        elif key == "files" and found["kind"] == "archive":
+            lines += [f"{'file':16} {name} ({each['bytes']:,} bytes)" for name, each in value.items()]
         elif key == "chain":
             for link in value:
                 made_by = f"{link['stage']} {link['method']} (compresskit {link['version']})"

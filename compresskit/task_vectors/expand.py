@@ -1,4 +1,7 @@
-"""`expand`: turn a ternary task vector into a normal PEFT adapter, or with its base into a normal checkpoint."""
+"""`expand`: make a packed folder again, or turn a ternary task vector into a normal PEFT adapter or checkpoint.
+
+A packed folder is a file, whose first bytes are checked (formats/archive/container.py); a task vector is a folder.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.work_folder import check_out, check_space
 from compresskit.errors import RequestError
+from compresskit.formats.archive.restoring import restored_folder
 from compresskit.formats.stored_forms import open_dense
 from compresskit.machine.progress import ProgressBars
 from compresskit.stages import parse_bytes
@@ -25,18 +29,21 @@ if TYPE_CHECKING:
 
 
 def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = True) -> dict[str, Any]:
-    """Expand a ternary task vector.
+    """Make the folder of an archive, or expand a ternary task vector.
 
     Returns:
         The dictionary that `--json` prints: sizes in bytes, times in seconds.
 
     Raises:
-        RequestError: the source is not a ternary vector, or needs another base.
+        RequestError: the source is neither, or needs another base, or none.
         CheckpointError: the file is damaged. After any error, `out` is not created.
     """
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)
-    vector = open_task_vector(source.resolve(source_name), None)
+    folder = source.resolve(source_name)
+    if folder.is_file():
+        return _unpack(folder, out, options, quiet) | time_and_memory(started)
+    vector = open_task_vector(folder, None)
     if not isinstance(vector, TernaryVector):
         raise RequestError(f"{vector.folder}: is no ternary task vector; there is nothing to expand")
     base = open_dense(source.resolve(options.base)) if options.base else None
@@ -58,6 +65,23 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
         writer.commit(manifest("expand", settings, stored, writer.hashes(), facts_of(vector)))
     before, after = (stored.parameters, stored.bytes), (stored.parameters, writer.written[1])
     return stage_result("expand", settings, out, stored, before, after) | facts_of(vector) | time_and_memory(started)
+
+
+def _unpack(path: Path, out: Path, options: ExpandOptions, quiet: bool) -> dict[str, Any]:
+    """Make the folder that `pack` was given."""
+    default = ExpandOptions()
+    for name in ("base", "max_shard_size"):
+        if getattr(options, name) != getattr(default, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{path}: is an archive, whose files come out as they went in; leave out {flag}")
+    with ProgressBars(quiet) as bars:
+        found = restored_folder(path, out, options.overwrite, options.threads, bars.of("expanding"))
+    settings = {"method": "expand", **options.model_dump(include={"base", "threads"})}
+    return {
+        "stage": "expand", "method": "expand", "output": str(out), "source": str(path), "parameters_before": None,
+        "parameters_after": None, "bytes_before": path.stat().st_size, "bytes_after": found.bytes, "settings": settings,
+        "files": len(found.files), "digest": found.digest,
+    }  # fmt: skip
 
 
 def _tensor(vector: TernaryVector, name: str, base: Checkpoint | None) -> Tensor:

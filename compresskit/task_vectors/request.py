@@ -40,7 +40,9 @@ class ExpandOptions(BaseModel):
     base: str | None = None
     """Checkpoint to which the vector is added; for a vector of a whole checkpoint."""
     max_shard_size: str = "5GB"
-    """Maximum size of a weight file."""
+    """Maximum size of a weight file; those of an archive come out as they went in."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads that decode an archive; 0: one for each core that this process may use."""
     overwrite: bool = False
     """Replace an existing OUT once the work is complete."""
     verify: bool = True

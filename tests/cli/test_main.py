@@ -125,6 +125,7 @@ RESUMES = "; the same command with --resume goes on"
         ("quantize compeft a b", "compresskit.task_vectors.compress.compress", ""),
         ("merge ties a b c", "compresskit.task_vectors.merge.merge", ""),
         ("expand a b", "compresskit.task_vectors.expand.expand", ""),
+        ("pack a b.ckz", "compresskit.archiving.run.pack", ""),
         ("evaluate a", "compresskit.evaluation.run.evaluate", ""),
         ("inspect a", "compresskit.report.inspect.inspect", ""),
         ("report a", "compresskit.report.collecting.read_result", ""),

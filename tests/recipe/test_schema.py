@@ -32,6 +32,7 @@ def test_the_schema_holds_every_setting_with_its_help() -> None:
         "evaluate",
         "expand",
         "search",
+        "pack",
     } == set(titles)
     sparsity = titles["prune cfsp"]["properties"]["sparsity"]
     assert sparsity["description"] == "Share of the FFN channels to remove."

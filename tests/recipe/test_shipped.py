@@ -22,7 +22,7 @@ from compresskit.report.page import write_reports
 ROOT = Path(__file__).parents[2]
 WANTED = {
     "demo", "cfsp", "gptq", "apiq", "eora", "compeft", "paser", "half-the-size", "3-bit", "2-bit", "faster-on-cpu",
-    "adapter-zoo", "ci-gate",
+    "adapter-zoo", "ci-gate", "ship-small",
 }  # fmt: skip
 TINY: dict[str, Any] = {
     "samples": 8, "sequence_length": 64, "windows": 2, "group_size": 8, "round_to": 8, "rank": 2, "epochs": 1, "steps": 2,

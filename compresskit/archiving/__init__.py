@@ -1,0 +1,1 @@
+"""The pack stage: a folder as one smaller file, without loss."""

@@ -1,0 +1,59 @@
+"""The pack stage at work."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from compresskit.archiving.request import PackOptions
+from compresskit.checkpoint import source
+from compresskit.checkpoint.file_out import check_file_out, check_file_space
+from compresskit.checkpoint.manifest import recorded_hashes
+from compresskit.checkpoint.recorded import read_manifest
+from compresskit.checkpoint.results import time_and_memory
+from compresskit.checkpoint.whole_files import whole_file
+from compresskit.formats.archive.container import ENDING, MAGIC, by_kind
+from compresskit.formats.archive.packing import check_outside, check_recorded, digests_of, files_of, pack_files, planned_sections
+from compresskit.formats.archive.threads import threads_to_use
+from compresskit.machine.progress import ProgressBars
+
+
+def pack(source_name: str, out: Path, options: PackOptions, quiet: bool = True) -> dict[str, Any]:
+    """Pack a folder of weights, with all that is in it, into the file OUT.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, times in seconds.
+
+    Raises:
+        CompresskitError: see errors.py for the kinds; after any error OUT is as it was.
+    """
+    started = time.monotonic()
+    check_file_out(out, ENDING, MAGIC, options.overwrite)
+    folder = source.resolve(source_name)
+    files = files_of(folder)
+    check_outside(out, folder)
+    total = sum(file.stamp.bytes for file in files)
+    check_file_space(out, total)
+    sections, threads = planned_sections(files), threads_to_use(options.threads)
+    digests = digests_of(files, threads)
+    if options.verify:
+        check_recorded(folder, recorded_hashes(read_manifest(folder) or {}), digests)
+    with whole_file(out) as path, ProgressBars(quiet) as bars:
+        written, digest = pack_files(files, sections, digests, path, threads, bars.of("packing"))
+    size = out.stat().st_size
+    return {
+        "stage": "pack",
+        "method": "pack",
+        "output": str(out),
+        "source": str(folder),
+        "parameters_before": None,
+        "parameters_after": None,
+        "bytes_before": total,
+        "bytes_after": size,
+        "settings": {"method": "pack", **options.model_dump(include={"threads"})},
+        "ratio": size / total if total else 1.0,
+        "files": len(files),
+        "digest": digest,
+        "kinds": by_kind(written),
+    } | time_and_memory(started)

@@ -1,0 +1,175 @@
+"""Write an archive of a folder. Every section is decoded again at once: what cannot come back is not written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compresskit.checkpoint.byte_ranges import Stamp, fill, stamp_of
+from compresskit.checkpoint.digests import sha256
+from compresskit.checkpoint.side_files import side_files
+from compresskit.checkpoint.small_files import inside
+from compresskit.checkpoint.whole_files import storing
+from compresskit.errors import CheckpointError, CompresskitError, RequestError
+from compresskit.formats.archive.container import MAGIC, ArchivedFile, write_index
+from compresskit.formats.archive.planes import Bytes
+from compresskit.formats.archive.planning import section_bytes, sections_of
+from compresskit.formats.archive.sections import Section, decode, encode
+from compresskit.formats.archive.threads import in_order
+
+Progress = Callable[[int, int], None]
+MOST_SECTIONS = 300_000
+"""Of an index that small_files.py parses: a folder of 1.2 TB."""
+
+
+@dataclass(frozen=True)
+class FolderFile:
+    """A file to pack."""
+
+    path: Path
+    name: str
+    """Its path in the folder, with `/`."""
+    stamp: Stamp
+
+
+def files_of(folder: Path) -> list[FolderFile]:
+    """Look for the files of a folder and its subfolders; a link stands for the file, which lies where side_files.py allows it.
+
+    Returns:
+        The files, sorted by path.
+
+    Raises:
+        CheckpointError: there is no such folder, nothing in it, what is no file, a link that leads out of
+            the folder, or a name that other systems cannot hold.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a folder of weights, a Hub id or demo:smollm2-135m")
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            if path.is_symlink():
+                raise CheckpointError(f"{path}: is a link to a folder, which an archive cannot hold; put the folder in its place")
+            continue
+        name = path.relative_to(folder).as_posix()
+        inside(folder, name, folder, subfolders=True)
+        side_files(folder, (name,))
+        try:
+            with path.open("rb") as file:
+                found.append(FolderFile(path, name, stamp_of(file.fileno())))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not found:
+        raise CheckpointError(f"{folder}: holds no file; give a folder of weights")
+    return found
+
+
+def digests_of(files: list[FolderFile], threads: int) -> dict[str, str]:
+    """SHA-256 of every file, by name."""
+    return dict(zip((file.name for file in files), in_order(sha256, (file.path for file in files), threads), strict=True))
+
+
+def planned_sections(files: list[FolderFile]) -> list[Section]:
+    """Cut all files into sections, from their headers.
+
+    Returns:
+        The sections, file by file.
+
+    Raises:
+        CheckpointError: a safetensors file is damaged.
+        RequestError: they are more than an index holds.
+    """
+    total = sum(file.stamp.bytes for file in files)
+    most = section_bytes(total)
+    found = [each for number, file in enumerate(files) for each in sections_of(file.path, number, file.stamp.bytes, most)]
+    if len(found) > MOST_SECTIONS:
+        folder = files[0].path.parent
+        raise RequestError(
+            f"{folder}: {total:,} bytes make {len(found):,} sections, an archive has {MOST_SECTIONS:,}; pack parts"
+        )
+    for file in files:
+        _check_same(file)
+    return found
+
+
+def pack_files(
+    files: list[FolderFile], sections: list[Section], digests: dict[str, str], path: Path, threads: int, progress: Progress
+) -> tuple[list[Section], str]:
+    """Write the archive of files whose sections and digests are known.
+
+    Returns:
+        (the sections as they are stored, the SHA-256 of the index).
+
+    Raises:
+        CheckpointError: a file has changed meanwhile.
+        StorageError: the disk fails.
+    """
+    total = sum(section.bytes for section in sections)
+    written: list[Section] = []
+    with ExitStack() as stack, storing(path):
+        opened = [stack.enter_context(file.path.open("rb", buffering=0)).fileno() for file in files]
+
+        def work(section: Section) -> tuple[Section, bytes]:
+            file = files[section.file]
+            return _coded(file, section, _read(file, opened[section.file], section))
+
+        archive = stack.enter_context(path.open("wb"))
+        archive.write(MAGIC)
+        done = 0
+        for section, stored in in_order(work, sections, threads):
+            archive.write(stored)
+            written.append(section)
+            progress(done := done + section.bytes, total)
+        for file in files:
+            _check_same(file)
+        entries = [ArchivedFile(file.name, file.stamp.bytes, digests[file.name]) for file in files]
+        digest = write_index(archive, entries, written)
+    return written, digest
+
+
+def _read(file: FolderFile, descriptor: int, section: Section) -> Bytes:
+    data = np.empty(section.bytes, np.uint8)
+    start = 0
+    for place, length in section.places:
+        try:
+            fill(descriptor, place, data[start : start + length].data)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file.path}: cannot be read ({error}); use an intact copy") from error
+        start += length
+    return data
+
+
+def _coded(file: FolderFile, section: Section, data: Bytes) -> tuple[Section, bytes]:
+    found, stored = encode(section, data, file.stamp.bytes)
+    if not np.array_equal(decode(found, stored), data):
+        raise CompresskitError(f"{file.path}: bytes {section.places[0]} do not come back; this is a bug, please report it")
+    return found, stored
+
+
+def _check_same(file: FolderFile) -> None:
+    with file.path.open("rb") as now:
+        if stamp_of(now.fileno()) != file.stamp:
+            raise CheckpointError(f"{file.path}: changed while it was packed; start again when nothing writes to it")
+
+
+def check_recorded(folder: Path, recorded: dict[str, str], digests: dict[str, str]) -> None:
+    """Compare files with the SHA-256 that the folder's manifest recorded; raises CheckpointError."""
+    for name, digest in recorded.items():
+        if digests.get(name, digest) != digest:
+            raise CheckpointError(
+                f"{folder / name}: SHA-256 is {digests[name]}, the manifest recorded {digest}; use an intact copy, or pass "
+                "--no-verify if you changed it"
+            )
+        if name not in digests:
+            raise CheckpointError(
+                f"{folder / name}: is not there, the manifest recorded it; use an intact copy, or pass --no-verify"
+            )
+
+
+def check_outside(out: Path, folder: Path) -> None:
+    """Refuse an archive inside the folder that it is made of; raises RequestError."""
+    if folder.resolve() in out.resolve().parents:
+        raise RequestError(f"{out}: lies inside the source {folder}; choose a place beside it")
