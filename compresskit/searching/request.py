@@ -25,7 +25,7 @@ from compresskit.quantization.request import QuantizeRequest
 from compresskit.searching.candidates import Unit, candidates
 from compresskit.searching.knapsack import Assignment, best_within, front, total
 from compresskit.searching.options import SearchOptions, numbers, target_bytes
-from compresskit.walk.cost import block_bytes, edit_bytes, embedding_bytes, head_share, hidden_bytes, walk_bytes
+from compresskit.walk.cost import FLOAT32_BYTES, block_bytes, edit_bytes, embedding_bytes, head_share, hidden_bytes, walk_bytes
 
 SIXTEEN_BIT_BYTES = 2
 HEADER_BYTES = 8
@@ -225,9 +225,19 @@ class SearchRequest(Request):
         model, length = self.model, self.options.sequence_length
         states = hidden_bytes(model, self.options.verify_windows * length)
         scored = walk_bytes(model, (self.options.score_windows, length), edit_bytes(model, True)) + 2 * block_bytes(model)
+        scored += FLOAT32_BYTES * self.options.score_windows * length * self._widths
         tried = walk_bytes(model, (self.options.verify_windows, length), 0) + TOGETHER * states + embedding_bytes(model)
         stored = self.quantize_request(self.planned).peak_bytes() if self.options.run else 0
         return max(scored, tried, stored)
+
+    @property
+    def _widths(self) -> int:
+        """Inputs and outputs of all linears of a block, which the scores keep of every token."""
+        by_block = [
+            sum(sum(self.model.linear_shape(name)) for name in self.model.block_linears(index))
+            for index in range(self.model.block_count)
+        ]
+        return max(by_block)
 
     @property
     def scratch_bytes(self) -> int:

@@ -1,31 +1,33 @@
 """Score every option of every unit by what its rounding changes in the original's predictions, and keep its codes.
 
-    c(u, o) = 1/2 sum_j F_j E[dz_j^2],    dz = (W_o - W) x                                                (1)
-    F_j     = E[(d log p(y) / d z_j)^2],  y drawn from p                                                  (2)
+    c(u, o) = 1/2 mean over tokens of sum_j g_tj^2 dz_tj^2,    dz_t = (W_o - W) x_t                       (1)
+    g_tj    = d log p(y) / d z_tj,    y drawn from p                                                      (2)
 
-symbol  meaning                                               shape        name here
-W, W_o  a linear's weights, and rounded by option o           (out, in)    weight, rounded
-H       second moments of its inputs x, so E[dz^2] = diag((W_o - W) H (W_o - W)^T)   (in, in)   hessian
-F       diagonal of the Fisher information of its outputs z   (out,)       fisher
+symbol  meaning                                               shape           name here
+W, W_o  a linear's weights, and rounded by option o           (out, in)       weight, rounded
+x       its inputs                                            (tokens, in)    inputs
+g       gradients of the drawn tokens at its outputs z        (tokens, out)   gradients
 
 Equation 1 is the KL divergence of the predictions to second order, with the errors of different outputs, linears and tokens
-uncorrelated, and F and x independent (compensation/output_fisher.py has the expansion). One backward walk over the
-original gives all of it: a block that runs with gradients shows its inputs and the gradients of its outputs, and is then
-rounded once for every option. The codes stay in files, which the trials map (trials.py). The rounding is the method's
-own, on the original's inputs: for `rtn` what `quantize` stores to the bit, for `gptq` without the quantised prefix.
+uncorrelated (compensation/output_fisher.py has the expansion). Gradient and error of a token are multiplied before the mean:
+where a model makes massive activations, at the first token, both are large together (docs/evidence/search.md). One
+backward walk over the original gives all of it: a block that runs with gradients shows its inputs and the gradients of its
+outputs, and is then rounded once for every option. The codes stay in files, which the trials map (trials.py). The rounding is
+the method's own, on the original's inputs: for `rtn` what `quantize` stores to the bit, for `gptq` without the quantised prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compresskit.checkpoint.whole_files import write_whole_tensors
-from compresskit.compensation.output_fisher import surprise, watching
+from compresskit.compensation.output_fisher import surprise
 from compresskit.numerics.grid import Grid, from_codes, to_codes
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.error_feedback import feedback, round_with_feedback
@@ -37,11 +39,37 @@ from compresskit.walk.backward import GradientStep, walk_backward
 from compresskit.walk.block import Block
 from compresskit.walk.hooks import recorded_inputs
 from compresskit.walk.sequence import OnBlock
-from compresskit.walk.statistics import Gram, Moments
+from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
 
 Stored = tuple[Tensor, Tensor]
 """Codes (out, in) int8 and scales (out, groups) in their stored dtype, of one linear."""
+
+
+class Seen(NamedTuple):
+    """What one linear showed of every window."""
+
+    inputs: list[Tensor]
+    """(tokens, in) each."""
+    gradients: list[Tensor]
+    """(tokens, out) each."""
+
+    def cost(self, error: Tensor) -> float:
+        """Equation 1 for an error of the weights, (out, in)."""
+        both = zip(self.inputs, self.gradients, strict=True)
+        squares = sum(float((gradient.float() * (x.float() @ error.T)).square().sum(dtype=torch.float64)) for x, gradient in both)
+        return squares / 2 / max(1, sum(len(x) for x in self.inputs))
+
+
+def _watching(seen: Seen) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """Forward hook that keeps a linear's inputs, and the gradients that later reach its output."""
+    keep: Callable[[Tensor], None] = lambda gradient: seen.gradients.append(gradient.detach().flatten(0, -2))  # noqa: E731
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.inputs.append(inputs[0].detach().flatten(0, -2))
+        output.register_hook(keep)  # type: ignore[no-untyped-call]
+
+    return watch
 
 
 def score(
@@ -68,7 +96,7 @@ def score(
     def visit(block: Block) -> Iterator[GradientStep]:
         own = [unit for unit in units if unit.block == block.index]
         grams = {unit.name: Gram(block.linear(unit.linears[0]).in_features, walk.device) for unit in own}
-        moments = {name: Moments(block.linear(name).out_features, walk.device) for unit in own for name in unit.linears}
+        seen = {name: Seen([], []) for unit in own for name in unit.linears}
 
         def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
             with torch.enable_grad():
@@ -78,14 +106,13 @@ def score(
         with ExitStack() as stack:
             for unit in own:
                 stack.enter_context(recorded_inputs(block.linear(unit.linears[0]), grams[unit.name].add, stop=False))
-            for name, moment in moments.items():
-                stack.callback(block.linear(name).register_forward_hook(watching(moment)).remove)
+            for name, each in seen.items():
+                stack.callback(block.linear(name).register_forward_hook(_watching(each)).remove)
             yield step
-        tokens = sum(hidden[..., 0].numel() for hidden in block.hidden)
         kept: dict[str, Tensor] = {}
         for unit in own:
-            fisher = [moments[name].squares / tokens for name in unit.linears]
-            costs[unit.name] = _score_unit(block, unit, method, scale_dtype, (grams.pop(unit.name), fisher), kept)
+            of_linears = [seen.pop(name) for name in unit.linears]
+            costs[unit.name] = _score_unit(block, unit, method, scale_dtype, (grams.pop(unit.name), of_linears), kept)
         write_whole_tensors(codes_file(folders[1], block.index), kept)
 
     walk_backward(walk, folders[0], on_block, surprise(SEED), visit)
@@ -102,20 +129,18 @@ def _score_unit(
     unit: Unit,
     method: FormatMethod,
     scale_dtype: torch.dtype,
-    seen: tuple[Gram, list[Tensor]],
+    seen: tuple[Gram, list[Seen]],
     kept: dict[str, Tensor],
 ) -> list[float]:
-    """Round a unit by each of its options. `seen`: second moments of its inputs, and F of each linear (out,)."""
-    gram, fisher = seen
+    """Round a unit by each of its options. `seen`: second moments of its inputs, and what each linear showed."""
+    gram, of_linears = seen
     weights = [block.linear(name).weight.detach().float() for name in unit.linears]
     hessian = gram.matrix().div_(max(1, gram.tokens))
     found = []
     for option, grids_and_codes in enumerate(rounded(method, weights, hessian, unit.schemes, scale_dtype)):
         cost = 0.0
-        for name, weight, importance, (codes, grid) in zip(unit.linears, weights, fisher, grids_and_codes, strict=True):
-            error = from_codes(codes, grid, unit.schemes[option]) - weight
-            energy = ((error @ hessian) * error).sum(dim=1).double()
-            cost += float(importance.to(energy) @ energy) / 2
+        for name, weight, each, (codes, grid) in zip(unit.linears, weights, of_linears, grids_and_codes, strict=True):
+            cost += each.cost(from_codes(codes, grid, unit.schemes[option]) - weight)
             kept[f"{name}|{option}.codes"] = codes.to(torch.int8)
             kept[f"{name}|{option}.scale"] = grid.scale.to(scale_dtype)
         found.append(cost)

@@ -70,8 +70,8 @@ def test_a_cost_is_half_the_weighted_squares_of_the_output_errors(
         for option, scheme in enumerate(unit.schemes):
             codes, scale = stored[f"{name}|{option}.codes"].float(), stored[f"{name}|{option}.scale"].float()
             rounded = (codes.view(*scale.shape, -1) * scale[..., None]).flatten(1)
-            error = (inputs.double() @ (rounded - weight).double().T).square().mean(dim=0)
-            alone = float(gradients.double().square().mean(dim=0) @ error) / 2
+            error = inputs.double() @ (rounded - weight).double().T
+            alone = float((gradients.double() * error).square().sum(dim=1).mean()) / 2
             if len(unit.linears) == 1:
                 assert found[option] == pytest.approx(alone, rel=1e-3)
             else:
