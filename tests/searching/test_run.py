@@ -71,6 +71,7 @@ def test_a_search_writes_the_model_the_front_and_a_recipe_that_makes_it_again(
     assert made.read_bytes() == (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_ends_as_an_unbroken_one(
     tiny: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
