@@ -1,7 +1,7 @@
 """Perplexity of pruned SmolLM2 for every method, with and without refit, on text of the calibration's kind and another.
 
-    python benchmarks/pruning_quality.py --data FOLDER --results FILE.jsonl [--grid acceptance|methods|texts]
-                                         [--samples 64] [--windows 20 10]
+    python benchmarks/pruning_quality.py --data FOLDER --results FILE.jsonl [--grid acceptance|methods|texts|depth]
+                                         [--samples 64] [--sequence-length 512] [--windows 20 10]
 
 FOLDER holds wikitext2-validation.parquet, wikitext2-test.parquet and tasks/lambada.jsonl. Finished rows of FILE are
 skipped, so that the run can be stopped and continued. `--table` prints FILE as Markdown.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import tempfile
 import time
@@ -25,9 +26,8 @@ from compresskit.checkpoint.source import DEMO, resolve
 from compresskit.evaluation.language_modelling import cut_windows, score
 from compresskit.evaluation.request import read_evaluation_text
 from compresskit.machine.device import Where
-from compresskit.methods import method_class
+from compresskit.methods import method_class, runner
 from compresskit.models.load import open_model
-from compresskit.pruning.run import prune
 from compresskit.stages import Options
 
 SPARSITIES = (0.3, 0.5, 0.2)
@@ -49,6 +49,10 @@ def jobs(grid: str, wikitext: str, sparsities: Sequence[float]) -> Iterator[dict
     elif grid == "texts":
         for text in ("builtin", "self", f"self+{wikitext}", wikitext):
             yield {"method": "cfsp", "sparsity": 0.3, "calibration": text}
+    elif grid == "depth":  # 7 of 30 blocks take a little less room than cfsp at 0.3
+        yield {"method": "cfsp", "sparsity": 0.3, "calibration": wikitext}
+        for choose, refit in itertools.product(("loss", "run", "angle"), ("all", "gaps", "none")):
+            yield {"method": "depth", "blocks": 7, "choose": choose, "refit": refit, "calibration": wikitext}
     else:
         for sparsity in sparsities:
             for refit in (True, False):
@@ -74,16 +78,23 @@ def perplexities(folder: Path, data: Path, windows: list[int]) -> dict[str, floa
     return found
 
 
-def run(job: dict[str, Any], data: Path, samples: int, windows: list[int]) -> dict[str, Any]:
+def run(job: dict[str, Any], data: Path, samples: int, length: int, windows: list[int]) -> dict[str, Any]:
     settings = {key: value for key, value in job.items() if key not in ("method", "calibration")}
     method = method_class("prune", job["method"])(**settings)
     calibration = job["calibration"].replace(WIKITEXT, str(data / WIKITEXT))
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         started = time.monotonic()
-        result = prune(method, str(demo()), out, Options(calibration=calibration, samples=samples))
+        options = Options(calibration=calibration, samples=samples, sequence_length=length)
+        result = runner("prune", job["method"])(method, str(demo()), out, options)
         seconds = time.monotonic() - started
-        return {"achieved": result["sparsity_achieved"], "seconds": round(seconds, 1), **perplexities(out, data, windows)}
+        achieved = result.get("sparsity_achieved", result.get("removed_blocks"))
+        return {
+            "achieved": achieved,
+            "bytes": result["bytes_after"],
+            "seconds": round(seconds, 1),
+            **perplexities(out, data, windows),
+        }
 
 
 def table(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
@@ -99,8 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--grid", choices=("acceptance", "methods", "texts"), default="acceptance")
+    parser.add_argument("--grid", choices=("acceptance", "methods", "texts", "depth"), default="acceptance")
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--sequence-length", type=int, default=512, help="of a calibration window")
     parser.add_argument("--windows", type=int, nargs=2, default=[20, 10], help="of wikitext2-test and of LAMBADA")
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES, help="of the grid `methods`")
     parser.add_argument("--table", action="store_true")
@@ -111,8 +123,8 @@ def main() -> None:
         if any(row["job"] == job and row["samples"] in (arguments.samples, 0) for row in rows):
             continue
         is_dense = job["method"] == "dense"
-        common = (arguments.data, arguments.samples, arguments.windows)
-        found = perplexities(demo(), arguments.data, arguments.windows) if is_dense else run(job, *common)
+        common = (arguments.samples, arguments.sequence_length, arguments.windows)
+        found = perplexities(demo(), arguments.data, arguments.windows) if is_dense else run(job, arguments.data, *common)
         rows.append({"job": job, "samples": 0 if is_dense else arguments.samples, **found})
         with arguments.results.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")

@@ -53,6 +53,14 @@ STAGES: dict[str, Stage] = {
         gives="dense",
         request="pruning.request:PruneRequest",
     ),
+    "prune depth": Stage(
+        "pruning.depth.run:remove",
+        "stages:Options",
+        "Remove whole blocks: a smaller, faster dense model.",
+        takes="dense",
+        gives="dense",
+        request="pruning.depth.request:DepthRequest",
+    ),
     "quantize": Stage(
         "quantization.run:quantize",
         "stages:Options",
@@ -125,6 +133,7 @@ METHODS: dict[str, dict[str, Entry]] = {
         "flap": Entry("pruning.flap:FLAP", "arXiv 2312.11983", "Fluctuation of activations, with an output bias."),
         "wanda-sp": Entry("pruning.wanda_sp:WandaSP", "arXiv 2306.11695", "Weights times input norms."),
         "magnitude": Entry("pruning.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
+        "depth": Entry("pruning.depth.method:Depth", "arXiv 2505.02819", "Whole blocks removed, what they did folded in."),
         "random": Entry("pruning.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },
     "quantize": {

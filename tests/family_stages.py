@@ -6,7 +6,7 @@ A cell is "works", "refused: REASON" (an error of ours, in one line), "WRONG: ..
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from compresskit.evaluation.request import EvaluateOptions
 from compresskit.evaluation.run import evaluate
 from compresskit.machine.device import Where
 from compresskit.methods import method_class
-from compresskit.models.load import open_any
+from compresskit.models.load import open_any, open_model
+from compresskit.pruning.depth.method import Depth
+from compresskit.pruning.depth.run import remove
 from compresskit.pruning.run import prune
 from compresskit.quantization.run import quantize
 from compresskit.report.inspect import inspect
@@ -32,6 +34,7 @@ from compresskit.walk.walk import Walk
 
 WORKS = "works"
 STAGES = ("inspect", "walk", "prune 0", "uniform", "padded", "ragged", "rtn 8", "gptq 4", "eora", "evaluate")
+"""What `cells` runs if nothing else is asked for; "depth" has a test of its own."""
 TOLERANCE = 1e-3
 """Largest difference of logits between a result as stock tools run it and our own walk over it, in their spread."""
 CLOSE = 0.1
@@ -60,6 +63,22 @@ def stock(model_type: str, folder: Path) -> torch.Tensor:
     network.float()  # stock unpacks the codes of experts to float16 and would then compute in it
     with torch.no_grad():
         logits: torch.Tensor = network.eval()(input_ids=tokens(), use_cache=False).logits
+    return logits
+
+
+def without(model_type: str, folder: Path, removed: Collection[int]) -> torch.Tensor:
+    """Logits of a folder in stock transformers, some of whose blocks hand on what they are given."""
+    network: PreTrainedModel = auto_class(model_type).from_pretrained(folder, dtype=torch.float32).eval()
+    architecture = open_model(folder).architecture
+    blocks: Any = network.get_submodule(architecture.blocks)
+    for index in removed:
+        others = (None,) * (architecture.block(index).tuple_length - 1)
+        returned = (
+            (lambda hidden, others=others: (hidden, *others)) if architecture.block(index).tuple_length else lambda hidden: hidden
+        )
+        blocks[index].forward = lambda hidden_states, *_, returned=returned, **__: returned(hidden_states)
+    with torch.no_grad():
+        logits: torch.Tensor = network(input_ids=tokens(), use_cache=False).logits
     return logits
 
 
@@ -109,6 +128,12 @@ def cells(model_type: str, source: Path, work: Path, text: Path, only: tuple[str
         compensate(method_class("compensate", "eora")(rank=4), str(made), work / "eora", merged)
         _agree(model_type, work / "eora")
 
+    def shortened() -> None:
+        made = remove(Depth(blocks=1, choose="angle", refit="none"), str(source), work / "depth", options)
+        _close(stock(model_type, work / "depth"), without(model_type, source, made["removed_blocks"]))
+        remove(Depth(blocks=1, choose="loss"), str(source), work / "refitted", options)
+        _agree(model_type, work / "refitted")
+
     def measured() -> None:
         found = evaluate(str(source), EvaluateOptions(data=str(text), sequence_length=32, windows=4, device="cpu"))
         assert found["perplexity"] > 0
@@ -124,6 +149,7 @@ def cells(model_type: str, source: Path, work: Path, text: Path, only: tuple[str
         "gptq 4": lambda: _agree(model_type, quantized("gptq4", "gptq", bits=4)),
         "eora": repaired,
         "evaluate": measured,
+        "depth": shortened,
     }
     found = {stage: outcome(runs[stage]) for stage in only}
     shutil.rmtree(work, ignore_errors=True)

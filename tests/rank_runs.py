@@ -51,8 +51,11 @@ def recover_in_two(source: Path, out: Path, method: str, **given: Any) -> None:
 
 RUNS = {
     "cfsp": (prune, "cfsp", {"sparsity": 0.4}),
+    "depth": (prune, "depth", {"blocks": 2, "choose": "loss", "candidates": 1}),
+    "depth-run": (prune, "depth", {"blocks": 1, "choose": "run", "refit": "gaps"}),
     "rtn": (quantize, "rtn", {"bits": 4, "group_size": 16}),
     "gptq": (quantize, "gptq", {"bits": 3, "group_size": 16}),
+    "gptq-guided": (quantize, "gptq", {"bits": 3, "group_size": 16, "guide": "fisher", "guide_groups": 3}),
     "gptq-experts": (quantize, "gptq", {"bits": 4, "group_size": 16}),
     "gptq-mixed": (quantize, "gptq", {"bits": 2.5, "group_size": 16}),
     "gptq-int8": (quantize, "gptq", {"format": "int8", "activations": "dynamic", "smoothing": 0.5}),

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from compresskit.calibration.sampling import pick
-from compresskit.walk.backward import GradientStep, Loss, walk_backward
+from compresskit.calibration.drawn_labels import drawn_loss
+from compresskit.walk.backward import GradientStep, walk_backward
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.statistics import Moments
@@ -33,8 +33,6 @@ from compresskit.walk.walk import Walk
 
 DAMPING = 0.1
 """Share of the mean that is added to every value, so that outputs that the text hardly uses keep some weight."""
-ROWS_AT_ONCE = 64
-"""Positions whose float64 distributions exist at the same time."""
 LEAST = 1e-30
 """Value for experts that no token reached and for padded outputs; above 0, because the solver divides by it."""
 
@@ -63,18 +61,19 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
 
         with ExitStack() as stack:
             for name, moment in moments.items():
-                stack.callback(block.linear(name).register_forward_hook(watching(moment)).remove)
+                stack.callback(block.linear(name).register_forward_hook(_watching(moment)).remove)
             yield step
         tokens = sum(hidden[..., 0].numel() for hidden in block.hidden)
         for name, moment in moments.items():
             squares = (moment.squares / tokens).cpu()
             found[name] = (squares + DAMPING * squares.mean()).clamp_min(LEAST)
 
-    walk_backward(walk, scratch, on_block, surprise(seed), visit)
+    drawn = drawn_loss(repeat(torch.Generator().manual_seed(seed)))
+    walk_backward(walk, scratch, on_block, drawn, visit)
     return found
 
 
-def watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
+def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
     """Forward hook that adds the gradients that later reach a linear's output."""
     add: Callable[[Tensor], None] = lambda gradient: moment.add(gradient.flatten(0, -2).to(moment.sum.device))  # noqa: E731
 
@@ -82,17 +81,3 @@ def watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
         output.register_hook(add)  # type: ignore[no-untyped-call]
 
     return watch
-
-
-def surprise(seed: int) -> Loss:
-    """-log p(y) summed over a window, for tokens y drawn from the model itself at every position."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(tokens: Tensor, logits: Tensor) -> Tensor:
-        rows = logits.flatten(0, -2)
-        uniform = torch.rand(len(rows), 1, dtype=torch.float64, generator=generator)
-        parts = zip(torch.split(rows.detach(), ROWS_AT_ONCE), torch.split(uniform, ROWS_AT_ONCE), strict=True)
-        drawn = torch.cat([pick(*part) for part in parts])
-        return functional.cross_entropy(rows, drawn.to(rows.device), reduction="sum")
-
-    return loss

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENIZER = "tokenizer.json"
+DEPTH = "depth"
+"""The method of `prune` that removes blocks, and no channels."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def pair(compressed: Model, original: Model) -> Pair:
     }
     for what, (ours, theirs) in facts.items():
         if ours != theirs:
+            _check_depth(compressed, original)
             raise RequestError(f"{here}: its {what} is {ours}, that of {there} is {theirs}; pass the model it was made from")
     if different_tokenizers(here, there):
         raise RequestError(f"{here}: its tokenizer is not that of {there}; pass the model it was made from")
@@ -103,6 +106,16 @@ def pair(compressed: Model, original: Model) -> Pair:
                 "pass the model it was made from"
             )
     return Pair(compressed, original, kept)
+
+
+def _check_depth(compressed: Model, original: Model) -> None:
+    """Raise RequestError if a manifest says that blocks were removed: then no block has a counterpart by its number."""
+    if any(link.get("stage") == "prune" and link.get("method") == DEPTH for link in chain(compressed.checkpoint.manifest)):
+        raise RequestError(
+            f"{compressed.checkpoint.folder}: `prune {DEPTH}` took blocks out of the {original.block_count} of "
+            f"{original.checkpoint.folder}, and models are compared block by block; pass the pruned dense model as the original, "
+            "or repair it with recover --loss distill"
+        )
 
 
 def same_weights(both: Pair) -> bool:
@@ -132,7 +145,8 @@ def different_tokenizers(first: Path, second: Path) -> bool:
 
 def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
     """Kept channels of the linears that lost any; empty if all shapes match."""
-    prunings = [link for link in chain(compressed.checkpoint.manifest) if link.get("stage") == "prune"]
+    links = chain(compressed.checkpoint.manifest)
+    prunings = [link for link in links if link.get("stage") == "prune" and link.get("method") != DEPTH]
     last = [group.members[0].out_projection for i in range(compressed.block_count) for group in compressed.ffn_groups(i)]
     alike = all(compressed.linear_shape(name) == original.linear_shape(name) for name in last)
     # Same shapes mean padding to the original's width, or that the original is the pruned model; the hashes decide.

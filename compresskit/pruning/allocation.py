@@ -16,7 +16,7 @@ from torch import Tensor
 from compresskit.models.layouts import Widths
 from compresskit.models.model import FfnGroup, Model
 from compresskit.pruning.channels import channels_of, collected
-from compresskit.pruning.influence import AngularDistance
+from compresskit.pruning.influence import block_distances
 from compresskit.pruning.method import PruneMethod
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.walk import Walk
@@ -140,7 +140,7 @@ def allocate(method: PruneMethod, walk: Walk, on_block: OnBlock) -> Allocated:
         ratios = global_ratios(list(_dense_scores(method, walk, on_block)), method.sparsity)
         widths = round_widths(simple, ratios, step, method.sparsity)
     else:
-        importances = list(_block_importances(walk.take(IMPORTANCE_SAMPLES), on_block))
+        importances = list(block_distances(walk.take(IMPORTANCE_SAMPLES), on_block))
         ratios = cfsp_ratios(importances, method.sparsity)
         widths = round_widths(simple, [ratios[group.block] for group in groups], step, method.sparsity)
     return Allocated(_by_block(model, groups, widths), importances)
@@ -159,17 +159,6 @@ def even_widths(method: PruneMethod, model: Model) -> Widths:
 def _by_block(model: Model, groups: list[FfnGroup], widths: list[int]) -> Widths:
     pairs = list(zip(groups, widths, strict=True))
     return [[width for group, width in pairs if group.block == index] for index in range(model.block_count)]
-
-
-def _block_importances(walk: Walk, on_block: OnBlock) -> Iterator[float]:
-    """Mean angular distance between each block's input and output in the dense model."""
-    for block in walk:
-        distance = AngularDistance()
-        for before, after in block.steps():
-            distance.add(before, after)
-        distance.share(block.micro_batches)
-        yield distance.mean
-        on_block("block importance", block.index + 1, walk.model.block_count)
 
 
 def _dense_scores(method: PruneMethod, walk: Walk, on_block: OnBlock) -> Iterator[Tensor]:

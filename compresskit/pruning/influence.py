@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from compresskit import distributed
+from compresskit.walk.sequence import OnBlock
+from compresskit.walk.walk import Walk
 
 
 class AngularDistance:
@@ -30,3 +33,14 @@ class AngularDistance:
     def mean(self) -> float:
         """Mean over all tokens, 0 to 1."""
         return sum(total for total, _ in self.found) / max(1, sum(tokens for _, tokens in self.found))
+
+
+def block_distances(walk: Walk, on_block: OnBlock) -> Iterator[float]:
+    """Mean angular distance between each block's input and output in the walk's model."""
+    for block in walk:
+        distance = AngularDistance()
+        for before, after in block.steps():
+            distance.add(before, after)
+        distance.share(block.micro_batches)
+        yield distance.mean
+        on_block("block importance", block.index + 1, walk.model.block_count)

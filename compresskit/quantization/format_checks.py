@@ -45,3 +45,18 @@ def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name.replace('_', '-')}" if value else "--asymmetric"
     return f"--{name.replace('_', '-')} {value:g}" if isinstance(value, (int, float)) else f"--{name} {value}"
+
+
+def check_guide(model: Model, guide: str, groups: int) -> None:
+    """Refuse what no guide (guide.py) can do.
+
+    Raises:
+        UnsupportedArchitecture: the model has experts, whose tokens in the quantised model are others.
+        RequestError: groups of rows without a guide.
+    """
+    if guide == "none" and groups > 1:
+        raise RequestError(f"--guide-groups {groups}: is for --guide fisher; pass that too")
+    if guide != "none" and model.architecture.has_experts:
+        raise UnsupportedArchitecture(
+            f"{model.family}: --guide {guide}: the quantized model sends its experts other tokens; pass --guide none"
+        )

@@ -5,7 +5,8 @@ share an input (q, k and v; gate and up) share H and are rounded together as row
 after all previously quantised linears, also inside the block (true-sequential).
 
 Differs from the paper: columns are taken by falling second moments (act-order, as the released code offers); the grids are
-those of the original weights, so groups need no index file.
+those of the original weights, so groups need no index file. With a guide each linear, or group of its rows, has an H of its
+own, in which tokens count by the predictions' dependence on them (guide.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from compresskit.models.model import Model
+from compresskit.quantization.format_checks import check_guide
 from compresskit.quantization.formatted import FormatMethod
 
 if TYPE_CHECKING:
@@ -35,8 +38,22 @@ class GPTQ(FormatMethod, frozen=True):
     """Round inputs with large activations first (act-order)."""
     clipping: Literal["none", "error"] = "none"
     """Range of a group: none (its smallest to largest weight) or error (narrowed to the least error weighted by the inputs)."""
+    guide: Literal["none", "fisher"] = "none"
+    """Weight of each token in the second moments: none, or fisher (how much the predictions depend on the outputs there)."""
+    guide_groups: Annotated[int, Field(ge=1, le=4)] = 1
+    """Groups of a linear's rows with weights of their own, for --guide fisher."""
 
     needs_activations: ClassVar[bool] = True
+
+    def check(self, model: Model) -> None:
+        """Check the guide too; raises UnsupportedArchitecture or RequestError."""
+        super().check(model)
+        check_guide(model, self.guide, self.guide_groups)
+
+    @property
+    def guide_rows(self) -> int:
+        """Groups of a linear's rows whose tokens have weights of their own; 0 for no guide."""
+        return self.guide_groups if self.guide == "fisher" else 0
 
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
@@ -45,25 +62,18 @@ class GPTQ(FormatMethod, frozen=True):
         import torch
 
         from compresskit.numerics.grid import Grid, to_codes
-        from compresskit.quantization.energies import output_energies
-        from compresskit.quantization.error_feedback import feedback, round_with_feedback
+        from compresskit.quantization.row_parts import round_parts
 
         assert scheme is not None and gram is not None
-        hessian = gram.matrix().div_(max(1, gram.tokens))  # in place: for 8,192 inputs a second matrix takes a quarter of a GB
-        clipped = hessian.diagonal() if self.clipping == "error" and gram.tokens else None
-        grids = self.grids(weights, scheme, scale_dtype, clipped)
+        squares = gram.squares / gram.tokens if self.clipping == "error" and gram.tokens else None
+        grids = self.grids(weights, scheme, scale_dtype, squares)
         if not gram.tokens:
             nearest = (to_codes(weight, grid, scheme) for weight, grid in zip(weights, grids, strict=True))
             return [self.stored(codes, grid, scheme, scale_dtype, 0.0) for codes, grid in zip(nearest, grids, strict=True)]
         rows = torch.cat([weight.float() for weight in weights])
-        passed = feedback(hessian, self.damping, self.act_order)
-        del hessian
         whole = Grid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
-        rounded = round_with_feedback(rows, passed, whole, scheme)
-        parts = [
-            torch.split(each, [len(weight) for weight in weights])
-            for each in (rounded.codes, rounded.losses, output_energies(rows, passed))
-        ]
+        rounded = round_parts(rows, gram.parts(len(rows)), whole, scheme, self.damping, self.act_order)
+        parts = [torch.split(each, [len(weight) for weight in weights]) for each in rounded]
         found = []
         for codes, losses, energies, grid in zip(*parts, grids, strict=True):
             energy = float(energies.sum())

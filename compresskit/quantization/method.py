@@ -50,6 +50,11 @@ class QuantizeMethod(ForClient):
         return self.needs_activations
 
     @property
+    def guide_rows(self) -> int:
+        """Groups of a linear's rows whose tokens have weights of their own (guide.py); 0 for no guide."""
+        return 0
+
+    @property
     def reads_as_dense(self) -> bool:
         """Whether the result counts as a dense model (formats/stored_forms.py)."""
         return False

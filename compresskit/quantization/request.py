@@ -13,7 +13,6 @@ from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.errors import RequestError
-from compresskit.evaluation.request import scoring_bytes
 from compresskit.formats import peft
 from compresskit.job import HELD_BACK, Request
 from compresskit.machine.device import Where
@@ -25,27 +24,11 @@ from compresskit.models.loadable import quantised_linears
 from compresskit.models.model import BITS_PER_BYTE, Model
 from compresskit.models.shapes import LowBitShapes, adapter_shapes, low_bit_shapes
 from compresskit.numerics.scheme import Scheme
+from compresskit.quantization import cost
 from compresskit.quantization.block_method import BlockMethod
 from compresskit.quantization.method import GridMethod, QuantizeMethod
 from compresskit.quantization.unit_schemes import mixed_schemes
 from compresskit.stages import Options
-from compresskit.walk.cost import (
-    block_bytes,
-    edit_bytes,
-    embedding_bytes,
-    head_share,
-    hidden_bytes,
-    largest_linear_bytes,
-    walk_bytes,
-    window_bytes,
-)
-
-PASSES, PASSES_TRAINING = 2.7, 4.0
-"""GPTQ on 2.6, measured; a training pass is a forward, a backward of twice its work, and the rounding of the weights."""
-TRAINED_COPIES = 6
-"""Of a block in training: gradient, target, offset, its gradient, and two of AdamW."""
-GRAPH_COPIES = 8
-"""Of one linear, in the graph of its rounding."""
 
 
 @dataclass(frozen=True)
@@ -190,23 +173,18 @@ class QuantizeRequest(Request):
 
     def passes(self) -> float:
         """Forward passes of a window."""
-        method, windows = self.method, self.options.samples
-        closing = 2 * HELD_BACK * (1 + head_share(self.model))
-        if isinstance(method, BlockMethod):
-            return self.sampling_passes + windows * (PASSES + PASSES_TRAINING * method.training_epochs) + closing
-        return (self.sampling_passes + windows * PASSES if method.needs_text else 0.0) + closing
+        sampling = self.sampling_passes if self.method.needs_text else 0.0
+        return sampling + cost.passes(self.method, self.model, self.options.samples)
 
     def peak_bytes(self) -> int:
-        """Peak bytes: of the walk, or of the final KL divergence."""
-        model, length = self.model, self.options.sequence_length
-        windows = self.options.samples if self.method.needs_text else 0
-        edited = edit_bytes(model, self.method.needs_text)
-        walked = walk_bytes(model, (windows, length), edited)
-        if isinstance(self.method, BlockMethod):
-            hidden, block = hidden_bytes(model, windows * length), block_bytes(model)
-            trained = block + TRAINED_COPIES * block + GRAPH_COPIES * largest_linear_bytes(model) + window_bytes(model, length)
-            walked = max(embedding_bytes(model) + 2 * hidden, 3 * hidden + max(trained, 3 * block + edited))
-        return max(walked, scoring_bytes(model, HELD_BACK * length))
+        """Peak bytes: of the walk, of a backward pass, or of the final KL divergence."""
+        return cost.peak_bytes(self.method, self.model, self.options.samples, self.options.sequence_length)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Room on disk during the work alone, for hidden states and a guide."""
+        guide = cost.guide_scratch_bytes(self.method, self.model, self.options.samples, self.options.sequence_length)
+        return super().scratch_bytes + guide
 
 
 def open_request(method: QuantizeMethod, source_name: str, out: Path, options: Options) -> QuantizeRequest:

@@ -93,6 +93,7 @@ def _written(request: QuantizeRequest, writer: Writer) -> Model:
 
 def _walk(request: QuantizeRequest, job: Job, finished: Mapping[int, Model], writer: Writer) -> None:
     """Walk the model once, or the original and the result side by side."""
+    from compresskit.quantization.guide import guide_of
     from compresskit.quantization.sequential import quantize_blocks
     from compresskit.walk.walk import Walk
 
@@ -101,7 +102,10 @@ def _walk(request: QuantizeRequest, job: Job, finished: Mapping[int, Model], wri
         _two_streams(request, request.method, job, finished, writer)
     else:
         walk = Walk(request.model, tokens, job.where, images=job.images)
-        quantize_blocks(request, walk.resumed(finished), writer, job.bars)
+        with job.work.scratch() as scratch:
+            guided = request.method.guide_rows > 0 and len(writer.done) < request.model.block_count
+            guide = guide_of(request, walk, job.where, scratch, job.bars) if guided else _none
+            quantize_blocks(request, walk.resumed(finished), writer, job.bars, guide)
 
 
 def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finished: Mapping[int, Model], writer: Writer) -> None:
@@ -122,8 +126,8 @@ def _two_streams(request: QuantizeRequest, method: BlockMethod, job: Job, finish
         quantize_blocks(request, method, (original, compressed.resumed(finished)), saliencies, writer, job.bars)
 
 
-def _none(index: int) -> dict[str, Tensor]:
-    """No saliencies, for any block."""
+def _none(index: int) -> dict[str, Any]:
+    """No saliencies and no guide, for any block."""
     return {}
 
 

@@ -11,15 +11,17 @@ from compresskit.formats.compressed_tensors import as_read
 from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
+from compresskit.quantization.guide import Guide, TokenWeights
+from compresskit.quantization.guided_grams import guided
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.quantization.vanishing import check_kept
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import OnBlock, chosen_sequence, collected, finish_block, replace_weight
+from compresskit.walk.sequence import OnBlock, chosen_sequence, finish_block, replace_weight
 from compresskit.walk.walk import Walk
 
 
-def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_block: OnBlock) -> None:
-    """Quantise all blocks. Each block's facts go to `writer.facts["blocks"]`, its tensors to the writer.
+def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_block: OnBlock, guide: Guide) -> None:
+    """Quantise all blocks. Each block's facts go to `writer.facts["blocks"]`, its tensors to the writer. `guide`: see guide.py.
 
     Blocks finished by an interrupted run are read from its output and only run.
     """
@@ -27,7 +29,7 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
     for block in walk:
         if block.index not in writer.done:
             tensors = request.method.prepare(request.model, block, request.schemes)
-            errors = quantize_block(request, block, writer)
+            errors = quantize_block(request, block, writer, guide(block.index))
             tensors |= request.method.block_tensors(request.model, block, request.schemes)
             for name, tensor in tensors.items():
                 writer.put(name, tensor)
@@ -45,7 +47,7 @@ def write_shapes(request: QuantizeRequest, writer: Writer) -> None:
                 writer.put(stored, tensor)
 
 
-def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> dict[str, float]:
+def quantize_block(request: QuantizeRequest, block: Block, writer: Writer, guide: TokenWeights) -> dict[str, float]:
     """Quantise the linears of one block in place, position by position, and write them.
 
     Returns:
@@ -54,7 +56,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer) -> di
     method, scale_dtype = request.method, torch_dtype(request.scale_dtype)
     errors: dict[str, float] = {}
     for number, groups in enumerate(chosen_sequence(request.model, block.index, request.schemes)):
-        grams = collected(groups, block, number >= block.mixer_positions, True) if method.needs_activations else {}
+        grams = guided(groups, block, number >= block.mixer_positions, guide) if method.needs_activations else {}
         for group in groups:
             weights = [block.linear(name).weight for name in group]
             gram = grams.pop(group[0], None)

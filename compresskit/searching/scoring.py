@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from compresskit.calibration.drawn_labels import drawn_loss
 from compresskit.checkpoint.whole_files import write_whole_tensors
-from compresskit.compensation.output_fisher import surprise
 from compresskit.numerics.grid import Grid, from_codes, to_codes
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.error_feedback import feedback, round_with_feedback
@@ -115,7 +116,8 @@ def score(
             costs[unit.name] = _score_unit(block, unit, method, scale_dtype, (grams.pop(unit.name), of_linears), kept)
         write_whole_tensors(codes_file(folders[1], block.index), kept)
 
-    walk_backward(walk, folders[0], on_block, surprise(SEED), visit)
+    drawn = drawn_loss(repeat(torch.Generator().manual_seed(SEED)))
+    walk_backward(walk, folders[0], on_block, drawn, visit)
     return [costs[unit.name] for unit in units]
 
 

@@ -46,6 +46,8 @@ QUANTIZE = {
 }
 COMPENSATE = ("rank: 2", "rank: 2, merge: true", "rank: 2, adapter_bits: 8", "rank: 3, ignore: [down]", "rank: 2, aim: block")
 PATH = "  - {prune: cfsp, round_to: 8}\n  - {quantize: gptq, bits: 4, group_size: 8}\n  - {compensate: eora, original: source}\n"
+UNLIKE = ("compeft", "depth")
+"""Methods that do not have the switches of their stage's others."""
 RECOVER = ("rank: 3", "select_only: true", "adapter_only: true", "update: full", "update: grid")
 Steps = Callable[..., list[tuple[int, int]]]
 
@@ -84,7 +86,7 @@ def method_cases(stage: str, switches: dict[str, tuple[str, ...]] | tuple[str, .
     """The stage's first method with every switch, the others with one, or with their own; those are marked slow."""
     first = next(iter(METHODS[stage]))
     found = []
-    for name in (name for name in METHODS[stage] if name != "compeft"):
+    for name in (name for name in METHODS[stage] if name not in UNLIKE):
         chosen = switches[name] if isinstance(switches, dict) else switches if name == first else switches[:1]
         found += [pytest.param(name, switch, marks=() if name == first else pytest.mark.slow) for switch in chosen]
     return found
@@ -107,6 +109,13 @@ def test_a_pruning_whose_widths_the_text_decides_is_planned_by_their_sum(
 ) -> None:
     ((planned, written),) = planned_and_written(f"prune: {method}, sparsity: 0.3, round_to: 1, {switch}")
     assert abs(planned - written) <= HEADER_BYTES
+
+
+@pytest.mark.parametrize("switch", ["blocks: 2, choose: run"])
+def test_a_model_with_fewer_blocks_is_planned_to_the_byte(switch: str, planned_and_written: Steps) -> None:
+    """The step after it is planned on the model that it makes."""
+    for planned, written in planned_and_written(f"prune: depth, {switch}", "quantize: rtn, bits: 4, group_size: 8"):
+        assert planned == written
 
 
 def test_widths_that_pad_to_the_widest_block_are_planned_at_most(planned_and_written: Steps) -> None:

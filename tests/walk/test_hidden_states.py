@@ -50,6 +50,7 @@ def test_a_list_in_files_holds_what_a_list_holds(
 
 STAGES = {
     "prune": ("prune", "cfsp", "{model}", "--sparsity", "0.25", "--round-to", "8"),
+    "depth": ("prune", "depth", "{model}", "--blocks", "1", "--choose", "loss"),
     "gptq": ("quantize", "gptq", "{model}", "--bits", "3", "--group-size", "16"),
     "apiq": ("quantize", "apiq", "{model}", "--bits", "3", "--group-size", "16", "--epochs", "1", "--rank", "0"),
     "eora": ("compensate", "eora", "{low}", "--original", "{model}", "--rank", "2", "--aim", "block"),
