@@ -61,6 +61,11 @@ STAGES: dict[str, Stage] = {
         gives="dense",
         request="pruning.depth.request:DepthRequest",
     ),
+    "prune vocabulary": Stage(
+        "pruning.vocabulary.run:trim",
+        "pruning.vocabulary.method:VocabularyOptions",
+        "Remove tokens that a text never needs.",
+    ),
     "quantize": Stage(
         "quantization.run:quantize",
         "stages:Options",
@@ -134,6 +139,9 @@ METHODS: dict[str, dict[str, Entry]] = {
         "wanda-sp": Entry("pruning.wanda_sp:WandaSP", "arXiv 2306.11695", "Weights times input norms."),
         "magnitude": Entry("pruning.magnitude:Magnitude", "arXiv 1608.08710", "Norm of the weights alone."),
         "depth": Entry("pruning.depth.method:Depth", "arXiv 2505.02819", "Whole blocks removed, what they did folded in."),
+        "vocabulary": Entry(
+            "pruning.vocabulary.method:Vocabulary", "", "Tokens that a text never needs removed, rows with them."
+        ),
         "random": Entry("pruning.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },
     "quantize": {
