@@ -110,6 +110,14 @@ STAGES: dict[str, Stage] = {
         "Write a model, or an adapter, as one file for other runtimes.",
         gives="file",
     ),
+    "search": Stage(
+        "searching.run:search",
+        "searching.options:SearchOptions",
+        "Choose bits and groups for every part of a model, by measured loss, and store it so.",
+        takes="dense",
+        gives="low-bit",
+        request="searching.request:SearchRequest",
+    ),
     "pack": Stage(
         "archiving.run:pack",
         "archiving.request:PackOptions",
@@ -122,7 +130,7 @@ STAGES: dict[str, Stage] = {
         "Make a packed folder again, or a normal adapter or checkpoint of a ternary task vector.",
     ),
 }
-"""A method with its own runner has a separate line under "stage method"; evaluate, pack and expand have no methods."""
+"""A method with its own runner has a separate line under "stage method"; evaluate, search, pack and expand have no methods."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {

@@ -70,14 +70,14 @@ class Trainer:
     def _start_group(self, group: tuple[str, ...], hessian: Tensor, tokens: int) -> None:
         weights = [self.block.linear(name).weight.detach().float() for name in group]
         rows = torch.cat(weights)
-        targets = rows
+        targets, storage = rows, self.storage.of(group[0])
         if self.method.start == "gptq" and tokens:
-            scheme = self.storage.scheme
-            grid = min_max_grid(rows, scheme, self.storage.scale_dtype)
+            scheme = storage.scheme
+            grid = min_max_grid(rows, scheme, storage.scale_dtype)
             targets = round_with_feedback(rows, feedback(hessian, self.method.damping, ordered=True), grid, scheme).targets
         metric = Metric(hessian, self.method.damping) if self.storage.rank and tokens else None
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
-            linear = TrainedLinear.of(weight, target.clone(), self.storage)
+            linear = TrainedLinear.of(weight, target.clone(), storage)
             if self.storage.rank:
                 with naming(name):
                     linear.start_with_adapter(weight, metric)
