@@ -134,7 +134,7 @@ def orthogonal(size: int, hadamard: bool) -> Tensor:
     while len(block) < power:
         block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)])
     signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
-    return torch.kron(random(size // power), block / power**0.5) * signs
+    return torch.kron(random(size // power).contiguous(), block / power**0.5) * signs
 
 
 def rotate(network: Any, turn: Tensor) -> None:

@@ -5,7 +5,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compensate", "evaluate", "expand", "export", "pack", "prune", "quantize", "recover", "register", "run"]
+__all__ = [
+    "__version__", "compensate", "evaluate", "expand", "export", "pack", "prune", "quantize", "recover", "register", "run",
+    "search",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> "Any":

@@ -1,4 +1,4 @@
-"""Stages and recipes from Python: `from compresskit import prune, quantize, compensate, recover, evaluate, export, run`.
+"""Stages and recipes from Python: `from compresskit import prune, quantize, search, compensate, recover, evaluate, export, run`.
 
 Settings are the command line's flags, as keyword arguments. Results are the dictionaries that `--json` prints; errors are
 the classes of `compresskit.errors`. A progress bar is drawn on a terminal unless quiet=True. The import does not load
@@ -77,6 +77,20 @@ def export(source: str | Path, out: str | Path, method: str = "gguf", quiet: boo
         CompresskitError: see errors.py for the kinds; OUT is then unchanged.
     """
     return stage("export", source, out, method, quiet, settings)
+
+
+def search(source: str | Path, out: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Choose bits and groups of every part of SOURCE for bits=..., bytes=... or max_loss=..., and store it in the folder OUT.
+
+    Returns:
+        The dictionary that `--json` prints: sizes in bytes, KL divergences in nats per token.
+
+    Raises:
+        CompresskitError: see errors.py for the kinds; OUT is then unchanged.
+    """
+    _check_settings("search", settings, [options_class("search", "")])
+    options = _built(options_class("search", ""), settings)
+    return runner("search", "")(str(source), Path(out), options, quiet=quiet)
 
 
 def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:

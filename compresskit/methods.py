@@ -71,6 +71,11 @@ STAGES: dict[str, Stage] = {
         request="pruning.depth.request:DepthRequest",
     ),
     **{f"prune {name}": _EXPERTS for name in ("reap", "m-smoe", "ream", "frequency", "random-experts")},
+    "prune vocabulary": Stage(
+        "pruning.vocabulary.run:trim",
+        "pruning.vocabulary.method:VocabularyOptions",
+        "Remove tokens that a text never needs.",
+    ),
     "quantize": Stage(
         "quantization.run:quantize",
         "stages:Options",
@@ -115,6 +120,14 @@ STAGES: dict[str, Stage] = {
         "Write a model, or an adapter, as one file for other runtimes.",
         gives="file",
     ),
+    "search": Stage(
+        "searching.run:search",
+        "searching.options:SearchOptions",
+        "Choose bits and groups for every part of a model, by measured loss, and store it so.",
+        takes="dense",
+        gives="low-bit",
+        request="searching.request:SearchRequest",
+    ),
     "pack": Stage(
         "archiving.run:pack",
         "archiving.request:PackOptions",
@@ -127,7 +140,7 @@ STAGES: dict[str, Stage] = {
         "Make a packed folder again, or a normal adapter or checkpoint of a ternary task vector.",
     ),
 }
-"""A method with its own runner has a separate line under "stage method"; evaluate, pack and expand have no methods."""
+"""A method with its own runner has a separate line under "stage method"; evaluate, search, pack and expand have no methods."""
 
 METHODS: dict[str, dict[str, Entry]] = {
     "prune": {
@@ -142,6 +155,9 @@ METHODS: dict[str, dict[str, Entry]] = {
         "frequency": Entry("pruning.experts.frequency:Frequency", "", "Experts removed that the fewest tokens chose."),
         "random-experts": Entry(
             "pruning.experts.random:RandomExperts", "", "Experts drawn by chance: the floor to compare with."
+        ),
+        "vocabulary": Entry(
+            "pruning.vocabulary.method:Vocabulary", "", "Tokens that a text never needs removed, rows with them."
         ),
         "random": Entry("pruning.random:Random", "", "Channels drawn by chance: the floor to compare with."),
     },

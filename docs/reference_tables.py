@@ -171,7 +171,7 @@ def functions() -> str:
     names = [
         *(
             f"api.{name}"
-            for name in ("prune", "quantize", "compensate", "recover", "evaluate", "export", "pack", "expand", "run")
+            for name in ("prune", "quantize", "search", "compensate", "recover", "evaluate", "export", "pack", "expand", "run")
         ),
         "register",
     ]

@@ -25,8 +25,8 @@ from typing import Any
 
 ADDRESS = "SNIPPET_SERVER"
 """Variable of the environment that names the server's socket."""
-SMALL = {"samples": 8, "sequence_length": 256, "windows": 2, "epochs": 1}
-STAGES = ("prune", "quantize", "compensate", "recover", "evaluate", "merge", "expand", "pack", "run", "plan")
+SMALL = {"samples": 8, "sequence_length": 256, "windows": 2, "epochs": 1, "passes": 20, "verify_windows": 2}
+STAGES = ("prune", "quantize", "compensate", "recover", "evaluate", "merge", "expand", "pack", "search", "run", "plan")
 
 
 def reduced(arguments: list[str], scratch: Path) -> list[str]:
@@ -37,7 +37,7 @@ def reduced(arguments: list[str], scratch: Path) -> list[str]:
     name = arguments[1] if stage in METHODS and len(arguments) > 1 else ""
     if stage == "run":
         return [stage, *(_small_recipe(each, scratch) for each in arguments[1:2]), *arguments[2:]]
-    if name not in METHODS.get(stage, {"": None}) or (stage not in METHODS and stage != "evaluate"):
+    if name not in METHODS.get(stage, {"": None}) or (stage not in METHODS and stage not in ("evaluate", "search")):
         return arguments
     flags = {f"--{key.replace('_', '-')}": value for key, value in _small(stage, name).items()}
     return arguments + [f"{flag}={value}" for flag, value in flags.items() if flag not in arguments]

@@ -75,6 +75,7 @@ def test_the_reference_has_every_command_with_its_flags(reference: str) -> None:
         "evaluate": ("--against", "--gate", "--tasks-folder", "--quiet"),
         "expand": ("--base", "--max-shard-size", "--threads"),
         "pack": ("--threads", "--overwrite --no-overwrite"),
+        "search": ("--bits", "--bytes", "--max-loss", "--explain"),
         "merge similarity": ("--base",),
     }.items():
         section = reference.partition(f" Command: {command}¶ ")[2].partition("¶")[0]

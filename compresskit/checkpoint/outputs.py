@@ -72,6 +72,8 @@ class Outputs:
     """Tensors of safetensors files outside the checkpoint, by path inside the folder."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Generated files, by name."""
+    left_out: frozenset[str] = frozenset()
+    """Side files of the source that OUT does not get."""
 
     @property
     def specs(self) -> list[TensorSpec]:

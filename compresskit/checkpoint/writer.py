@@ -17,7 +17,7 @@ from compresskit import distributed
 from compresskit.checkpoint import digests, folder
 from compresskit.checkpoint.outputs import Outputs, Shard
 from compresskit.checkpoint.reader import Checkpoint
-from compresskit.checkpoint.side_files import copy_side_files
+from compresskit.checkpoint.side_files import SIDE_FILES, copy_side_files
 from compresskit.checkpoint.weight_files import INDEX
 from compresskit.checkpoint.whole_files import storing, sync, write_whole, write_whole_json
 from compresskit.checkpoint.work_folder import MANIFEST, WorkFolder
@@ -87,7 +87,7 @@ class Writer:
         """Write what is no weight. Without a configuration (adapter folders) the source's side files are not copied."""
         if self.outputs.config is not None:
             self.write_text("config.json", json.dumps(self.outputs.config, indent=2) + "\n")
-            copy_side_files(source, self.partial)
+            copy_side_files(source, self.partial, tuple(name for name in SIDE_FILES if name not in self.outputs.left_out))
         for name, text in self.outputs.files.items():
             self.write_text(name, text)
         if len(self.model_shards) > 1:

@@ -16,7 +16,7 @@ from compresskit.errors import RequestError
 
 SHARED_STAGES = ("prune", "quantize", "compensate", "recover", "evaluate")
 """Commands whose work ranks share."""
-UNSHARED_METHODS = ("quantize compeft",)
+UNSHARED_METHODS = ("quantize compeft", "prune vocabulary")
 HELP = "Make Hugging Face language models smaller: prune, quantize, and measure the cost."
 
 

@@ -42,6 +42,8 @@ def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
             group.command("similarity")(similarity)
         app.add_typer(group, name=stage)
     app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if first in ("evaluate", "") else _nothing)
+    found = search_command() if first in ("search", "") else _nothing
+    app.command("search", help=STAGES["search"].summary)(found)
     app.command("inspect")(inspect_source)
     for name, out_kind in (("pack", "file"), ("expand", "folder")):
         single = single_command(name, out_kind) if first in (name, "") else _nothing
@@ -149,6 +151,26 @@ def single_command(stage: str, out_kind: str) -> Callable[..., None]:
 
     pushed = PUSH_PARAMETERS if out_kind == "folder" else ()
     return with_parameters(command, [*places(False, out_kind), *options_of(options_type), *pushed, *OUTPUT_PARAMETERS])
+
+
+def search_command() -> Callable[..., None]:
+    """Build `search SOURCE OUT` with flags for its options."""
+    from compresskit.searching.options import SearchOptions
+    from compresskit.searching.run import search
+
+    def command(source: str, out: Path, **values: Any) -> None:
+        options, quiet, upload = build(SearchOptions, values), values["quiet"], asked_upload(values)
+        with interruptible("the same command with --resume goes on"):
+            result = search(source, out, options, quiet=quiet)
+        log(result.get("note") or summary(result), quiet)
+        for note in result.get("notes", ()):
+            log(f"compresskit: note: {note}", quiet)
+        result = uploaded(upload, out, result, quiet)
+        show(json.dumps(result) if values["json_output"] else result["output"])
+        if result.get("warning"):
+            raise GateError(result["warning"])
+
+    return with_parameters(command, [*places(), *options_of(SearchOptions), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS])
 
 
 def similarity(

@@ -49,6 +49,9 @@ def _losses(result: dict[str, Any]) -> list[str]:
         found.append(f"{result['blocks_removed']} of {result['blocks_removed'] + result['blocks_kept']} blocks removed")
     if "experts_removed" in result:
         found.append(f"{result['experts_removed']} of {result['experts_removed'] + result['experts_kept']} experts removed")
+    if "tokens_after" in result:
+        found.append(f"{result['tokens_before']:,} -> {result['tokens_after']:,} tokens")
+        found.append(f"{result['text_tokens_kept']:.2%} of the texts' tokens stay")
     if "bits_per_weight" in result:
         found.append(f"{result['bits_per_weight']:.2f} bits a weight")
     if "tensor_types" in result:

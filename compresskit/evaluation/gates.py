@@ -21,6 +21,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 METRICS: dict[str, str] = {
     "perplexity": "",
+    "bits_per_byte": "",
     "tokens": "",
     "nuclear_norm": "",
     "parameters": "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from compresskit.models.load import open_any, open_model
 from compresskit.models.model import Model
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compresskit.evaluation.generations import Asked
 
 BYTES_16BIT = 2
@@ -50,11 +53,12 @@ def evaluate(source_name: str, options: EvaluateOptions, quiet: bool = True) -> 
     with ProgressBars(quiet) as bars:
         where = choose_device(options.device, options.dtype, model.checkpoint.dtypes, options.trust_remote_code)
         asked = _asked(request, where)
-        scores, text = _scores(request, where, bars)
+        scores, text, bits = _scores(request, where, bars)
         speed = _speed(request, where)
         answers = _answers(request, asked, where, bars)
         details = _task_scores(request, tasks, where, bars)
-    report = _report(model, request.reference, scores, text) | {"speed": speed, "generations": answers, **_task_report(details)}
+    report = _report(model, request.reference, scores, text)
+    report |= {"bits_per_byte": bits, "speed": speed, "generations": answers, **_task_report(details)}
     results = check_gates(gates, report)
     report["gates"] = [result.model_dump() for result in results]
     return report | {
@@ -72,7 +76,8 @@ def _verify(request: EvaluateRequest) -> None:
             check_unchanged(model.adapter.store)
 
 
-def _scores(request: EvaluateRequest, where: Where, bars: ProgressBars) -> tuple[Scores, str]:
+def _scores(request: EvaluateRequest, where: Where, bars: ProgressBars) -> tuple[Scores, str, float | None]:
+    """The scores, what text they are of, and the bits of a byte of it."""
     import torch
 
     from compresskit.evaluation.language_modelling import cut_windows, score
@@ -87,7 +92,25 @@ def _scores(request: EvaluateRequest, where: Where, bars: ProgressBars) -> tuple
         windows = torch.nn.functional.pad(windows, (1, 0), value=first)
     found = score(model, windows, where, request.reference, bars.of("scoring"))
     each = "" if first is None else f", each after the start token {first}"
-    return found, f"{description}, {windows.shape[0]} windows of {windows.shape[1]} tokens{each}"
+    bits = _bits_per_byte(model, windows, found.perplexity, options.trust_remote_code)
+    return found, f"{description}, {windows.shape[0]} windows of {windows.shape[1]} tokens{each}", bits
+
+
+def _bits_per_byte(model: Model, windows: Tensor, perplexity: float, trust_remote_code: bool) -> float | None:
+    """Spread the loss over bytes, which compares models of other tokens too.
+
+    windows (windows, length) int64, of which each predicts all but its first.
+
+    Returns:
+        Bits a byte of the predicted tokens; None if they stand for no text.
+    """
+    from compresskit.models.tokenizer import open_tokenizer, tokenizing
+
+    folder = model.checkpoint.folder
+    tokenizer = open_tokenizer(folder, trust_remote_code)
+    with tokenizing(folder):
+        size = sum(len(tokenizer.decode(window[1:]).encode("utf-8", "replace")) for window in windows.tolist())
+    return math.log2(perplexity) * windows[:, 1:].numel() / size if size else None
 
 
 def _task_names(options: EvaluateOptions) -> list[str]:

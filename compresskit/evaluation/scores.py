@@ -58,7 +58,7 @@ def check_comparable(model: Model, reference: Model) -> None:
     if sizes[0] != sizes[1]:
         raise RequestError(
             f"{model.checkpoint.folder} has a vocabulary of {sizes[0]} tokens, {reference.checkpoint.folder} of {sizes[1]}; "
-            "compare with the model it was made from"
+            "compare with the model it was made from; where tokens were removed, compare bits_per_byte of each without --against"
         )
 
 

@@ -37,6 +37,8 @@ def table(report: dict[str, Any]) -> str:
         rows.append(("KL to the original, nats a token", "", f"{report['kl']:.4f}", ""))
     if report.get("top1_agreement") is not None:
         rows.append(("same most likely token", "", f"{report['top1_agreement']:.1%}", ""))
+    if report.get("bits_per_byte") is not None and not report.get("against"):
+        rows.append(("bits a byte of text", "", f"{report['bits_per_byte']:.4f}", ""))
     rows += [(f"task {name}", "", shown_score(score), "") for name, score in (report.get("tasks") or {}).items()]
     return aligned(rows) + f"\nmeasured on: {report['text']}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compresskit.formats.compressed_tensors import FORMAT
@@ -11,11 +11,11 @@ from compresskit.numerics.scheme import Scheme
 
 
 def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:
-    """`quantization_config` of config.json. `schemes`: by module name, one per block; `ignored`: dense linears."""
+    """`quantization_config` of config.json. `schemes`: by module name; `ignored`: dense linears."""
     distinct = list(dict.fromkeys(schemes.values()))
     groups = {}
     for index, scheme in enumerate(distinct):
-        targets = ["Linear"] if len(distinct) == 1 else [_pattern([n for n, each in schemes.items() if each == scheme])]
+        targets = ["Linear"] if len(distinct) == 1 else _targets(schemes, scheme)
         weights = {
             "num_bits": scheme.bits,
             "type": "int",
@@ -40,8 +40,30 @@ def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str
     return config | {"dequantize": True} if len(distinct) == 1 else config
 
 
-def _pattern(names: list[str]) -> str:
-    """Build a target pattern for the blocks of these linears, which have one scheme per block."""
-    blocks = dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", name) for name in names)
-    prefix = next(iter(blocks)).rpartition(".")[0]
-    return f"re:{re.escape(prefix)}\\.({'|'.join(block.rpartition('.')[2] for block in blocks)})\\..*"
+def _targets(schemes: Mapping[str, Scheme], scheme: Scheme) -> list[str]:
+    """Target patterns of the linears with one of several schemes: of whole blocks, else of the same linears of several blocks."""
+    of_block: dict[str, list[str]] = {}
+    for name in schemes:
+        of_block.setdefault(_block(name), []).append(name)
+    blocks_of: dict[str, list[str]] = {}
+    for block, names in of_block.items():
+        own = [name for name in names if schemes[name] == scheme]
+        for inner in [".*"] if own == names else [re.escape(name.removeprefix(f"{block}.")) + "$" for name in own]:
+            blocks_of.setdefault(inner, []).append(block)
+    inner_of: dict[tuple[str, ...], list[str]] = {}
+    for inner, blocks in blocks_of.items():
+        inner_of.setdefault(tuple(blocks), []).append(inner)
+    return [_pattern(blocks, inner) for blocks, inner in inner_of.items()]
+
+
+def _block(name: str) -> str:
+    """Module path of the block of a linear."""
+    return re.sub(r"(\.\d+)\..*", r"\1", name)
+
+
+def _pattern(blocks: Sequence[str], inner: Sequence[str]) -> str:
+    """Build a target pattern from module paths of blocks and patterns of linears inside them."""
+    prefix = blocks[0].rpartition(".")[0]
+    numbers = "|".join(block.rpartition(".")[2] for block in blocks)
+    inside = inner[0] if len(inner) == 1 else f"({'|'.join(inner)})"
+    return f"re:{re.escape(prefix)}\\.({numbers})\\.{inside}"

@@ -78,12 +78,17 @@ def largest_group(model: Model, ignore: Sequence[str]) -> int:
 def checked_scheme(model: Model, scheme: Scheme, ignore: Sequence[str]) -> Scheme:
     """Return the scheme; raises RequestError if a linear does not divide into its groups."""
     for name in quantised_linears(model, ignore):
-        columns = model.linear_shape(name)[1]
-        if not scheme.fits(columns):
-            fitting = [size for size in DEFAULT_GROUPS if columns % size == 0 and size >= SMALLEST_USEFUL_GROUP]
-            advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 0, a group a row"
-            raise RequestError(
-                f"--group-size {scheme.group_size}: {name} has {columns} inputs, which do not divide into such groups; "
-                f"{advice}, or --ignore {name.rsplit('.', 1)[-1]}"
-            )
+        if not scheme.fits(model.linear_shape(name)[1]):
+            raise RequestError(f"--group-size {scheme.group_size}: {unfitting(model, name, scheme.group_size)}")
     return scheme
+
+
+def unfitting(model: Model, name: str, group_size: int) -> str:
+    """Why groups of this size do not fit a linear, and the remedy."""
+    columns = model.linear_shape(name)[1]
+    fitting = [size for size in DEFAULT_GROUPS if columns % size == 0 and size >= SMALLEST_USEFUL_GROUP]
+    advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 0, a group a row"
+    return (
+        f"{name} has {columns} inputs, which do not divide into groups of {group_size}; "
+        f"{advice}, or --ignore {name.rsplit('.', 1)[-1]}"
+    )

@@ -16,7 +16,7 @@ class Storage(NamedTuple):
     """Storage of a block's linears, norms and biases."""
 
     scheme: Scheme
-    """Grid of all linears in the block."""
+    """Grid of the linears in the block."""
     scale_dtype: torch.dtype
     """Dtype of the grid's scales."""
     unpacked_dtype: torch.dtype
@@ -27,6 +27,12 @@ class Storage(NamedTuple):
     """Dtype of the adapter's factors."""
     vectors: Mapping[str, torch.dtype]
     """Stored dtypes of norms and biases that may change, by their names inside the block."""
+    schemes: Mapping[str, Scheme] = {}
+    """Grids of linears that have their own, by plain name."""
+
+    def of(self, name: str) -> Storage:
+        """Storage of one linear and of those that share its input."""
+        return self._replace(scheme=self.schemes.get(name, self.scheme))
 
 
 class QuantizedLinear(NamedTuple):

@@ -15,6 +15,7 @@ from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.for_client import ForClient
+from compresskit.quantization.unit_schemes import ByUnit, check_units
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ class QuantizeMethod(ForClient):
         raise TypeError(f"{type(self).__name__} defines no quantize_group")
 
 
-class GridMethod(QuantizeMethod):
+class GridMethod(ByUnit, QuantizeMethod):
     """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
 
     bits: Annotated[float, Field(ge=2, le=8)] | None = None
@@ -125,8 +126,8 @@ class GridMethod(QuantizeMethod):
 
     @property
     def mixed(self) -> bool:
-        """Whether blocks have different bits."""
-        return len(self.levels) > 1
+        """Whether linears have different grids."""
+        return len(self.levels) > 1 or bool(self.unit_grids)
 
     def is_symmetric(self, model: Model) -> bool:
         """Whether the grid has no zero points."""
@@ -140,6 +141,7 @@ class GridMethod(QuantizeMethod):
             RequestError: mixed precision is combined with zero points.
         """
         check_loadable(model, self.ignore, self.average, self.is_symmetric(model))
+        check_units(self, model)
 
     def scheme(self, model: Model) -> Scheme:
         """Grid of every linear; raises RequestError if the group size does not divide a linear's inputs."""

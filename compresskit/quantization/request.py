@@ -27,6 +27,7 @@ from compresskit.numerics.scheme import Scheme
 from compresskit.quantization import cost
 from compresskit.quantization.block_method import BlockMethod
 from compresskit.quantization.method import GridMethod, QuantizeMethod
+from compresskit.quantization.unit_schemes import mixed_schemes
 from compresskit.stages import Options
 
 
@@ -63,10 +64,9 @@ class QuantizeRequest(Request):
         names = quantised_linears(model, method.ignore)
         if not names or not isinstance(method, GridMethod) or not method.mixed:
             return dict.fromkeys(names, method.scheme(model) if names else None)
-        method.scheme(model)  # which is refused where its groups do not divide the inputs of a linear
-        bits = self.bits or tuple(_even_bits(method.average, index) for index in range(model.block_count))
-        of_bits = {each: method.scheme_of(model, each) for each in set(bits)}
-        return {name: of_bits[bits[model.block_of(name)]] for name in names}
+        if not method.unit_grids:
+            method.scheme(model)  # which is refused where its groups do not divide the inputs of a linear
+        return mixed_schemes(method, model, names, self.bits)
 
     @property
     def text(self) -> TextRequest:
@@ -92,7 +92,7 @@ class QuantizeRequest(Request):
 
     @property
     def unpacked_dtype(self) -> str:
-        """In which readers unpack the weights: the scales' dtype, for blocks of different bits the one in config.json."""
+        """In which readers unpack the weights: the scales' dtype, of several grids the one in config.json."""
         config = self._configuration()
         stated = config.get("dtype") or config.get("torch_dtype") or "float32"
         return SAFETENSORS_NAMES[stated] if len(set(self.schemes.values())) > 1 else self.scale_dtype
@@ -185,13 +185,6 @@ class QuantizeRequest(Request):
         """Room on disk during the work alone, for hidden states and a guide."""
         guide = cost.guide_scratch_bytes(self.method, self.model, self.options.samples, self.options.sequence_length)
         return super().scratch_bytes + guide
-
-
-def _even_bits(average: float, block: int) -> int:
-    """Whole bits that reach the average over the blocks; which block gets more is measured later."""
-    lower = math.floor(average)
-    share = average - lower
-    return lower + (math.floor((block + 1) * share) > math.floor(block * share))
 
 
 def open_request(method: QuantizeMethod, source_name: str, out: Path, options: Options) -> QuantizeRequest:

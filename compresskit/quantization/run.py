@@ -41,15 +41,16 @@ def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Optio
     Raises:
         CompresskitError: the kind in errors.py tells what is wrong; `out` is then as it was before.
     """
-    return run_request(lambda: open_request(method, source_name, out, options), _quantize, quiet)
+    return run_request(lambda: open_request(method, source_name, out, options), quantize_into, quiet)
 
 
-def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:
+def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str, Any]:
+    """Do a checked request in a job, its own or that of a stage which made it; `known`: facts for the manifest."""
     from compresskit.evaluation.language_modelling import score
 
     model = request.model
     request, bits = _with_bits(request, job)
-    writer = job.writer(request.outputs(), {"blocks": [], **bits})
+    writer = job.writer(request.outputs(), {"blocks": [], **bits, **known})
     finished = dict.fromkeys(writer.done, _written(request, writer)) if writer.done else {}
     _walk(request, job, finished, writer)
     distributed.wait()
@@ -63,7 +64,7 @@ def _quantize(request: QuantizeRequest, job: Job) -> dict[str, Any]:
 def _with_bits(request: QuantizeRequest, job: Job) -> tuple[QuantizeRequest, dict[str, Any]]:
     """(the request with each block's own grid, facts about it): measured, or what an interrupted run had measured."""
     method, model = request.method, request.model
-    if not isinstance(method, GridMethod) or not method.mixed:
+    if not isinstance(method, GridMethod) or len(method.levels) == 1:
         return request, {}
     from compresskit.quantization.mixed import allocate_bits, block_losses
     from compresskit.walk.walk import Walk

@@ -48,10 +48,10 @@ def quantize_blocks(
             names = [name for groups in sequence for group in groups for name in group]
             facts: dict[str, Any] = {}
             if names:
-                scheme = request.schemes[names[0]]
-                assert scheme is not None
+                schemes = {name: scheme for name in names if (scheme := request.schemes[name]) is not None}
                 scales, unpacked, factors = map(torch_dtype, (request.scale_dtype, request.unpacked_dtype, request.factor_dtype))
-                storage = Storage(scheme, scales, unpacked, request.rank, factors, _vectors(model, compressed))
+                vectors = _vectors(model, compressed)
+                storage = Storage(schemes[names[0]], scales, unpacked, request.rank, factors, vectors, schemes)
                 original.advance()
                 walks[0].release(original)
                 found = method.quantize_block(compressed, original.hidden, sequence, storage, saliencies(compressed.index))

@@ -51,6 +51,9 @@ class RecoverOptions(Options):
     and norms of a low-bit source, which keeps its size and format)."""
     train: Train = "scales"
     """What --update grid trains: scales (with norms and biases; codes stay), or all (codes too)."""
+    blocks_at_once: Annotated[int, Field(ge=0)] = 0
+    """Consecutive blocks that --update grid trains together, on the original's hidden states, for models that do not fit into
+    memory; 0 trains the whole network."""
     rank: Annotated[int, Field(ge=1)] = 16
     """Mean rank of the low-rank updates, distributed by block importance if pruning measured it."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compresskit.recovery.training.finetune import Training
 
 REPORT = "recover.json"
-LONG_FACTS = ("losses", "ranks")
+LONG_FACTS = ("losses", "ranks", "spans")
 """Facts that the report contains but `--json` does not print."""
 
 
@@ -66,7 +66,7 @@ def _write_weights(request: RecoverRequest, training: Training, writer: Writer) 
                 writer.put(key, part)
     else:
         _merge(request.model, training, writer)
-    writer.copy_missing(request.model.checkpoint)
+    writer.copy_missing((training.source or request.model).checkpoint)
 
 
 def _merge(model: Model, training: Training, writer: Writer) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from compresskit import distributed
 from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.reader import Checkpoint, TensorSpec
@@ -24,12 +24,12 @@ from compresskit.models import layouts
 from compresskit.models.load import open_any, open_model
 from compresskit.models.model import Model
 from compresskit.models.shapes import adapter_shapes, dense_shapes
+from compresskit.recovery.cost import BOTH_STREAMS, PASSES_TRAINING, instruction_size, streamed_tokens, training_bytes
 from compresskit.recovery.data.encoding import check_same_tokenizer
-from compresskit.recovery.data.instructions import read_instructions
 from compresskit.recovery.method import BudgetMethod, SelectionMethod
-from compresskit.recovery.options import Loss, RecoverOptions
+from compresskit.recovery.options import RecoverOptions
 from compresskit.recovery.training.ranks import linear_ranks
-from compresskit.walk.cost import FLOAT32_BYTES, edit_bytes, head_share, walk_bytes
+from compresskit.walk.cost import edit_bytes, head_share, scratch_bytes, walk_bytes
 
 EXTRAS = ("accelerate", "peft", "scipy")
 """What the extra `recover` installs."""
@@ -39,24 +39,6 @@ NO_SETTINGS = frozenset(
     {"device", "dtype", "max_shard_size", "overwrite", "resume", "verify", "trust_remote_code", "original", "data", "show"}
 )
 """Options that do not decide the weights, or that the settings name otherwise."""
-
-MICRO_BATCH_TOKENS = 1024
-"""Bound on the tokens, padding included, of a forward and backward pass; in bfloat16 the logits of so many take 100 MB at 49,152
-words. Twice as many are 4% faster on SmolLM2-135M and take 1.2 GB more."""
-PASSES_TRAINING = 3.0
-"""A forward, and a backward of twice its work."""
-BYTES_PER_TOKEN = 4
-"""Of English text."""
-LEARNED_LOGIT_COPIES: dict[Loss, int] = {"response": 4, "distill": 3}
-"""Of the logits of a micro-batch in fine-tuning, gradients included."""
-FINE_TUNING_BYTES = 6
-"""A weight in float32 and its copy in bfloat16."""
-FULL_UPDATE_BYTES = 12
-"""Of a weight that is itself trained: its gradient, and two of AdamW."""
-LIBRARIES_BYTES = 150 << 20
-"""What peft and accelerate take."""
-COMPILED_BYTES = 700 << 20
-"""What oneDNN keeps of products that it compiled for the lengths it met, 1,024 of them."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +106,8 @@ class RecoverRequest(Request):
             )
         if options.update == "grid":
             self._check_grid()
+        if options.blocks_at_once:
+            self._check_spans()
 
     def _check_grid(self) -> None:
         model, folder = self.model, self.model.checkpoint.folder
@@ -140,6 +124,26 @@ class RecoverRequest(Request):
             raise RequestError(
                 f"{folder}: --update grid trains pack-quantized integer codes in groups of consecutive inputs, and these weights "
                 "are stored otherwise; quantize the dense model with apiq, gptq or rtn, or use --update low-rank"
+            )
+
+    def _check_spans(self) -> None:
+        options, asked = self.options, f"--blocks-at-once {self.options.blocks_at_once}"
+        if options.update != "grid":
+            raise RequestError(
+                f"{asked}: trains a grid block by block, and this is --update {options.update}; give --update grid"
+            )
+        if options.blocks_at_once > self.model.block_count:
+            raise RequestError(
+                f"{asked}: {self.model.checkpoint.folder} has {self.model.block_count} blocks; leave it out to train all together"
+            )
+        if options.learned != "distill":
+            raise RequestError(f"{asked}: learns what the original computes; leave --loss {options.learned} out")
+        if options.gradient_checkpointing:
+            raise RequestError(f"{asked}: computes nothing twice; leave --gradient-checkpointing out, or take fewer blocks")
+        if distributed.asked_count() > 1:
+            raise RequestError(
+                f"{asked}: does not share its work among processes, torchrun started {distributed.asked_count()}; "
+                "start it without torchrun"
             )
 
     @cached_property
@@ -178,7 +182,7 @@ class RecoverRequest(Request):
     def passes(self) -> float:
         """Forward passes of one window: the selection, own texts, the original's predictions, what is held back, training."""
         options, method = self.options, self.method
-        samples, length = _instruction_size(options)
+        samples, length = instruction_size(options)
         pool = min(options.pool or samples, samples)
         share = 1 + head_share(self.model)
         selected = method.passes * pool * length
@@ -191,32 +195,20 @@ class RecoverRequest(Request):
         predicted = min(1.0, times) * windows if options.learned == "distill" else 0.0
         judged = 2 * options.held_back * pool * length
         sampled, trained = PASSES_SAMPLING * options.self_samples, PASSES_TRAINING * times * windows
-        return (selected + sampled + predicted + judged + trained) * share
+        streams = (BOTH_STREAMS * min(1.0, times) * windows + judged) if options.blocks_at_once else 0.0
+        return (selected + sampled + predicted + judged + trained + streams) * share
 
     def peak_bytes(self) -> int:
         """Peak bytes: of the fine-tuning, of a walk, or of two models' predictions side by side."""
         model, windows, length = self.model, self.options.samples, self.options.sequence_length
         walked = walk_bytes(model, (windows, length), edit_bytes(model, True))
-        return max(self._fine_tuning_bytes(), walked, scoring_bytes(model, windows * length))
+        return max(training_bytes(model, self.original, self.options), walked, scoring_bytes(model, windows * length))
 
-    def _fine_tuning_bytes(self) -> int:
-        """The whole model, what a full update adds to it, what a backward pass needs of a micro-batch, and its logits."""
-        model, options = self.model, self.options
-        numbers = sum(sum(model.linear_shape(name)) for name in model.linears)
-        vocabulary = model.vocabulary
-        tokens = min(MICRO_BATCH_TOKENS, options.batch_size * options.sequence_length)
-        logits = LEARNED_LOGIT_COPIES[options.learned] * tokens * vocabulary * FLOAT32_BYTES
-        whole = options.update == "full" or (options.update == "grid" and options.train == "all")
-        trained = sum(math.prod(model.linear_shape(name)) for name in model.linears) if whole else 0
-        weights = FINE_TUNING_BYTES * model.parameters + FULL_UPDATE_BYTES * trained
-        return LIBRARIES_BYTES + COMPILED_BYTES + weights + tokens * numbers * FLOAT32_BYTES + logits
-
-
-def _instruction_size(options: RecoverOptions) -> tuple[int, float]:
-    """(samples of the data files, their mean length in windows); a file that is not there yet counts nothing."""
-    paths = [path for path in (Path(each).expanduser() for each in options.data) if path.is_file()]
-    texts = [sample.text.encode() for sample in read_instructions(paths).samples]
-    return len(texts), min(1.0, sum(map(len, texts)) / max(1, len(texts)) / BYTES_PER_TOKEN / options.sequence_length)
+    @property
+    def scratch_bytes(self) -> int:
+        """Room on disk, during the work alone, for the hidden states of both streams where spans of blocks are trained."""
+        on_cpu = self.options.device in ("auto", "cpu")
+        return scratch_bytes(self.model, streamed_tokens(self.options)) if self.options.blocks_at_once and on_cpu else 0
 
 
 def open_request(method: SelectionMethod, source_name: str, out: Path, options: RecoverOptions) -> RecoverRequest:

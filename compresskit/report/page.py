@@ -17,6 +17,7 @@ from compresskit.report import charts, collecting
 from compresskit.report.answers import answers
 from compresskit.report.card import card
 from compresskit.report.figures import before_after, tiles, tradeoff
+from compresskit.report.front import front
 from compresskit.report.markup import preformatted, section, shown, table
 from compresskit.report.reference_points import References
 from compresskit.report.serving import commands, shell
@@ -67,7 +68,7 @@ def page(out: Path, result: Mapping[str, Any], references: References = {}) -> s
         f'<div class="pair">{before_after(result)}{tradeoff(result, references)}</div>',
         answers(report),
         _serve(out, result),
-        _fitting([_blocks(name, each) + _recovery(name, each.get("facts") or {}) for name, each in made.items()]),
+        _fitting([_step(name, each) for name, each in made.items()]),
         _steps(result),
         _provenance(result, made),
     ]
@@ -112,6 +113,12 @@ def _quality(step: Mapping[str, Any]) -> str:
     if step.get("kl_before") is not None and step.get("kl_after") is not None:
         return f"KL {step['kl_before']:.4f} to {step['kl_after']:.4f}"
     return "" if step.get("kl_held_back") is None else f"KL {step['kl_held_back']:.4f}"
+
+
+def _step(name: str, manifest: Mapping[str, Any]) -> str:
+    """The charts of one step."""
+    facts = manifest.get("facts") or {}
+    return front(name, facts) + _blocks(name, manifest) + _recovery(name, facts)
 
 
 def _blocks(name: str, manifest: Mapping[str, Any]) -> str:

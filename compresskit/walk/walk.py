@@ -103,10 +103,10 @@ class Walk:
     def __iter__(self) -> Iterator[Block]:
         with Ahead(self.network, self.device, self.dtype) as ahead:
             ahead.begin(self._source(0), 0)
-            calls = self._capture()
+            calls = self.capture()
             for index in range(self.model.block_count):
                 add_between(self.hidden, calls[index])
-                block = self._filled(index, self.hidden, calls[index], ahead.take())
+                block = self.filled(index, self.hidden, calls[index], ahead.take())
                 if index + 1 < self.model.block_count:
                     ahead.begin(self._source(index + 1), index + 1)
                 yield block
@@ -123,7 +123,7 @@ class Walk:
     @contextmanager
     def block(self, index: int, hidden: list[Tensor], calls: Calls) -> Iterator[Block]:
         """Load one block out of order for these inputs; `calls` are the arguments that the walk gave the block."""
-        block = self._filled(index, [each.to(device=self.device, dtype=self.dtype) for each in hidden], calls)
+        block = self.filled(index, [each.to(device=self.device, dtype=self.dtype) for each in hidden], calls)
         yield block
         self.release(block)
 
@@ -131,7 +131,7 @@ class Walk:
         """The model that holds a block's edited version, or the walk's own."""
         return self.finished.get(index, self.model)
 
-    def _filled(self, index: int, hidden: list[Tensor], calls: Calls, known: Mapping[str, Tensor] | None = None) -> Block:
+    def filled(self, index: int, hidden: list[Tensor], calls: Calls, known: Mapping[str, Tensor] | None = None) -> Block:
         """Load a block's weights but for those that are `known`."""
         name, source = self.model.block_name(index), self._source(index)
         if source is not self.model:
@@ -144,7 +144,7 @@ class Walk:
         module, count = self.network.get_submodule(name), len(self.all_batches)
         return Block(index, name, module, hidden, calls, mixer, positions, count, self.exchanged, self.attention)
 
-    def _capture(self) -> list[Calls]:
+    def capture(self) -> list[Calls]:
         """Run the model with recording blocks to capture the first hidden states and every block's arguments."""
         calls: list[Calls] = [[] for _ in range(self.model.block_count)]
         tokens = sum(batch.numel() for batch in self.batches)
@@ -190,11 +190,11 @@ class Walk:
         """
         meta.fill(self.model, self.network, "", self.device, self.dtype)
         for batch, hidden in zip(self.batches, self.hidden, strict=True):
-            yield batch, hidden, self._head
+            yield batch, hidden, self.head
         meta.empty(self.model, self.network, "")
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        # The blocks are replaced, so only the shape of the tokens matters.
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (b, l, vocabulary) of hidden states (b, l, hidden). Blocks are replaced: of tokens only the shape matters."""
         tokens = torch.zeros(hidden.shape[-3:-1], dtype=torch.int64, device=self.device)
         with ExitStack() as stack:
             for index, module in enumerate(self.blocks()):

@@ -102,5 +102,5 @@ def test_a_gate_reads_back_what_it_prints() -> None:
 
 def test_every_reported_metric_can_be_gated() -> None:
     reported = {*Scores.model_fields, *(f"speed.{name}" for name in Speed.model_fields)} - {"vocabulary_size"}
-    elsewhere = {"parameters", "bytes", "bits_per_weight", "size_ratio", "size_ratio_16bit"}
+    elsewhere = {"parameters", "bytes", "bits_per_byte", "bits_per_weight", "size_ratio", "size_ratio_16bit"}
     assert set(METRICS) == reported | elsewhere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,10 @@ def test_evaluate_reports_tasks_and_gates_see_them(tiny: dict[str, Path], folder
     assert set(report["tasks"]) == {"choice", "words"}
     assert report["tasks"]["choice"] == report["task_details"]["choice"]["accuracy_normalised"]
     assert [gate["passed"] for gate in report["gates"]] == [True, False]
+
+
+def test_bits_per_byte_are_the_loss_over_the_bytes_of_the_text(tiny: dict[str, Path], text_file: Path) -> None:
+    """The tokenizer of the tiny models has a token for each byte, and the text is of ASCII."""
+    options = EvaluateOptions(data=str(text_file), windows=2, sequence_length=16)
+    report = evaluate(str(tiny["llama"]), options)
+    assert report["bits_per_byte"] == pytest.approx(math.log2(report["perplexity"]))

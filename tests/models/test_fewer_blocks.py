@@ -1,4 +1,4 @@
-"""models/fewer_blocks.py and models/same_blocks.py: configurations cut by hand (oracle), and blocks made by their number."""
+"""models/fewer_blocks.py and models/same_blocks.py: configurations cut by hand (oracle), blocks that are made by their number."""
 
 from __future__ import annotations
 

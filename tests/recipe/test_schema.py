@@ -31,6 +31,7 @@ def test_the_schema_holds_every_setting_with_its_help() -> None:
     assert {f"{stage} {method}" for stage, methods in METHODS.items() for method in methods} | {
         "evaluate",
         "expand",
+        "search",
         "pack",
     } == set(titles)
     sparsity = titles["prune cfsp"]["properties"]["sparsity"]

@@ -75,7 +75,8 @@ class ApiQ(ApiQSettings, frozen=True):
         if model.architecture.has_experts and self.adapter_rank(model):
             raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")
         if self.mixed and self.adapter_rank(model):
-            raise RequestError(f"--bits {self.average:g} --rank {self.rank}: peft cannot open mixed precision; pass --rank 0")
+            mixed = "--bits-by" if self.unit_grids else f"--bits {self.average:g}"
+            raise RequestError(f"{mixed} --rank {self.rank}: peft cannot open mixed precision; pass --rank 0")
         smallest = min(min(model.linear_shape(name)) for name in model.linears)
         if self.adapter_rank(model) > smallest:
             raise RequestError(f"--rank {self.rank}: exceeds {smallest}, the smallest side of a linear; lower it")

@@ -15,6 +15,7 @@ from compresskit.machine.precision import matrix_products
 from compresskit.numerics.grid import min_max_grid
 from compresskit.numerics.lowrank import Metric
 from compresskit.numerics.packed import QuantizedLinear, Storage
+from compresskit.numerics.token_errors import SMALLEST_ENERGY, token_errors, usual_energy
 from compresskit.quantization.apiq.dealing import add_gradients, owners_of, turns
 from compresskit.quantization.apiq.linear import TrainedLinear
 from compresskit.quantization.apiq.settings import ApiQSettings
@@ -23,24 +24,10 @@ from compresskit.walk.block import Block
 from compresskit.walk.sequence import collected, replace_weight
 
 T = TypeVar("T")
-SMALLEST_ENERGY = 1e-12
-"""Keeps the relative error finite for hidden states that are 0."""
 BETAS = (0.9, 0.95)
 """AdamW's betas; with only 100 to 200 steps the second moments must adapt faster than by default."""
 SMALLEST_GRADIENT = 1e-12
 """AdamW's eps; the gradients of millions of offsets of an error that starts at 1 are far below the default."""
-
-
-def _usual_energy(hidden: Sequence[Tensor], channels: Tensor | None) -> float:
-    """Median over tokens of the mean square of a hidden state."""
-    found = [mean_square(each, channels).flatten() for each in hidden]
-    return max(SMALLEST_ENERGY, float(torch.cat(found).median())) if found else SMALLEST_ENERGY
-
-
-def mean_square(hidden: Tensor, channels: Tensor | None) -> Tensor:
-    """Mean over the last dimension of f * hidden^2, float32; `channels`: f, of mean 1, or None for equal weights."""
-    squares = hidden.float().square()
-    return (squares if channels is None else squares * channels).mean(dim=-1)
 
 
 class Trainer:
@@ -65,7 +52,7 @@ class Trainer:
         channels = saliencies.get(block.name) if method.output_weights == "fisher" else None
         # A mean of 0: no loss depends on the block.
         self.channels = channels / channels.mean() if channels is not None and float(channels.mean()) > 0 else None
-        self.usual_energy = _usual_energy(targets, self.channels)
+        self.usual_energy = usual_energy(targets, self.channels)
         self.outputs: list[Tensor] = []
         self.owners: dict[str, int] = {}
         """The rank that trains each linear, norm and bias."""
@@ -83,14 +70,14 @@ class Trainer:
     def _start_group(self, group: tuple[str, ...], hessian: Tensor, tokens: int) -> None:
         weights = [self.block.linear(name).weight.detach().float() for name in group]
         rows = torch.cat(weights)
-        targets = rows
+        targets, storage = rows, self.storage.of(group[0])
         if self.method.start == "gptq" and tokens:
-            scheme = self.storage.scheme
-            grid = min_max_grid(rows, scheme, self.storage.scale_dtype)
+            scheme = storage.scheme
+            grid = min_max_grid(rows, scheme, storage.scale_dtype)
             targets = round_with_feedback(rows, feedback(hessian, self.method.damping, ordered=True), grid, scheme).targets
         metric = Metric(hessian, self.method.damping) if self.storage.rank and tokens else None
         for name, weight, target in zip(group, weights, torch.split(targets, [len(w) for w in weights]), strict=True):
-            linear = TrainedLinear.of(weight, target.clone(), self.storage)
+            linear = TrainedLinear.of(weight, target.clone(), storage)
             if self.storage.rank:
                 with naming(name):
                     linear.start_with_adapter(weight, metric)
@@ -243,13 +230,8 @@ class Trainer:
 
     def micro_batch_error(self, output: Tensor, index: int) -> Tensor:
         """Mean of e_t (equation 1, or its variant by `error`) over the tokens of a micro-batch; a number."""
-        target = self.targets[index].float()
-        squares = mean_square(output.float() - target, self.channels)
-        if self.method.error != "absolute":
-            energies = mean_square(target, self.channels)
-            least = SMALLEST_ENERGY if self.method.error == "relative" else self.usual_energy
-            squares = squares / energies.clamp_min(least)
-        return squares.mean()
+        least = {"absolute": None, "relative": SMALLEST_ENERGY, "capped": self.usual_energy}[self.method.error]
+        return token_errors(output, self.targets[index], self.channels, least).mean()
 
     @torch.no_grad()
     def settle(self) -> float:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from compresskit.machine.precision import Precision
+from compresskit.recovery.cost import MICRO_BATCH_TOKENS
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.request import MICRO_BATCH_TOKENS
 from compresskit.recovery.training.distillation import TeacherPredictions, with_hard_targets
 
 MicroBatches = list[list[int]]
@@ -90,33 +90,33 @@ def rows(longest_first: Sequence[int], lengths: Sequence[int], most_tokens: int 
 
 
 def collate(data: TrainingData, step: int) -> list[dict[str, Tensor]]:
-    """Build the micro-batches of a step.
+    """The micro-batches of a step, as `batch_of` builds them."""
+    return [batch_of(data, members) for members in data.steps[step]]
+
+
+def batch_of(data: TrainingData, members: Sequence[int]) -> dict[str, Tensor]:
+    """Build a micro-batch of these samples.
 
     Returns:
-        For each its "tokens" (samples, length), the columns "kept" for which logits are computed, the "rows" and "columns"
-        (places,) of the learned logits, and their "targets" (places,), all int64; with a teacher also its "top" tokens and
-        their log-probabilities "values", (places, width) each. Packed samples have "tokens" (1, length), and "positions" of
-        that shape that restart with each sample.
+        Its "tokens" (samples, length), the columns "kept" for which logits are computed, the "rows" and "columns" (places,) of
+        the learned logits, and their "targets" (places,), all int64; with a teacher also its "top" tokens and their
+        log-probabilities "values", (places, width) each. Packed samples have "tokens" (1, length), and "positions" of that
+        shape that restart with each sample.
     """
-    found = []
-    for members in data.steps[step]:
-        samples = [data.samples[i] for i in members]
-        counts = [len(sample.tokens) for sample in samples]
-        starts = [1 if data.whole[i] else max(1, data.samples[i].response_start) for i in members]
-        places = [torch.arange(start - 1, count - 1) for start, count in zip(starts, counts, strict=True)]
-        batch = (_row if data.packed else _rectangle)([torch.tensor(sample.tokens) for sample in samples], places)
-        batch["targets"] = batch["tokens"][batch["rows"], batch["columns"] + 1]
-        batch["kept"], batch["columns"] = torch.unique(batch["columns"], return_inverse=True)
-        if data.teacher is not None:
-            read = [data.teacher.read(i) for i in members]
-            top = torch.cat([top[place] for (top, _), place in zip(read, places, strict=True)])
-            values = torch.cat([values[place] for (_, values), place in zip(read, places, strict=True)])
-            weights = torch.cat(
-                [torch.full((len(place),), data.hard_weights[i]) for i, place in zip(members, places, strict=True)]
-            )
-            batch["top"], batch["values"] = with_hard_targets(top, values, batch["targets"], weights)
-        found.append(batch)
-    return found
+    samples = [data.samples[i] for i in members]
+    counts = [len(sample.tokens) for sample in samples]
+    starts = [1 if data.whole[i] else max(1, data.samples[i].response_start) for i in members]
+    places = [torch.arange(start - 1, count - 1) for start, count in zip(starts, counts, strict=True)]
+    batch = (_row if data.packed else _rectangle)([torch.tensor(sample.tokens) for sample in samples], places)
+    batch["targets"] = batch["tokens"][batch["rows"], batch["columns"] + 1]
+    batch["kept"], batch["columns"] = torch.unique(batch["columns"], return_inverse=True)
+    if data.teacher is not None:
+        read = [data.teacher.read(i) for i in members]
+        top = torch.cat([top[place] for (top, _), place in zip(read, places, strict=True)])
+        values = torch.cat([values[place] for (_, values), place in zip(read, places, strict=True)])
+        weights = torch.cat([torch.full((len(place),), data.hard_weights[i]) for i, place in zip(members, places, strict=True)])
+        batch["top"], batch["values"] = with_hard_targets(top, values, batch["targets"], weights)
+    return batch
 
 
 def _rectangle(texts: list[Tensor], places: list[Tensor]) -> dict[str, Tensor]:

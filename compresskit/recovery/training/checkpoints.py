@@ -1,4 +1,4 @@
-"""Training checkpoints: which of them are complete."""
+"""Training checkpoints, and finished spans of blocks: which of them are complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose files are as they were saved, None if there is none."""
     found = [path for path in folder.glob(CHECKPOINTS) if (path / COMPLETE).is_file()]
     newest_first = sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in newest_first if _is_whole(path)), None)
+    return next((path for path in newest_first if is_whole(path)), None)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -27,8 +27,9 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder's files are as its record says."""
     try:
         return read_json(folder / COMPLETE) == hashes(folder)
-    except CheckpointError:  # the record itself is damaged
+    except CheckpointError:  # the record itself is damaged, or not there yet
         return False

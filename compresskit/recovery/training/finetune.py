@@ -17,12 +17,13 @@ from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.machine import sharding
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
+from compresskit.models.model import Model
+from compresskit.recovery.cost import MICRO_BATCH_TOKENS
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.data.instructions import Instruction
 from compresskit.recovery.forward import open_walk
 from compresskit.recovery.method import Selection
 from compresskit.recovery.options import Update
-from compresskit.recovery.request import MICRO_BATCH_TOKENS
 from compresskit.recovery.training.batches import TrainingData, order_of, rectangles, rows, steps_of
 from compresskit.recovery.training.distillation import TeacherPredictions, predict
 from compresskit.recovery.training.ranks import largest_by_block
@@ -59,6 +60,8 @@ class Training:
     """Whole weights by plain name, float32, if they were trained."""
     stored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of a trained grid as they are stored, by plain name."""
+    source: Model | None = None
+    """The source with the trained tensors in the workspace, if spans of blocks were trained."""
 
 
 def fine_tune(recovery: Recovery, selection: Selection) -> Training:
@@ -68,11 +71,11 @@ def fine_tune(recovery: Recovery, selection: Selection) -> Training:
     samples = [recovery.data.pool[choice.sample] for choice in selection.choices] + texts + own
     order = order_of(len(samples), options.batch_size, options.epochs, options.steps, options.seed)
     teacher = _teacher(recovery, samples, order) if options.learned == "distill" else None
-    network = _network(recovery)
+    network = None if options.blocks_at_once else _network(recovery)
     data = _training_data(recovery, network, samples, order, (len(selection.choices), len(texts)), teacher)
     train_update = {"full": _train_weights, "low-rank": _train_pairs, "grid": _train_grid}[options.update]
     with timed(recovery.seconds, "training"):
-        trained, history = train_update(recovery, network, data)
+        trained, history = train_update(recovery, network, data) if network is not None else _train_spans(recovery, data)
     losses = [entry["loss"] for entry in history]
     facts = {
         "self_samples": len(own),
@@ -137,19 +140,20 @@ def _network(recovery: Recovery) -> PreTrainedModel:
 
 def _training_data(
     recovery: Recovery,
-    network: PreTrainedModel,
+    network: PreTrainedModel | None,
     samples: list[Sample],
     order: list[list[int]],
     counts: tuple[int, int],
     teacher: TeacherPredictions | None,
 ) -> TrainingData:
-    """Build the training data; `counts`: (selected samples, texts after them). The network may be set to pack texts."""
+    """Build the training data; `counts`: (selected samples, texts after them). A network may be set to pack texts."""
     from compresskit.recovery.training.packing import pack
 
     options, lengths = recovery.request.options, [len(sample.tokens) for sample in samples]
     chosen, given = counts[0], sum(counts)
-    on_cpu = network.device.type == "cpu"
-    packed = on_cpu and pack(network, max(lengths))  # an accelerator would wait for many small attention calls
+    on_cpu = recovery.where.device.type == "cpu"
+    # An accelerator would wait for many small attention calls.
+    packed = on_cpu and network is not None and pack(network, max(lengths))
     most = MICRO_BATCH_TOKENS if on_cpu else ACCELERATOR_MICRO_BATCH_TOKENS
     # The original's own texts are samples of its predictions, so as hard targets they would only add noise.
     weight = DEFAULT_DATA_WEIGHT if options.data_weight is None else options.data_weight
@@ -213,6 +217,16 @@ def _train_grid(recovery: Recovery, network: PreTrainedModel, data: TrainingData
     figures = {"before": before, "after": after} if judged.samples else None
     facts = {"judged": figures, "kept": "trained" if better else "start"}
     return Training(facts=facts, stored=trained.stored() if better else {}), history
+
+
+def _train_spans(recovery: Recovery, data: TrainingData) -> tuple[Training, History]:
+    """Like `_train_grid`, some blocks at a time."""
+    from compresskit.recovery.training.spans import train_spans
+
+    found = train_spans(recovery, data, _judged(recovery, data))
+    better = found.judged is None or found.judged["after"] < found.judged["before"]
+    facts = {"spans": found.facts, "judged": found.judged, "kept": "trained" if better else "start"}
+    return Training(facts=facts, source=found.model if better else None), found.history
 
 
 def _judged(recovery: Recovery, data: TrainingData) -> TrainingData:

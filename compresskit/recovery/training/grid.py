@@ -141,14 +141,16 @@ class GridModel(PartlyTrained):
     def __init__(self, network: PreTrainedModel, model: Model, original: Model | None):
         """`original` holds the weights at which latents start; None trains no codes.
 
-        `network` is the model in plain form, float32; its packed linears are replaced.
+        `network` is the model in plain form, float32; its packed linears are replaced. What it has on the meta device is not
+        trained.
         """
         super().__init__(network.requires_grad_(False))
-        self.linears = [name for name in model.linears if model.is_low_bit(name)]
+        there = {name: parameter.ndim for name, parameter in network.named_parameters() if not parameter.is_meta}
+        self.linears = [name for name in model.linears if model.is_low_bit(name) and f"{name}.weight" in there]
         self.vectors = {
             name: torch_dtype(model.checkpoint.spec(model.stored_name(name)).dtype)
-            for name, parameter in network.named_parameters()
-            if parameter.ndim == 1 and model.has(name)
+            for name, dimensions in there.items()
+            if dimensions == 1 and model.has(name)
         }
         for name in self.linears:
             network.set_submodule(name, _grid_linear(network, model, original, name))

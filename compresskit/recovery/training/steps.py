@@ -40,7 +40,7 @@ class Steps(torch.utils.data.Dataset[int]):
         return index
 
 
-def _losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def losses_of(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Losses in nats: logits (samples, kept, vocabulary) -> one per learned position, (positions,)."""
     # A single row has only learned logits, so nothing of their size is copied.
     said = logits[0] if len(logits) == 1 else logits[batch["rows"], batch["columns"]]
@@ -54,7 +54,7 @@ def _summed_loss(network: Any, batch: Mapping[str, Tensor], in_bfloat16: bool) -
     with torch.autocast(batch["tokens"].device.type, torch.bfloat16, in_bfloat16):
         texts = {"input_ids": batch["tokens"], "position_ids": batch.get("positions")}
         logits = network(**texts, logits_to_keep=batch["kept"], use_cache=False).logits
-        return _losses(logits, batch).sum()
+        return losses_of(logits, batch).sum()
 
 
 @torch.no_grad()

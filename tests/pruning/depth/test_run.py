@@ -1,4 +1,4 @@
-"""pruning/depth/run.py: what is written is what the stock networks' own activations ask for (oracle), also when resumed.
+"""pruning/depth/run.py: what is written is what the stock networks' own activations ask for (oracle), also after an interruption.
 
 End to end on tiny models; the stages after it work, or refuse by name.
 """

@@ -1,0 +1,1 @@
+"""`prune vocabulary`: tokens that a text never needs leave the tokenizer, the embedding and the head."""
