@@ -59,6 +59,8 @@ def values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return ", ".join(f"`{each}`" for each in get_args(annotation))
     if origin is tuple:
         return f"{values(get_args(annotation)[0])}, may be repeated"
+    if origin is dict:
+        return "a table"
     if annotation is bool:
         return "on or off"
     bounds = [f"{word} {getattr(each, name)}" for name, word in BOUNDS.items() for each in metadata if hasattr(each, name)]
