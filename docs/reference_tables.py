@@ -59,10 +59,8 @@ def values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return ", ".join(f"`{each}`" for each in get_args(annotation))
     if origin is tuple:
         return f"{values(get_args(annotation)[0])}, may be repeated"
-    if origin is dict:
-        return "a table"
-    if annotation is bool:
-        return "on or off"
+    if bool in (annotation, origin) or dict in (annotation, origin):
+        return "on or off" if annotation is bool else "a table"
     bounds = [f"{word} {getattr(each, name)}" for name, word in BOUNDS.items() for each in metadata if hasattr(each, name)]
     return " ".join([KINDS[annotation], *bounds])
 

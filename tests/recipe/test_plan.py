@@ -46,7 +46,7 @@ QUANTIZE = {
 }
 COMPENSATE = ("rank: 2", "rank: 2, merge: true", "rank: 2, adapter_bits: 8", "rank: 3, ignore: [down]", "rank: 2, aim: block")
 PATH = "  - {prune: cfsp, round_to: 8}\n  - {quantize: gptq, bits: 4, group_size: 8}\n  - {compensate: eora, original: source}\n"
-UNLIKE = ("compeft", "depth", "reap", "m-smoe", "ream", "frequency", "random-experts")
+UNLIKE = ("compeft", "depth", "vocabulary", "reap", "m-smoe", "ream", "frequency", "random-experts")
 """Methods that do not have the switches of their stage's others."""
 RECOVER = ("rank: 3", "select_only: true", "adapter_only: true", "update: full", "update: grid")
 Steps = Callable[..., list[tuple[int, int]]]

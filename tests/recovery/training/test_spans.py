@@ -1,4 +1,4 @@
-"""recovery/training/spans.py, recovery/training/span.py: gradients against stock networks (oracle); what is written, kept, resumed (end to end)."""
+"""recovery/training/spans.py, recovery/training/span.py: gradients against stock networks (oracle), and whole runs."""
 
 from __future__ import annotations
 
