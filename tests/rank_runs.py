@@ -110,8 +110,10 @@ def run_ranks(processes: int, port: int, work: Path, out: Path) -> None:
         for rank in range(processes)
     ]
     started = [context.Process(target=_run_rank, args=(each, work, out)) for each in given]
-    for process in started:
-        process.start()
+    with pytest.MonkeyPatch.context() as patched:  # the server of forks may run already, for tests that preload other modules
+        patched.syspath_prepend(str(Path(__file__).parents[1]))
+        for process in started:
+            process.start()
     for process in started:
         process.join()
     said = "".join(log.read_text()[-2000:] for log in sorted(out.parent.glob(f"{out.name}-*.log")))

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 CI = ROOT / ".ci"
@@ -66,7 +67,7 @@ def test_the_lock_file_satisfies_every_requirement_of_the_package() -> None:
     for each in declared:
         if each.name == "compresskit":
             continue
-        versions = [next(iter(pin.specifier)).version for pin in locked.get(each.name.lower(), [])]
+        versions = [next(iter(pin.specifier)).version for pin in locked.get(canonicalize_name(each.name), [])]
         assert versions, f"{each.name} is not locked; run .ci/lock"
         assert all(each.specifier.contains(version, prereleases=True) for version in versions), f"{each}; run .ci/lock"
 
