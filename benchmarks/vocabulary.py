@@ -19,6 +19,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compresskit.models.prunings import kept_channels
+
 
 def text_of(path: Path) -> str:
     """The whole text of a file."""
@@ -46,7 +48,7 @@ def scored(folder: str, text: str, length: int) -> dict[str, Any]:
 def logit_difference(source: str, trimmed: str, text: str, length: int) -> float:
     """Largest difference of a kept token's logits on kept tokens, in units of the logits' standard deviation."""
     mask = json.loads((Path(trimmed) / "compresskit.json").read_text())["facts"]["kept_tokens"]
-    kept = [place for place, bit in enumerate("".join(f"{int(digit, 16):04b}" for digit in mask)) if bit == "1"]
+    kept = kept_channels(mask)
     number = {before: after for after, before in enumerate(kept)}
     ids = [token for token in AutoTokenizer.from_pretrained(source)(text).input_ids if token in number][:length]
     old, new = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in (source, trimmed))

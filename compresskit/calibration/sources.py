@@ -72,8 +72,8 @@ class Text(NamedTuple):
     description: str
 
 
-def parse(spec: str) -> list[Source]:
-    """Parse a SPEC into the sources joined by `+`; raises CalibrationError if a part is of no known kind."""
+def parse(spec: str, flag: str = "--calibration") -> list[Source]:
+    """Parse a SPEC, given by `flag`, into the sources joined by `+`; raises CalibrationError if a part is of no known kind."""
     parts: list[str] = []
     unfinished = ""
     # File names may contain a plus: pieces are rejoined until they form a known kind.
@@ -83,37 +83,37 @@ def parse(spec: str) -> list[Source]:
             parts.append(unfinished)
             unfinished = ""
     if unfinished or not parts or spec.startswith("+") or spec.endswith("+"):
-        raise _unknown(unfinished or spec)
-    return [_parse_one(part) for part in parts]
+        raise _unknown(unfinished or spec, flag)
+    return [_parse_one(part, flag) for part in parts]
 
 
-def _parse_one(part: str) -> Source:
+def _parse_one(part: str, flag: str) -> Source:
     if part == "self":
         return SelfSource()
     if part == "builtin":
         return BuiltinSource()
     if part.startswith("hub:"):
-        return _parse_hub(part)
+        return _parse_hub(part, flag)
     match = FILE.fullmatch(part)
     assert match is not None
     return FileSource(Path(match["path"]).expanduser(), match["column"] or "")
 
 
-def _parse_hub(part: str) -> HubSource:
+def _parse_hub(part: str, flag: str) -> HubSource:
     match = HUB.fullmatch(part)
     names = match["path"].split("/") if match else []
     if match is None or not 1 <= len(names) <= len(("owner", "name", "config")) or not all(names):
-        raise CalibrationError(f"--calibration {part!r}: expected hub:OWNER/NAME[/CONFIG][:SPLIT][#COLUMN]; correct it")
+        raise CalibrationError(f"{flag} {part!r}: expected hub:OWNER/NAME[/CONFIG][:SPLIT][#COLUMN]; correct it")
     dataset, config = "/".join(names[:2]), names[2] if names[2:] else None
     return HubSource(dataset, config, match["split"] or "train", match["column"] or DEFAULT_COLUMN)
 
 
-def _unknown(part: str) -> CalibrationError:
+def _unknown(part: str, flag: str) -> CalibrationError:
     first = part.split("+", maxsplit=1)[0]
     if Path(first).is_file():
-        return CalibrationError(f"--calibration {first!r}: its name ends in none of {', '.join(SUFFIXES)}; convert or rename it")
+        return CalibrationError(f"{flag} {first!r}: its name ends in none of {', '.join(SUFFIXES)}; convert or rename it")
     return CalibrationError(
-        f"--calibration {first!r}: unknown kind of text; give {KINDS}.{near_miss(first, ('self', 'builtin', 'hub:'))}"
+        f"{flag} {first!r}: unknown kind of text; give {KINDS}.{near_miss(first, ('self', 'builtin', 'hub:'))}"
     )
 
 
@@ -123,7 +123,7 @@ def shares(samples: int, sources: int) -> list[int]:
     return [share + rest] + [share] * (sources - 1)
 
 
-def check(spec: str, samples: int, sequence_length: int) -> None:
+def check(spec: str, samples: int, sequence_length: int, flag: str = "--calibration") -> None:
     """Refuse a request that cannot be served; does not import torch and reads little.
 
     Raises:
@@ -132,7 +132,7 @@ def check(spec: str, samples: int, sequence_length: int) -> None:
     for name, value in (("--samples", samples), ("--sequence-length", sequence_length)):
         if value < 1:
             raise CalibrationError(f"{name} {value}: must be at least 1; raise it")
-    sources = parse(spec)
+    sources = parse(spec, flag)
     if samples < len(sources):
         raise CalibrationError(f"--samples {samples}: fewer than the {len(sources)} texts of {spec!r}; raise it")
     for source, share in zip(sources, shares(samples, len(sources)), strict=True):

@@ -117,10 +117,10 @@ def check_evaluation_text(flag: str, data: str, sequence_length: int) -> None:
         RequestError: it would be sampled from the model itself.
         CalibrationError: unknown kind, unusable file, a missing package, certainly too little text.
     """
-    parts = calibration.parse(data)
+    parts = calibration.parse(data, flag)
     if any(isinstance(part, calibration.SelfSource) for part in parts):
         raise RequestError(f"{flag} {data}: a model's own text cannot judge it; give a file, hub:DATASET or builtin")
-    calibration.check(data, len(parts), sequence_length)
+    calibration.check(data, len(parts), sequence_length, flag)
 
 
 def read_evaluation_text(data: str) -> tuple[str, str]:

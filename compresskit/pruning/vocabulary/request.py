@@ -14,7 +14,6 @@ from compresskit.calibration import sources
 from compresskit.calibration.tokens import pieces
 from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.checkpoint.reader import TensorSpec
 from compresskit.checkpoint.side_files import side_files
 from compresskit.checkpoint.small_files import read_json, read_text
 from compresskit.checkpoint.work_folder import check_out, check_space
@@ -29,6 +28,7 @@ from compresskit.pruning.vocabulary.numbers import named_tokens, renumbered, ren
 from compresskit.pruning.vocabulary.tokenizer import FILE, TokenizerFile, cut, open_tokenizer_file
 from compresskit.stages import parse_bytes
 
+KEEP_FROM = "--keep-from"
 SIZE_KEYS = ("vocab_size", "text_config.vocab_size")
 """Where config.json states the number of tokens."""
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
@@ -62,11 +62,12 @@ class VocabularyRequest:
         method, model = self.method, self.model
         folder = model.checkpoint.folder
         if not method.keep_from and not method.keep_scripts:
-            raise RequestError("prune vocabulary: nothing says which tokens are needed; pass --keep-from TEXT or --keep-scripts")
+            raise RequestError(f"prune vocabulary: nothing says which tokens are needed; pass {KEEP_FROM} TEXT or --keep-scripts")
         for spec in method.keep_from:
-            if any(isinstance(each, sources.SelfSource) for each in sources.parse(spec)):
-                raise RequestError("--keep-from self: a model's own samples need every token; give a text")
-            sources.check(spec, spec.count("+") + 1, 1)
+            parts = sources.parse(spec, KEEP_FROM)
+            if any(isinstance(each, sources.SelfSource) for each in parts):
+                raise RequestError(f"{KEEP_FROM} {spec}: a model's own samples need every token; give a text")
+            sources.check(spec, len(parts), 1, KEEP_FROM)
         check_scripts(method.keep_scripts)
         check_files(folder)
         if model.adapter is not None:
@@ -84,7 +85,7 @@ class VocabularyRequest:
     def _check_tensors(self) -> None:
         """Refuse a model that has more by token than an embedding and a head, or one of them in low bits."""
         model, tensors = self.model, self.model.checkpoint.tensors
-        if not self.by_token:
+        if model.stored_name(f"{model.architecture.embedding}.weight") not in self.by_token:
             raise UnsupportedArchitecture(
                 f"{model.checkpoint.folder}: no embedding of {self.rows:,} rows is found; nothing to cut"
             )
@@ -149,7 +150,7 @@ class VocabularyRequest:
     @cached_property
     def required(self) -> set[int]:
         """Tokens that stay whatever the texts say."""
-        folder, found = self.model.checkpoint.folder, self.file.smallest() | self.file.added
+        folder, found = self.model.checkpoint.folder, self.file.smallest() | self.file.added | self.file.put_around()
         found |= named_tokens(self.model.checkpoint.config, self.rows) | named_tokens(self._json(GENERATION), self.rows)
         tokenizer = self.tokenizer()
         template = "".join(read_text(folder / name) for name in TEMPLATES if (folder / name).is_file())
@@ -240,11 +241,6 @@ def _check_numbers(request: VocabularyRequest, new: Any) -> None:
         token = old.id_to_token(before)
         if new.id_to_token(after) != token or new.token_to_id(token) != after:
             raise UnsupportedArchitecture(f"{request.file.path}: token {token!r} gets another number; it cannot be cut safely")
-
-
-def specs_by_token(request: VocabularyRequest) -> list[TensorSpec]:
-    """The tensors of which rows go, as the source stores them."""
-    return [request.model.checkpoint.spec(name) for name in sorted(request.by_token)]
 
 
 def open_request(method: Vocabulary, source_name: str, out: Path, options: VocabularyOptions) -> VocabularyRequest:

@@ -13,7 +13,7 @@ from compresskit.checkpoint.writer import Writer
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.machine.progress import ProgressBars
 from compresskit.pruning.vocabulary.method import Vocabulary, VocabularyOptions
-from compresskit.pruning.vocabulary.request import VocabularyRequest, changed_lines, open_request, specs_by_token
+from compresskit.pruning.vocabulary.request import VocabularyRequest, changed_lines, open_request
 from compresskit.stages import parse_bytes
 
 COMPARED_LINES = 64
@@ -46,8 +46,7 @@ def trim(method: Vocabulary, source_name: str, out: Path, options: VocabularyOpt
         bars("checking", 2, 3)
         _check_stock(request, writer.partial)
         facts = _facts(request, changed)
-        mask = {"kept_tokens": _mask(request.kept, request.rows), "texts": [what for _, what in request.texts]}
-        writer.commit(manifest("prune", settings, checkpoint, writer.hashes(), mask | facts))
+        writer.commit(manifest("prune", settings, checkpoint, writer.hashes(), facts | _provenance(request)))
     before = checkpoint.parameters, checkpoint.bytes
     return stage_result("prune", settings, out, checkpoint, before, writer.written) | facts | time_and_memory(started)
 
@@ -56,8 +55,8 @@ def _write(request: VocabularyRequest, writer: Writer) -> None:
     import torch
 
     rows = torch.tensor(request.kept)
-    for spec in specs_by_token(request):
-        writer.put(spec.name, request.model.checkpoint.read(spec.name)[rows])
+    for name in sorted(request.by_token):
+        writer.put(name, request.model.checkpoint.read(name)[rows])
     writer.copy_missing(request.model.checkpoint)
 
 
@@ -73,11 +72,13 @@ def _facts(request: VocabularyRequest, changed: int) -> dict[str, Any]:
     }
 
 
-def _mask(kept: list[int], rows: int) -> str:
-    """One bit a token of the source, token 0 first, in hexadecimal."""
-    present = set(kept)
-    bits = "".join("1" if token in present else "0" for token in range(-(-rows // 4) * 4))
-    return f"{int(bits, 2):0{len(bits) // 4}x}"
+def _provenance(request: VocabularyRequest) -> dict[str, Any]:
+    """What the manifest alone states: which tokens of the source stay (one bit each), by which texts."""
+    import torch
+
+    from compresskit.pruning.walk import bitmask
+
+    return {"kept_tokens": bitmask(torch.tensor(request.kept), request.rows), "texts": [what for _, what in request.texts]}
 
 
 def _check_stock(request: VocabularyRequest, result: Path) -> None:

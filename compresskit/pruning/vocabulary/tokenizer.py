@@ -9,7 +9,7 @@ path among all, which stays the best while its tokens stay.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,6 +25,8 @@ AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 """Keys of BPE that give a character another token inside a word than alone."""
 SPACE = "▁"
 """What stands for a space; made of its bytes it would come back as itself."""
+AROUND = ("post_processor", "padding")
+"""Parts of the file that put tokens around a text."""
 NUMBERED = ("sep", "cls")
 """Keys of post-processors with [token, id]."""
 
@@ -70,6 +72,18 @@ class TokenizerFile:
             found.add(number)
         return found
 
+    def put_around(self) -> set[int]:
+        """Numbers of the tokens that the file puts before, after or between texts."""
+        found: set[int] = set()
+
+        def seen(number: int) -> int:
+            found.add(number)
+            return number
+
+        for key in AROUND:
+            _renumbered(self.content.get(key), seen)
+        return found
+
     def _is_single(self, token: str) -> bool:
         return len(token) == 1 and (token.isascii() or token == SPACE or BYTE_LEVEL in self._steps)
 
@@ -102,13 +116,13 @@ def open_tokenizer_file(folder: Path) -> TokenizerFile:
     try:
         _check(found)
         _check_numbers(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: no usable tokenizer ({type(error).__name__}: {error}); restore the file") from error
     return found
 
 
 def _check_numbers(file: TokenizerFile) -> None:
-    if not all(type(number) is int and number >= 0 for number in (*file.tokens, *file.added)):
+    if not all(type(number) is int and number >= 0 for number in (*file.tokens, *file.added, *file.put_around())):
         raise ValueError("a token's number is none")
     for pair in file.merges:
         if not all(isinstance(part, str) for part in pair):
@@ -186,26 +200,26 @@ def cut(file: TokenizerFile, kept: Sequence[int]) -> dict[str, Any]:
             model["unk_id"] = number[model["unk_id"]]
     for each in content.get("added_tokens") or []:
         each["id"] = number[each["id"]]
-    if isinstance(content.get("padding"), dict):
-        content["padding"]["pad_id"] = number[content["padding"]["pad_id"]]
-    _renumber(content.get("post_processor"), number)
-    return content
+    around = {key: _renumbered(content.get(key), number.__getitem__) for key in AROUND}
+    return content | {key: part for key, part in around.items() if part is not None}
 
 
 def _stays(pair: tuple[str, str], known: Collection[str]) -> bool:
     return pair[0] in known and pair[1] in known and "".join(pair) in known
 
 
-def _renumber(part: Any, number: Mapping[int, int]) -> None:
-    """Renumber the tokens that a post-processor adds, in place."""
+def _renumbered(part: Any, change: Callable[[int], int]) -> Any:
+    """A post-processor or a padding whose tokens have gone through `change`."""
     if isinstance(part, list):
-        for each in part:
-            _renumber(each, number)
-    elif isinstance(part, dict):
-        for key, value in part.items():
-            if key == "ids":
-                part[key] = [number[each] for each in value]
-            elif key in NUMBERED:
-                part[key] = [value[0], number[value[1]]]
-            else:
-                _renumber(value, number)
+        return [_renumbered(each, change) for each in part]
+    if not isinstance(part, dict):
+        return part
+    found: dict[str, Any] = {}
+    for key, value in part.items():
+        if key == "ids":
+            found[key] = [change(each) for each in value]
+        elif key in NUMBERED:
+            found[key] = [value[0], change(value[1])]
+        else:
+            found[key] = change(value) if key == "pad_id" else _renumbered(value, change)
+    return found

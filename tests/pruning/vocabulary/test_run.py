@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compresskit import prune, quantize
 from compresskit.errors import CheckpointError, CompresskitError, RequestError, UnsupportedArchitecture
+from compresskit.models.prunings import kept_channels
 from tests.trained_tokenizers import TEXT, made, write
 
 KEPT = TEXT[:2]
@@ -66,8 +67,7 @@ def test_kept_tokens_have_the_same_logits(kind: str, family: str, changes: dict[
 
 def kept_tokens(folder: Path) -> list[int]:
     """What the manifest says."""
-    mask = json.loads((folder / "compresskit.json").read_text())["facts"]["kept_tokens"]
-    return [place for place, bit in enumerate("".join(f"{int(digit, 16):04b}" for digit in mask)) if bit == "1"]
+    return kept_channels(json.loads((folder / "compresskit.json").read_text())["facts"]["kept_tokens"])
 
 
 def test_a_share_goes_and_other_files_of_the_tokenizer_with_it(text: Path, tmp_path: Path) -> None:
@@ -126,6 +126,7 @@ def test_a_low_bit_model_keeps_its_codes(text: Path, tmp_path: Path) -> None:
         ({}, RequestError, "nothing says which tokens"),
         ({"keep_from": ("self",)}, RequestError, "own samples need every token"),
         ({"keep_from": ("nowhere.txt",)}, CompresskitError, "no such file"),
+        ({"keep_from": ("nowhere",)}, CompresskitError, "--keep-from 'nowhere': unknown kind of text"),
         ({"keep_scripts": ("klingon",)}, RequestError, "begins no letter"),
         ({"keep_scripts": ("latin",), "max_shard_size": "x"}, RequestError, "not a size"),
     ],
