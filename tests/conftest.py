@@ -30,10 +30,7 @@ settings.load_profile("noisy")
 
 def pytest_collection_finish() -> None:
     """What has been imported and collected stays: the cycle collector need not look through it before every step of a recipe."""
-    from compresskit.machine.libraries import import_networks
-
-    import_networks()
-    gc.freeze()
+    gc.freeze()  # and import_networks freezes what it imports later
 
 
 TEXT = "the quick brown fox jumps over a lazy dog while seven quiet engineers measure how small a model can be"
