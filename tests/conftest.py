@@ -30,7 +30,11 @@ settings.load_profile("noisy")
 
 def pytest_collection_finish() -> None:
     """What has been imported and collected stays: the cycle collector need not look through it before every step of a recipe."""
-    gc.freeze()  # and import_networks freezes what it imports later
+    if "PYTEST_XDIST_WORKER" in os.environ:  # it imports them sooner or later
+        from compresskit.machine.libraries import import_networks
+
+        import_networks()
+    gc.freeze()
 
 
 TEXT = "the quick brown fox jumps over a lazy dog while seven quiet engineers measure how small a model can be"
