@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,14 +108,12 @@ def pack_files(
     """
     total = sum(section.bytes for section in sections)
     written: list[Section] = []
-    with ExitStack() as stack, storing(path):
-        opened = [stack.enter_context(file.path.open("rb", buffering=0)).fileno() for file in files]
 
-        def work(section: Section) -> tuple[Section, bytes]:
-            file = files[section.file]
-            return _coded(file, section, _read(file, opened[section.file], section))
+    def work(section: Section) -> tuple[Section, bytes]:
+        file = files[section.file]
+        return _coded(file, section, _read(file, section))
 
-        archive = stack.enter_context(path.open("wb"))
+    with storing(path), path.open("wb") as archive:
         archive.write(MAGIC)
         done = 0
         for section, stored in in_order(work, sections, threads):
@@ -130,15 +127,17 @@ def pack_files(
     return written, digest
 
 
-def _read(file: FolderFile, descriptor: int, section: Section) -> Bytes:
+def _read(file: FolderFile, section: Section) -> Bytes:
+    """Read a section from its places. The file is open no longer: a folder may have more files than a process may open."""
     data = np.empty(section.bytes, np.uint8)
     start = 0
-    for place, length in section.places:
-        try:
-            fill(descriptor, place, data[start : start + length].data)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file.path}: cannot be read ({error}); use an intact copy") from error
-        start += length
+    try:
+        with file.path.open("rb", buffering=0) as opened:
+            for place, length in section.places:
+                fill(opened.fileno(), place, data[start : start + length].data)
+                start += length
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file.path}: cannot be read ({error}); use an intact copy") from error
     return data
 
 
