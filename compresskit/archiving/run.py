@@ -40,7 +40,7 @@ def pack(source_name: str, out: Path, options: PackOptions, quiet: bool = True) 
     if options.verify:
         check_recorded(folder, recorded_hashes(read_manifest(folder) or {}), digests)
     with whole_file(out) as path, ProgressBars(quiet) as bars:
-        written, digest = pack_files(files, sections, digests, path, threads, bars.of("packing"))
+        archive = pack_files(files, sections, digests, path, threads, bars.of("packing"))
     size = out.stat().st_size
     return {
         "stage": "pack",
@@ -54,6 +54,6 @@ def pack(source_name: str, out: Path, options: PackOptions, quiet: bool = True) 
         "settings": {"method": "pack", **options.model_dump(include={"threads"})},
         "ratio": size / total if total else 1.0,
         "files": len(files),
-        "digest": digest,
-        "kinds": by_kind(written),
+        "digest": archive.digest,
+        "kinds": by_kind(archive.sections),
     } | time_and_memory(started)

@@ -81,16 +81,14 @@ def by_kind(sections: Sequence[Section]) -> dict[str, dict[str, int]]:
     return found
 
 
-def write_index(file: BinaryIO, files: Sequence[ArchivedFile], sections: Sequence[Section]) -> str:
-    """Write what follows the sections; returns the SHA-256 of the index."""
+def write_index(file: BinaryIO, files: Sequence[ArchivedFile], sections: Sequence[Section]) -> None:
+    """Write what follows the sections."""
     rows = [[s.file, s.kind, list(s.parameters), s.label, [list(p) for p in s.places], s.stored, s.crc] for s in sections]
     found = {"version": VERSION, "tool": __version__, "files": [[f.name, f.bytes, f.sha256] for f in files], "sections": rows}
     text = json.dumps(found, separators=(",", ":")).encode()
     coding, packed = coded(text, SMALLEST)
-    digest = hashlib.sha256(text)
     file.write(packed)
-    file.write(END.pack(len(packed), len(text) if coding == ZSTD else 0, digest.digest(), MAGIC))
-    return digest.hexdigest()
+    file.write(END.pack(len(packed), len(text) if coding == ZSTD else 0, hashlib.sha256(text).digest(), MAGIC))
 
 
 def open_archive(path: Path) -> Archive:

@@ -14,15 +14,15 @@ from compresskit.checkpoint.side_files import side_files
 from compresskit.checkpoint.small_files import inside
 from compresskit.checkpoint.whole_files import storing
 from compresskit.errors import CheckpointError, CompresskitError, RequestError
-from compresskit.formats.archive.container import MAGIC, ArchivedFile, write_index
+from compresskit.formats.archive.container import MAGIC, Archive, ArchivedFile, open_archive, write_index
 from compresskit.formats.archive.planes import Bytes
 from compresskit.formats.archive.planning import section_bytes, sections_of
 from compresskit.formats.archive.sections import Section, decode, encode
 from compresskit.formats.archive.threads import in_order
 
 Progress = Callable[[int, int], None]
-MOST_SECTIONS = 300_000
-"""Of an index that small_files.py parses: a folder of 1.2 TB."""
+MOST_SECTIONS = 200_000
+"""Of an index that small_files.py parses, 17 values each: a folder of 0.8 TB."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class FolderFile:
     name: str
     """Its path in the folder, with `/`."""
     stamp: Stamp
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is packed."""
+        return self.path.parents[self.name.count("/")]
 
 
 def files_of(folder: Path) -> list[FolderFile]:
@@ -85,9 +90,8 @@ def planned_sections(files: list[FolderFile]) -> list[Section]:
     most = section_bytes(total)
     found = [each for number, file in enumerate(files) for each in sections_of(file.path, number, file.stamp.bytes, most)]
     if len(found) > MOST_SECTIONS:
-        folder = files[0].path.parent
         raise RequestError(
-            f"{folder}: {total:,} bytes make {len(found):,} sections, an archive has {MOST_SECTIONS:,}; pack parts"
+            f"{files[0].folder}: {total:,} bytes make {len(found):,} sections, an archive has {MOST_SECTIONS:,}; pack parts"
         )
     for file in files:
         _check_same(file)
@@ -96,14 +100,15 @@ def planned_sections(files: list[FolderFile]) -> list[Section]:
 
 def pack_files(
     files: list[FolderFile], sections: list[Section], digests: dict[str, str], path: Path, threads: int, progress: Progress
-) -> tuple[list[Section], str]:
+) -> Archive:
     """Write the archive of files whose sections and digests are known.
 
     Returns:
-        (the sections as they are stored, the SHA-256 of the index).
+        The archive, opened again.
 
     Raises:
         CheckpointError: a file has changed meanwhile.
+        RequestError: the index is larger than one that is read.
         StorageError: the disk fails.
     """
     total = sum(section.bytes for section in sections)
@@ -123,8 +128,11 @@ def pack_files(
         for file in files:
             _check_same(file)
         entries = [ArchivedFile(file.name, file.stamp.bytes, digests[file.name]) for file in files]
-        digest = write_index(archive, entries, written)
-    return written, digest
+        write_index(archive, entries, written)
+    try:
+        return open_archive(path)
+    except CheckpointError as error:
+        raise RequestError(f"{files[0].folder}: its archive cannot be opened again ({error}); pack parts") from error
 
 
 def _read(file: FolderFile, section: Section) -> Bytes:
@@ -149,9 +157,13 @@ def _coded(file: FolderFile, section: Section, data: Bytes) -> tuple[Section, by
 
 
 def _check_same(file: FolderFile) -> None:
-    with file.path.open("rb") as now:
-        if stamp_of(now.fileno()) != file.stamp:
-            raise CheckpointError(f"{file.path}: changed while it was packed; start again when nothing writes to it")
+    try:
+        with file.path.open("rb") as now:
+            same = stamp_of(now.fileno()) == file.stamp
+    except OSError:  # removed, or replaced by what cannot be read
+        same = False
+    if not same:
+        raise CheckpointError(f"{file.path}: changed while it was packed; start again when nothing writes to it")
 
 
 def check_recorded(folder: Path, recorded: dict[str, str], digests: dict[str, str]) -> None:
