@@ -169,14 +169,14 @@ def _check_same(file: FolderFile) -> None:
 def check_recorded(folder: Path, recorded: dict[str, str], digests: dict[str, str]) -> None:
     """Compare files with the SHA-256 that the folder's manifest recorded; raises CheckpointError."""
     for name, digest in recorded.items():
-        if digests.get(name, digest) != digest:
-            raise CheckpointError(
-                f"{folder / name}: SHA-256 is {digests[name]}, the manifest recorded {digest}; use an intact copy, or pass "
-                "--no-verify if you changed it"
-            )
         if name not in digests:
             raise CheckpointError(
                 f"{folder / name}: is not there, the manifest recorded it; use an intact copy, or pass --no-verify"
+            )
+        if digests[name] != digest:
+            raise CheckpointError(
+                f"{folder / name}: SHA-256 is {digests[name]}, the manifest recorded {digest}; use an intact copy, or pass "
+                "--no-verify if you changed it"
             )
 
 
