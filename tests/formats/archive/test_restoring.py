@@ -8,14 +8,12 @@ import resource
 from pathlib import Path
 
 import pytest
-from archive_files import content, forged, mutated, read, silent, small_folder, write
+from archive_files import KINDS, content, forged, mutated, read, silent, small_folder, write
 
 from compresskit.errors import CheckpointError, RequestError, StorageError
 from compresskit.formats.archive import restoring
 from compresskit.formats.archive.container import open_archive
 from compresskit.formats.archive.restoring import restore, restored_folder
-
-KINDS = ("flip", "cut", "swap", "lose", "end", "number", "section")
 
 
 @pytest.fixture(scope="module")
