@@ -50,6 +50,8 @@ def files_of(folder: Path) -> list[FolderFile]:
         CheckpointError: there is no such folder, nothing in it, what is no file, a link that leads out of
             the folder, or a name that other systems cannot hold.
     """
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file, expected a folder; give a folder of weights")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a folder of weights, a Hub id or demo:smollm2-135m")
     found = []

@@ -52,6 +52,8 @@ def test_what_an_archive_cannot_hold_is_refused(tmp_path: Path) -> None:
             files_of(source)
         (source / "x").unlink()
     (source / "a:b").touch()
+    with pytest.raises(CheckpointError, match="is a file, expected a folder"):
+        files_of(source / "a:b")
     with pytest.raises(CheckpointError, match="is no file inside"):
         files_of(source)
 
