@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,11 @@ def main() -> None:
         path = Path(name) / "a.ckz"
         pack_seconds = timed(lambda: packed(arguments.folder, path))
         archive = open_archive(path)
-        outs = [Path(name) / str(number) for number in range(arguments.rounds)]
         expanded = []
-        for out in outs:
+        for number in range(arguments.rounds):
+            out = Path(name) / str(number)
             out.mkdir()
-            expanded.append(timed(lambda out=out: restore(archive, out, 1, silent)))  # type: ignore[misc]
+            expanded.append(timed(partial(restore, archive, out, 1, silent)))
         decode_seconds = min(timed(lambda: decoded(archive)) for _ in range(arguments.rounds))
         weights = {number for number, file in enumerate(archive.files) if file.name.endswith(".safetensors")}
         plain = sum(archive.files[number].bytes for number in weights)

@@ -2,53 +2,21 @@
 
     PYTHONPATH=tests python benchmarks/ternary_fuzz.py [--files 100000] [--seed 0]
 
-Prints a JSON line: how many files gave the original and how many an error, the slowest read, the memory that reading added.
-Anything else than CheckpointError, or another content than the original's, ends the run with a traceback.
+Prints a JSON line: how many files gave the original and how many an error, the slowest read in CPU seconds, the memory that
+reading added. Anything else than CheckpointError, or another content than the original's, ends the run with a traceback.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
-import tempfile
-import time
 from pathlib import Path
 
-from ternary_files import mutated, read, small_file
-
-from compresskit.errors import CheckpointError
-from compresskit.machine.memory import peak_memory_bytes
-
-KINDS = ("flip", "cut", "swap", "header", "length")
+from damaged_copies import run
+from ternary_files import KINDS, mutated, read, small_file
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    generator = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        original = small_file(folder)
-        wanted = read(folder / "original")
-        before, slowest, same, errors = peak_memory_bytes(), 0.0, 0, 0
-        for number in range(arguments.files):
-            damaged = mutated(original, KINDS[number % len(KINDS)], generator.getrandbits(40), generator.getrandbits(40))
-            (folder / "damaged").write_bytes(damaged)
-            started = time.perf_counter()
-            try:
-                if read(folder / "damaged") != wanted:
-                    raise AssertionError(f"file {number} of seed {arguments.seed} was read as something else")
-                same += 1
-            except CheckpointError as error:
-                assert "\n" not in str(error)
-                errors += 1
-            slowest = max(slowest, time.perf_counter() - started)
-        print(json.dumps({"files": arguments.files, "original": same, "errors": errors, "slowest_seconds": round(slowest, 3),
-                          "file_bytes": len(original), "added_memory_bytes": peak_memory_bytes() - before}))  # fmt: skip
+def made(folder: Path) -> tuple[bytes, object]:
+    return small_file(folder), read(folder / "original")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, made, KINDS, mutated, read)

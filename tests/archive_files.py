@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from fuzz_mutations import flipped_cut_or_swapped
 from safetensors.torch import save_file
 
+from compresskit.formats.archive.coding import ZSTD, decoded
 from compresskit.formats.archive.container import END, MAGIC, open_archive
 from compresskit.formats.archive.packing import digests_of, files_of, pack_files, planned_sections
 from compresskit.formats.archive.restoring import restore
 from compresskit.numerics.bit_packing import packed
+
+KINDS = ("flip", "cut", "swap", "lose", "end", "number", "section")
+"""What `mutated` does."""
 
 
 def silent(done: int, total: int) -> None:
@@ -43,14 +48,18 @@ def low_bit_tensors(bits: int, rows: int = 96, groups: int = 4, group: int = 64,
 def small_folder(folder: Path) -> Path:
     """A folder with all kinds of content: codes, floats of several widths, text, a subfolder, an empty file."""
     (folder / "adapter").mkdir(parents=True)
-    floats = {name: torch.randn(40, 60).to(dtype) for name, dtype in (("e.weight", torch.bfloat16), ("n.weight", torch.float16))}
+    generator = torch.Generator().manual_seed(0)
+    floats = {
+        name: torch.randn(40, 60, generator=generator).to(dtype)
+        for name, dtype in (("e.weight", torch.bfloat16), ("n.weight", torch.float16))
+    }
     floats |= {
-        "h.weight": torch.randn(30, 20),
-        "f.weight": torch.randn(64, 32).to(torch.float8_e4m3fn),
+        "h.weight": torch.randn(30, 20, generator=generator),
+        "f.weight": torch.randn(64, 32, generator=generator).to(torch.float8_e4m3fn),
         "z.weight": torch.zeros(0, 4),
     }
     save_file(low_bit_tensors(2) | floats, folder / "model.safetensors", {"format": "pt"})
-    save_file({"lora_A.weight": torch.randn(4, 60)}, folder / "adapter" / "adapter_model.safetensors")
+    save_file({"lora_A.weight": torch.randn(4, 60, generator=generator)}, folder / "adapter" / "adapter_model.safetensors")
     (folder / "config.json").write_text(json.dumps({"hidden_size": 60, "layers": list(range(200))}, indent=2))
     (folder / "noise.bin").write_bytes(np.random.default_rng(0).bytes(3000))
     (folder / "empty").touch()
@@ -80,23 +89,18 @@ def read(path: Path, folder: Path) -> dict[str, bytes]:
 
 def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
     """A damaged copy: a flipped bit, a cut, pieces that change places or are lost, a forged number or section."""
-    changed, place, other = bytearray(data), a % len(data), b % len(data)
-    if kind == "flip":
-        changed[place] ^= 1 << b % 8
-    elif kind == "cut":
-        del changed[place:]
-    elif kind == "swap":
-        length = min(300, len(data) - max(place, other))
-        one, two = data[place : place + length], data[other : other + length]
-        changed[place : place + length], changed[other : other + length] = two, one
-    elif kind == "lose":
+    changed = bytearray(data)
+    if kind == "section":
+        return forged(data, lambda index: None, lambda index, body: _change_byte(index, body, a, b))
+    if kind == "number":
+        return forged(data, lambda index: _change_number(index, a, b))
+    if kind == "lose":
+        place = a % len(data)
         del changed[place : place + 1 + b % 50]
     elif kind == "end":
         changed[-1 - a % END.size] ^= 1 << b % 8
-    elif kind == "section":
-        return forged(data, lambda index: None, lambda index, body: _change_byte(index, body, a, b))
     else:
-        return forged(data, lambda index: _change_number(index, a, b))
+        return flipped_cut_or_swapped(data, kind, a, b)
     return bytes(changed)
 
 
@@ -108,8 +112,6 @@ def forged(
     start = len(data) - END.size - packed_bytes
     stored = data[start : start + packed_bytes]
     if text_bytes:
-        from compresskit.formats.archive.coding import ZSTD, decoded
-
         stored = bytes(decoded(ZSTD, stored, text_bytes))
     index = json.loads(stored)
     change(index)

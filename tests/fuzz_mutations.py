@@ -64,6 +64,22 @@ def bytewise(data: bytes, pick: random.Random) -> bytes:
     return bytes(changed)
 
 
+def flipped_cut_or_swapped(data: bytes, kind: str, a: int, b: int) -> bytes:
+    """A bit flipped, the end cut off, or two pieces that change places; `a` and `b` say where."""
+    changed, place, other = bytearray(data), a % len(data), b % len(data)
+    if kind == "flip":
+        changed[place] ^= 1 << b % 8
+    elif kind == "cut":
+        del changed[place:]
+    elif kind == "swap":
+        length = min(300, len(data) - max(place, other))
+        one, two = data[place : place + length], data[other : other + length]
+        changed[place : place + length], changed[other : other + length] = two, one
+    else:
+        raise ValueError(f"there is no damage {kind}")
+    return bytes(changed)
+
+
 def changed_tree(tree: Any, pick: random.Random) -> str:
     """A JSON text of the tree with one to three values or keys replaced, removed, renamed, exchanged or repeated."""
     tree = json.loads(json.dumps(tree))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from fuzz_mutations import flipped_cut_or_swapped
 
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.formats.ternary.container import Facts, Part, Ternary, write_container
@@ -14,6 +15,8 @@ from compresskit.formats.ternary.reading import open_container
 from compresskit.formats.ternary.sections import SECTION, Coding
 
 DENSE = TensorSpec("magnitude", "F32", (3,))
+KINDS = ("flip", "cut", "swap", "header", "length")
+"""What `mutated` does."""
 
 
 def random_signs(entries: int, density: float, seed: int = 0) -> np.ndarray:
@@ -51,21 +54,12 @@ def small_file(folder: Path) -> bytes:
 def mutated(data: bytes, kind: str, a: int, b: int) -> bytes:
     """A damaged copy: a flipped bit, a cut, two pieces that change places, a forged number in the header."""
     changed = bytearray(data)
-    place, other = a % len(data), b % len(data)
-    if kind == "flip":
-        changed[place] ^= 1 << b % 8
-    elif kind == "cut":
-        del changed[place:]
-    elif kind == "swap":
-        length = min(300, len(data) - max(place, other))
-        changed[place : place + length], changed[other : other + length] = (
-            data[other : other + length],
-            data[place : place + length],
-        )
-    elif kind == "header":
+    if kind == "header":
         size = struct.unpack("<Q", data[:8])[0]
         digits = [i for i in range(8, 8 + size) if chr(data[i]).isdigit()]
         changed[digits[a % len(digits)]] = ord("0") + b % 10
-    else:
+    elif kind == "length":
         changed[:8] = struct.pack("<Q", a)
+    else:
+        return flipped_cut_or_swapped(data, kind, a, b)
     return bytes(changed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from compresskit.checkpoint.work_folder import check_name, check_space
+from compresskit.checkpoint.work_folder import check_name
 from compresskit.errors import RequestError
 
 
@@ -30,8 +30,3 @@ def check_file_out(out: Path, ending: str, magic: bytes, overwrite: bool) -> Non
     folder = out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise RequestError(f"{folder}: is no folder that can be written to; make it first, or choose another OUT")
-
-
-def check_file_space(out: Path, needed_bytes: int) -> None:
-    """Raise RequestError if the disk of OUT has less than `needed_bytes` free."""
-    check_space(out.absolute(), needed_bytes)

@@ -14,23 +14,24 @@ def stage_result(
     stage: str,
     settings: dict[str, Any],
     out: Path,
-    source: Checkpoint | list[Path],
-    before: tuple[int, int],
-    after: tuple[int, int],
+    source: Checkpoint | Path | list[Path],
+    before: tuple[int | None, int],
+    after: tuple[int | None, int],
 ) -> dict[str, Any]:
     """Describe what a stage read and wrote.
 
     `settings`: with the name of the method. `source`: what was read, or the folders that were merged. `before`, `after`: the
-    parameters and the bytes of what was read and of what was written.
+    parameters and the bytes of what was read and of what was written; parameters None where they are not counted.
 
     Returns:
         The keys that `--json` prints for every such stage; stages add their own.
     """
+    read = source if isinstance(source, (Path, list)) else source.folder
     return {
         "stage": stage,
         "method": settings["method"],
         "output": str(out),
-        "source": [str(each) for each in source] if isinstance(source, list) else str(source.folder),
+        "source": [str(each) for each in read] if isinstance(read, list) else str(read),
         "parameters_before": before[0],
         "parameters_after": after[0],
         "bytes_before": before[1],

@@ -27,6 +27,8 @@ MOST_DIGITS = 40
 """tokenizer_config.json writes "no limit" as 10**30."""
 LONGEST_NAME_BYTES = 255
 """Of a file, on every usual file system."""
+DEEPEST_PATH = 64
+"""Folders of a path in a folder, its file included; Python makes and removes them by recursion."""
 SHOWN_CHARACTERS = 120
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _RESTORE = "restore the file from its source"
@@ -161,7 +163,7 @@ def inside(folder: Path, name: object, where: object, subfolders: bool = False) 
         CheckpointError: it is no name of a file in the folder; the message says `where` it stands.
     """
     parts = name.split("/") if isinstance(name, str) and subfolders else [name]
-    if not all(_is_plain(part) for part in parts):
+    if len(parts) > DEEPEST_PATH or not all(_is_plain(part) for part in parts):
         raise CheckpointError(f"{where}: names {shown(name)}, which is no file inside {folder}; {_RESTORE}")
     return folder.joinpath(*map(str, parts))
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint import source
-from compresskit.checkpoint.file_out import check_file_out, check_file_space
+from compresskit.checkpoint.file_out import check_file_out
 from compresskit.checkpoint.manifest import check_unchanged, manifest
 from compresskit.checkpoint.reader import Checkpoint
 from compresskit.checkpoint.results import stage_result, time_and_memory
 from compresskit.checkpoint.whole_files import whole_file
+from compresskit.checkpoint.work_folder import check_space
 from compresskit.exporting.method import ExportMethod
 from compresskit.exporting.planned import facts
 from compresskit.exporting.request import ExportOptions
@@ -46,7 +47,7 @@ def export(method: ExportMethod, source_name: str, out: Path, options: ExportOpt
     if model.adapter is not None and not is_adapter:
         note = LEFT_OUT.format(method=name, folder=model.adapter.folder, ending=method.ending)
         planned = replace(planned, notes=[*planned.notes, note])
-    check_file_space(out, planned.bytes)
+    check_space(out, planned.bytes)
     store = _store(model, is_adapter)
     if options.verify:
         check_unchanged(store)

@@ -79,8 +79,13 @@ def do(work: Work, quiet: bool) -> dict[str, Any]:
     decided = {"resume": work.goes_on, "overwrite": folder.is_dir()}
     known = type(work.options).model_fields
     options = work.options.model_copy(update={key: value for key, value in decided.items() if key in known})
-    given = (*((work.method,) if work.method is not None else ()), work.sources, folder, options)
-    result: dict[str, Any] = run(*given, quiet=quiet)
+    return _written(work, run, folder, options, quiet)
+
+
+def _written(work: Work, run: Any, out: Path, options: Any, quiet: bool) -> dict[str, Any]:
+    """Run the stage, which writes `out`; some stages have no method."""
+    method = () if work.method is None else (work.method,)
+    result: dict[str, Any] = run(*method, work.sources, out, options, quiet=quiet)
     return result
 
 
@@ -93,8 +98,7 @@ def _reported(work: Work, run: Any, quiet: bool) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
     if file:
         options = work.options.model_copy(update={"overwrite": True})
-        given = (*((work.method,) if work.method is not None else ()), work.sources, folder / file, options)
-        report = run(*given, quiet=quiet)
+        report = _written(work, run, folder / file, options, quiet)
     write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
     return report
 

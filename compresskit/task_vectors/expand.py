@@ -40,10 +40,10 @@ def expand(source_name: str, out: Path, options: ExpandOptions, quiet: bool = Tr
     """
     started = time.monotonic()
     shard_bytes = parse_bytes(options.max_shard_size)
-    folder = source.resolve(source_name)
-    if folder.is_file():
-        return _unpack(folder, out, options, quiet) | time_and_memory(started)
-    vector = open_task_vector(folder, None)
+    path = source.resolve(source_name)
+    if path.is_file():
+        return _unpack(path, out, options, quiet) | time_and_memory(started)
+    vector = open_task_vector(path, None)
     if not isinstance(vector, TernaryVector):
         raise RequestError(f"{vector.folder}: is no ternary task vector; there is nothing to expand")
     base = open_dense(source.resolve(options.base)) if options.base else None
@@ -77,11 +77,8 @@ def _unpack(path: Path, out: Path, options: ExpandOptions, quiet: bool) -> dict[
     with ProgressBars(quiet) as bars:
         found = restored_folder(path, out, options.overwrite, options.threads, bars.of("expanding"))
     settings = {"method": "expand", **options.model_dump(include={"base", "threads"})}
-    return {
-        "stage": "expand", "method": "expand", "output": str(out), "source": str(path), "parameters_before": None,
-        "parameters_after": None, "bytes_before": path.stat().st_size, "bytes_after": found.bytes, "settings": settings,
-        "files": len(found.files), "digest": found.digest,
-    }  # fmt: skip
+    result = stage_result("expand", settings, out, path, (None, path.stat().st_size), (None, found.bytes))
+    return result | {"files": len(found.files), "digest": found.digest}
 
 
 def _tensor(vector: TernaryVector, name: str, base: Checkpoint | None) -> Tensor:

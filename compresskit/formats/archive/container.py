@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -82,16 +81,14 @@ def by_kind(sections: Sequence[Section]) -> dict[str, dict[str, int]]:
     return found
 
 
-def write_index(file: BinaryIO, files: Sequence[ArchivedFile], sections: Sequence[Section]) -> str:
-    """Write what follows the sections; returns the SHA-256 of the index."""
+def write_index(file: BinaryIO, files: Sequence[ArchivedFile], sections: Sequence[Section]) -> None:
+    """Write what follows the sections."""
     rows = [[s.file, s.kind, list(s.parameters), s.label, [list(p) for p in s.places], s.stored, s.crc] for s in sections]
     found = {"version": VERSION, "tool": __version__, "files": [[f.name, f.bytes, f.sha256] for f in files], "sections": rows}
     text = json.dumps(found, separators=(",", ":")).encode()
     coding, packed = coded(text, SMALLEST)
-    digest = hashlib.sha256(text)
     file.write(packed)
-    file.write(END.pack(len(packed), len(text) if coding == ZSTD else 0, digest.digest(), MAGIC))
-    return digest.hexdigest()
+    file.write(END.pack(len(packed), len(text) if coding == ZSTD else 0, hashlib.sha256(text).digest(), MAGIC))
 
 
 def open_archive(path: Path) -> Archive:
@@ -174,10 +171,9 @@ def _check(files: tuple[ArchivedFile, ...], sections: tuple[Section, ...], store
     """Raise ValueError unless the sections fill the archive and every file, and no name stands for two files."""
     if sum(section.stored for section in sections) != stored:
         raise ValueError("its sections do not fill it")
-    names = [file.name for file in files]
-    folders = {"/".join(parts[:count]) for parts in (name.split("/") for name in names) for count in range(1, len(parts))}
-    if twice := [name for name, count in Counter(names).items() if count > 1 or name in folders]:
-        raise ValueError(f"{shown(twice[0])} stands for two files")
+    for one, other in pairwise(sorted(file.name.split("/") for file in files)):
+        if other[: len(one)] == one:  # the same, or a file where the other has a folder
+            raise ValueError(f"{shown('/'.join(one))} stands for two files")
     places: list[list[tuple[int, int]]] = [[] for _ in files]
     for section in sections:
         if section.file >= len(files):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +14,15 @@ from compresskit.checkpoint.side_files import side_files
 from compresskit.checkpoint.small_files import inside
 from compresskit.checkpoint.whole_files import storing
 from compresskit.errors import CheckpointError, CompresskitError, RequestError
-from compresskit.formats.archive.container import MAGIC, ArchivedFile, write_index
+from compresskit.formats.archive.container import MAGIC, Archive, ArchivedFile, open_archive, write_index
 from compresskit.formats.archive.planes import Bytes
 from compresskit.formats.archive.planning import section_bytes, sections_of
 from compresskit.formats.archive.sections import Section, decode, encode
 from compresskit.formats.archive.threads import in_order
 
 Progress = Callable[[int, int], None]
-MOST_SECTIONS = 300_000
-"""Of an index that small_files.py parses: a folder of 1.2 TB."""
+MOST_SECTIONS = 200_000
+"""Of an index that small_files.py parses, 17 values each: a folder of 0.8 TB."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,11 @@ class FolderFile:
     name: str
     """Its path in the folder, with `/`."""
     stamp: Stamp
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is packed."""
+        return self.path.parents[self.name.count("/")]
 
 
 def files_of(folder: Path) -> list[FolderFile]:
@@ -46,6 +50,8 @@ def files_of(folder: Path) -> list[FolderFile]:
         CheckpointError: there is no such folder, nothing in it, what is no file, a link that leads out of
             the folder, or a name that other systems cannot hold.
     """
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file, expected a folder; give a folder of weights")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a folder of weights, a Hub id or demo:smollm2-135m")
     found = []
@@ -86,9 +92,8 @@ def planned_sections(files: list[FolderFile]) -> list[Section]:
     most = section_bytes(total)
     found = [each for number, file in enumerate(files) for each in sections_of(file.path, number, file.stamp.bytes, most)]
     if len(found) > MOST_SECTIONS:
-        folder = files[0].path.parent
         raise RequestError(
-            f"{folder}: {total:,} bytes make {len(found):,} sections, an archive has {MOST_SECTIONS:,}; pack parts"
+            f"{files[0].folder}: {total:,} bytes make {len(found):,} sections, an archive has {MOST_SECTIONS:,}; pack parts"
         )
     for file in files:
         _check_same(file)
@@ -97,26 +102,25 @@ def planned_sections(files: list[FolderFile]) -> list[Section]:
 
 def pack_files(
     files: list[FolderFile], sections: list[Section], digests: dict[str, str], path: Path, threads: int, progress: Progress
-) -> tuple[list[Section], str]:
+) -> Archive:
     """Write the archive of files whose sections and digests are known.
 
     Returns:
-        (the sections as they are stored, the SHA-256 of the index).
+        The archive, opened again.
 
     Raises:
         CheckpointError: a file has changed meanwhile.
+        RequestError: the index is larger than one that is read.
         StorageError: the disk fails.
     """
     total = sum(section.bytes for section in sections)
     written: list[Section] = []
-    with ExitStack() as stack, storing(path):
-        opened = [stack.enter_context(file.path.open("rb", buffering=0)).fileno() for file in files]
 
-        def work(section: Section) -> tuple[Section, bytes]:
-            file = files[section.file]
-            return _coded(file, section, _read(file, opened[section.file], section))
+    def work(section: Section) -> tuple[Section, bytes]:
+        file = files[section.file]
+        return _coded(file, section, _read(file, section))
 
-        archive = stack.enter_context(path.open("wb"))
+    with storing(path), path.open("wb") as archive:
         archive.write(MAGIC)
         done = 0
         for section, stored in in_order(work, sections, threads):
@@ -126,19 +130,24 @@ def pack_files(
         for file in files:
             _check_same(file)
         entries = [ArchivedFile(file.name, file.stamp.bytes, digests[file.name]) for file in files]
-        digest = write_index(archive, entries, written)
-    return written, digest
+        write_index(archive, entries, written)
+    try:
+        return open_archive(path)
+    except CheckpointError as error:
+        raise RequestError(f"{files[0].folder}: its archive cannot be opened again ({error}); pack parts") from error
 
 
-def _read(file: FolderFile, descriptor: int, section: Section) -> Bytes:
+def _read(file: FolderFile, section: Section) -> Bytes:
+    """Read a section from its places. The file is open no longer: a folder may have more files than a process may open."""
     data = np.empty(section.bytes, np.uint8)
     start = 0
-    for place, length in section.places:
-        try:
-            fill(descriptor, place, data[start : start + length].data)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file.path}: cannot be read ({error}); use an intact copy") from error
-        start += length
+    try:
+        with file.path.open("rb", buffering=0) as opened:
+            for place, length in section.places:
+                fill(opened.fileno(), place, data[start : start + length].data)
+                start += length
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file.path}: cannot be read ({error}); use an intact copy") from error
     return data
 
 
@@ -150,22 +159,26 @@ def _coded(file: FolderFile, section: Section, data: Bytes) -> tuple[Section, by
 
 
 def _check_same(file: FolderFile) -> None:
-    with file.path.open("rb") as now:
-        if stamp_of(now.fileno()) != file.stamp:
-            raise CheckpointError(f"{file.path}: changed while it was packed; start again when nothing writes to it")
+    try:
+        with file.path.open("rb") as now:
+            same = stamp_of(now.fileno()) == file.stamp
+    except OSError:  # removed, or replaced by what cannot be read
+        same = False
+    if not same:
+        raise CheckpointError(f"{file.path}: changed while it was packed; start again when nothing writes to it")
 
 
 def check_recorded(folder: Path, recorded: dict[str, str], digests: dict[str, str]) -> None:
     """Compare files with the SHA-256 that the folder's manifest recorded; raises CheckpointError."""
     for name, digest in recorded.items():
-        if digests.get(name, digest) != digest:
-            raise CheckpointError(
-                f"{folder / name}: SHA-256 is {digests[name]}, the manifest recorded {digest}; use an intact copy, or pass "
-                "--no-verify if you changed it"
-            )
         if name not in digests:
             raise CheckpointError(
                 f"{folder / name}: is not there, the manifest recorded it; use an intact copy, or pass --no-verify"
+            )
+        if digests[name] != digest:
+            raise CheckpointError(
+                f"{folder / name}: SHA-256 is {digests[name]}, the manifest recorded {digest}; use an intact copy, or pass "
+                "--no-verify if you changed it"
             )
 
 

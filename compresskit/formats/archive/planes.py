@@ -20,6 +20,8 @@ z       zero points of the groups          (rows * groups,) uint8      zero_poin
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -108,7 +110,7 @@ def from_zero_points(runs: list[Bytes], zero_points: Bytes, bits: int, out: Byte
 
 def period(bits: int) -> int:
     """After how many bytes codes of `bits` bits begin on a byte again."""
-    return bits // int(np.gcd(bits, BITS_PER_BYTE))
+    return bits // math.gcd(bits, BITS_PER_BYTE)
 
 
 def _as_rows(data: Bytes, rows: int) -> NDArray[np.generic]:

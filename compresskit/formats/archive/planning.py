@@ -49,11 +49,10 @@ def sections_of(path: Path, number: int, file_bytes: int, most: int) -> list[Sec
     sections = [Section(number, "bytes", (), "header", (place,)) for place in _cut((0, first), TEXT_BYTES)]
     done: set[str] = set()
     for name, spec in header.specs.items():
-        if name.endswith(f".{CODES}"):
-            partner = header.specs.get(f"{name.removesuffix(CODES)}{ZERO_POINTS}")
-            found = _codes(number, spec, partner, header, most) if partner is not None else []
+        partner = header.specs.get(f"{name.removesuffix(CODES)}{ZERO_POINTS}") if name.endswith(f".{CODES}") else None
+        if partner is not None and (found := _codes(number, spec, partner, header, most)):
             sections += found
-            done |= {name, partner.name} if partner is not None and found else set()
+            done |= {name, partner.name}
     return sections + list(_planes(number, header, done, most))
 
 
@@ -119,7 +118,7 @@ def _codes(number: int, codes: TensorSpec, zero_points: TensorSpec, header: Head
 
 
 def _bits(codes: TensorSpec, zero_points: TensorSpec) -> int | None:
-    """Bits of the codes, which the rows of both tensors tell; None if they tell none that is sorted, or groups share bytes."""
+    """Bits of the codes, by the rows of both; None if several or none fit, more than `MOST_BITS` do, or groups share a byte."""
     both = (codes, zero_points)
     if any(each.dtype != "I32" or len(each.shape) != 2 or 0 in each.shape for each in both):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -50,26 +49,23 @@ def restore(archive: Archive, folder: Path, threads: int, progress: Progress) ->
         CheckpointError: a section is damaged, or a file is not what its SHA-256 says.
         StorageError: the disk fails.
     """
-    with ExitStack() as stack, storing(folder):
-        outputs = []
-        for file in archive.files:
-            path = folder / file.name
+    paths = [folder / file.name for file in archive.files]
+    for path, file in zip(paths, archive.files, strict=True):
+        with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            output = stack.enter_context(path.open("xb", buffering=0))
-            output.truncate(file.bytes)
-            outputs.append(output.fileno())
-        source = stack.enter_context(archive.path.open("rb", buffering=0)).fileno()
+            with path.open("xb", buffering=0) as output:
+                output.truncate(file.bytes)
+    with archive.path.open("rb", buffering=0) as source:
 
         def work(item: tuple[Section, int]) -> int:
             section, start = item
-            _write(outputs[section.file], section, _decoded(archive, source, section, start))
+            _write(paths[section.file], section, _decoded(archive, source.fileno(), section, start))
             return section.bytes
 
         done, total = 0, archive.bytes
         for length in in_order(work, zip(archive.sections, archive.starts(), strict=True), threads):
             progress(done := done + length, total)
-    found = in_order(sha256, (folder / file.name for file in archive.files), threads)
-    for file, digest in zip(archive.files, found, strict=True):
+    for file, digest in zip(archive.files, in_order(sha256, paths, threads), strict=True):
         if digest != file.sha256:
             raise CheckpointError(f"{archive.path}: {file.name} came out with another SHA-256 than it had; {AGAIN}")
 
@@ -79,16 +75,18 @@ def _decoded(archive: Archive, source: int, section: Section, start: int) -> Byt
     try:
         fill(source, start, memoryview(stored))
         return decode(section, stored)
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, OSError, ValueError) as error:
         name, place = archive.files[section.file].name, section.places[0][0]
         raise CheckpointError(f"{archive.path}: the section of {name} from byte {place:,} on: {error}; {AGAIN}") from error
 
 
-def _write(output: int, section: Section, data: Bytes) -> None:
+def _write(path: Path, section: Section, data: Bytes) -> None:
+    """Write a section to its places. The file is open no longer: a folder may have more files than a process may open."""
     start = 0
     view = np.ascontiguousarray(data).data
-    for place, length in section.places:
-        written = 0
-        while written < length:
-            written += os.pwrite(output, view[start + written : start + length], place + written)
-        start += length
+    with storing(path), path.open("r+b", buffering=0) as output:
+        for place, length in section.places:
+            written = 0
+            while written < length:
+                written += os.pwrite(output.fileno(), view[start + written : start + length], place + written)
+            start += length

@@ -36,7 +36,7 @@ def test_an_unchanged_forgery_opens(archive: Path, tmp_path: Path) -> None:
     assert open_archive(tmp_path / "f.ckz").files == open_archive(archive).files
 
 
-BAD_NAMES = ("../x", "/x", "a\\b", "a//b", "", "C:x", "config.json/x", "config.json", 5, "\x00")
+BAD_NAMES = ("../x", "/x", "a\\b", "a//b", "", "C:x", "config.json/x", "config.json", 5, "\x00", "a/" * 1000 + "x")
 
 
 def setter(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:

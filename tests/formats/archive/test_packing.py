@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 from archive_files import silent, small_folder, write
 
+from compresskit.checkpoint import small_files
+from compresskit.checkpoint.small_files import MOST_VALUES
 from compresskit.errors import CheckpointError, RequestError
 from compresskit.formats.archive import packing
 from compresskit.formats.archive.packing import check_outside, check_recorded, digests_of, files_of, pack_files, planned_sections
@@ -49,6 +52,8 @@ def test_what_an_archive_cannot_hold_is_refused(tmp_path: Path) -> None:
             files_of(source)
         (source / "x").unlink()
     (source / "a:b").touch()
+    with pytest.raises(CheckpointError, match="is a file, expected a folder"):
+        files_of(source / "a:b")
     with pytest.raises(CheckpointError, match="is no file inside"):
         files_of(source)
 
@@ -66,8 +71,28 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
 
 def test_more_sections_than_an_index_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "MOST_SECTIONS", 3)
-    with pytest.raises(RequestError, match="an archive has 3; pack parts"):
+    with pytest.raises(RequestError, match=r"source: .* an archive has 3; pack parts"):
         planned_sections(files_of(small_folder(tmp_path / "source")))
+
+
+def test_an_index_of_the_most_sections_is_read_again() -> None:
+    """Codes have the longest entries of those that large folders have many of."""
+    text = json.dumps([0, "codes", [2, 4, 16], "codes with zero points", [[0, 6144], [6144, 96]], 5000, 0])
+    assert packing.MOST_SECTIONS * (1 + sum(map(text.count, ",[{"))) < MOST_VALUES
+
+
+def test_an_archive_that_cannot_be_read_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_files, "MOST_VALUES", 100)
+    with pytest.raises(RequestError, match=r"source: its archive cannot be opened again.*more than 100 values.*; pack parts"):
+        write(small_folder(tmp_path / "source"), tmp_path / "a.ckz")
+
+
+def test_a_file_that_is_lost_meanwhile_is_named(tmp_path: Path) -> None:
+    source = small_folder(tmp_path / "source")
+    files = files_of(source)
+    (source / "noise.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"noise\.bin: changed while it was packed"):
+        planned_sections(files)
 
 
 def test_files_are_compared_with_the_manifest(tmp_path: Path) -> None:

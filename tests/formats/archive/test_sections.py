@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -71,8 +72,6 @@ def test_an_entry_that_cannot_be_is_refused(changed: dict[str, object]) -> None:
 
 def test_stored_bytes_that_contradict_the_entry_are_refused() -> None:
     """With a right checksum, as a forger would make them."""
-    import zlib
-
     section, data = codes_section(2)
     found, stored = encode(section, data, 0)
     other, _ = codes_section(2, rows=64)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from ternary_files import mutated, random_signs, read, small_file, write
+from ternary_files import KINDS, mutated, random_signs, read, small_file, write
 
 from compresskit.errors import CheckpointError
 from compresskit.formats.ternary.container import INDEX
@@ -35,7 +35,7 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, di
 
 @pytest.mark.slow
 @settings(max_examples=2000)
-@given(st.sampled_from(["flip", "cut", "swap", "header", "length"]), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
+@given(st.sampled_from(KINDS), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 def test_a_damaged_file_gives_the_original_or_a_clean_error(
     undamaged: tuple[Path, bytes, dict[str, list[object]]], kind: str, a: int, b: int
 ) -> None:
