@@ -62,6 +62,7 @@ class Span:
     """Consecutive blocks with their inputs and what they learn."""
 
     blocks: Sequence[Block]
+    """Those through which text runs."""
     inputs: Sequence[Tensor]
     """(1, length, hidden) by micro-batch."""
     loss: Loss
