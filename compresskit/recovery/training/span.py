@@ -16,6 +16,7 @@ from torch import Tensor
 from compresskit.errors import NumericalError
 from compresskit.machine.precision import Precision, matrix_products
 from compresskit.numerics.token_errors import token_errors, usual_energy
+from compresskit.recovery.training.batches import History
 from compresskit.recovery.training.steps import losses_of
 from compresskit.walk.block import Block
 
@@ -25,8 +26,6 @@ SMALLEST_GRADIENT = 1e-12
 """AdamW's eps: the gradients of a relative error are far smaller than the default expects."""
 
 Loss = Callable[[Tensor, int], tuple[Tensor, int]]
-History = list[dict[str, float]]
-"""For every step its mean "loss" and the number of places in "tokens"."""
 
 
 def hidden_loss(targets: Sequence[Tensor]) -> Loss:

@@ -41,10 +41,10 @@ from compresskit.models.model import Model
 from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.data.held_back import mean_losses
 from compresskit.recovery.forward import open_walk
-from compresskit.recovery.training.batches import TrainingData, batch_of
+from compresskit.recovery.training.batches import History, TrainingData, batch_of
 from compresskit.recovery.training.checkpoints import COMPLETE, hashes, is_whole
 from compresskit.recovery.training.grid import GridModel
-from compresskit.recovery.training.span import History, Span, hidden_loss, predicted_loss, train_span
+from compresskit.recovery.training.span import Span, hidden_loss, predicted_loss, train_span
 from compresskit.recovery.work import Recovery
 from compresskit.walk.block import Block
 from compresskit.walk.calls import Calls
