@@ -132,9 +132,9 @@ def _of_all_ranks(own: Mapping[str, list[Tensor]], windows: int) -> dict[str, Te
 
 
 def _weights(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Cap and normalise the weights of one block; `parts`: one after the other in the windows."""
+    """Cap and normalise the weights of one block; `parts`: by windows, one after the other. What some do not reach has none."""
     found = {}
-    for name in parts[0]:
+    for name in [each for each in parts[0] if all(each in part for part in parts)]:
         weights = torch.cat([part[name] for part in parts])
         tokens = weights.flatten(0, 1)
         cap = tokens.kthvalue(max(1, int(CAP * len(tokens))), dim=0).values

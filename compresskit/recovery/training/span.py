@@ -75,7 +75,8 @@ class Span:
                 hidden = block.run(hidden, number)
             total, places = self.loss(hidden, number)
         if not bool(total.isfinite()):
-            raise NumericalError(f"{self.blocks[-1].name}: the loss is {float(total.detach())}")
+            name = self.blocks[-1].name if self.blocks else "the head"
+            raise NumericalError(f"{name}: the loss is {float(total.detach())}")
         return total, places
 
     @torch.no_grad()
