@@ -28,8 +28,8 @@ GRAPH_COPIES = 8
 """Of one linear, in the graph of its rounding."""
 LOGIT_COPIES = 6
 """Of the logits of a window, gradients included, where labels are drawn from them."""
-MOMENT_BYTES = 8
-"""Of an entry of second moments while they are summed."""
+SUM_BYTES = 8
+"""Of an entry of second moments while they are summed, in float64."""
 GUIDE_TOKENS = 1 << 14
 """Tokens whose inputs of all blocks lie on the disk at the same time, for a guide."""
 
@@ -68,7 +68,7 @@ def _row_moments(model: Model, groups: int) -> int:
         for position in model.linear_sequence(index):
             matrices = [(groups * len(names), model.linear_shape(names[0])[1]) for names in position]
             most = max(most, sum(count * columns**2 for count, columns in matrices) - max(columns**2 for _, columns in matrices))
-    return MOMENT_BYTES * most
+    return SUM_BYTES * most
 
 
 def _backward_bytes(model: Model, length: int) -> int:

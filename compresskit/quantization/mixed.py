@@ -28,8 +28,7 @@ from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.error_feedback import Feedback, feedback, round_with_feedback
 from compresskit.quantization.request import QuantizeRequest
 from compresskit.walk.block import Block
-from compresskit.walk.sequence import OnBlock, chosen_sequence, replace_weight
-from compresskit.walk.statistics import Gram
+from compresskit.walk.sequence import OnBlock, chosen_sequence, collected, replace_weight
 from compresskit.walk.walk import Walk
 
 DAMPING = 0.01
@@ -89,9 +88,7 @@ def _rounded_outputs(block: Block, request: QuantizeRequest, levels: Sequence[Sc
     groups = [group for position in chosen_sequence(request.model, block.index, request.schemes) for group in position]
     if not groups:
         return {scheme.bits: block.run_all(block.hidden) for scheme in levels}
-    inputs = [block.linear(group[0]) for group in groups]
-    grams = {group[0]: Gram(each.in_features, each.weight.device) for group, each in zip(groups, inputs, strict=True)}
-    block.collect(grams)
+    grams = collected(groups, block, attention_is_final=False)
     originals = {name: block.linear(name).weight for group in groups for name in group}
     passed = {}
     for name in list(grams):

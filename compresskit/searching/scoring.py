@@ -18,14 +18,14 @@ the method's own, on the original's inputs: for `rtn` what `quantize` stores to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compresskit.calibration.drawn_labels import drawn_loss
 from compresskit.checkpoint.whole_files import write_whole_tensors
@@ -36,9 +36,9 @@ from compresskit.quantization.formatted import FormatMethod
 from compresskit.quantization.gptq import GPTQ
 from compresskit.quantization.rtn import RTN
 from compresskit.searching.candidates import Unit
-from compresskit.walk.backward import GradientStep, walk_backward
+from compresskit.walk.backward import GradientStep, through, walk_backward
 from compresskit.walk.block import Block
-from compresskit.walk.hooks import recorded_inputs
+from compresskit.walk.hooks import recorded_gradients, recorded_inputs
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
@@ -60,17 +60,6 @@ class Seen(NamedTuple):
         both = zip(self.inputs, self.gradients, strict=True)
         squares = sum(float((gradient.float() * (x.float() @ error.T)).square().sum(dtype=torch.float64)) for x, gradient in both)
         return squares / 2 / max(1, sum(len(x) for x in self.inputs))
-
-
-def _watching(seen: Seen) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    """Forward hook that keeps a linear's inputs, and the gradients that later reach its output."""
-    keep: Callable[[Tensor], None] = lambda gradient: seen.gradients.append(gradient.detach().flatten(0, -2))  # noqa: E731
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.inputs.append(inputs[0].detach().flatten(0, -2))
-        output.register_hook(keep)  # type: ignore[no-untyped-call]
-
-    return watch
 
 
 def score(
@@ -99,17 +88,13 @@ def score(
         grams = {unit.name: Gram(block.linear(unit.linears[0]).in_features, walk.device) for unit in own}
         seen = {name: Seen([], []) for unit in own for name in unit.linears}
 
-        def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
-            with torch.enable_grad():
-                output = block.run(given, number)
-            return torch.autograd.grad(output, given, gradient)[0]
-
         with ExitStack() as stack:
             for unit in own:
                 stack.enter_context(recorded_inputs(block.linear(unit.linears[0]), grams[unit.name].add, stop=False))
             for name, each in seen.items():
-                stack.callback(block.linear(name).register_forward_hook(_watching(each)).remove)
-            yield step
+                stack.enter_context(recorded_inputs(block.linear(name), each.inputs.append, stop=False))
+                stack.enter_context(recorded_gradients(block.linear(name), each.gradients.append))
+            yield through(block)
         kept: dict[str, Tensor] = {}
         for unit in own:
             of_linears = [seen.pop(name) for name in unit.linears]

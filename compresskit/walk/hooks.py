@@ -1,4 +1,4 @@
-"""What is hooked into a block's modules while it runs: inputs that are recorded, outputs that are kept or given again."""
+"""What is hooked into a block's modules while it runs: recorded inputs and gradients, outputs that are kept or given again."""
 
 from __future__ import annotations
 
@@ -33,6 +33,23 @@ def recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool
             raise SeenEnough
 
     handle = linear.register_forward_pre_hook(record)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def recorded_gradients(linear: nn.Linear, add: Callable[[Tensor], None]) -> Iterator[None]:
+    """Give the gradients that reach a linear's outputs, (tokens, out), to `add` while a run is backpropagated."""
+
+    def record(gradient: Tensor) -> None:
+        add(gradient.detach().flatten(0, -2))
+
+    def watch(_: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(record)  # type: ignore[no-untyped-call]
+
+    handle = linear.register_forward_hook(watch)
     try:
         yield
     finally:

@@ -165,6 +165,11 @@ def test_a_linear_that_misses_a_window_is_named() -> None:
     assert guide._of_all_ranks({"layers.1.up": []}, 2) == {}
 
 
+def test_a_linear_that_only_some_parts_of_the_text_reach_has_no_weights() -> None:
+    found = guide._weights([{"down": torch.ones(1, 8, 1), "cross": torch.ones(1, 8, 1)}, {"down": torch.ones(1, 8, 1)}])
+    assert found.keys() == {"down"}
+
+
 def test_rows_on_which_nothing_depends_count_all_tokens_alike() -> None:
     weights = torch.zeros(2, 8, 2)
     weights[..., 1] = torch.arange(16.0).view(2, 8)

@@ -24,6 +24,8 @@ MicroBatches = list[list[int]]
 """Micro-batches of one optimiser step, as positions of samples."""
 Grouping = Callable[[Sequence[int], Sequence[int]], MicroBatches]
 """Called with a step's samples, longest first, and the lengths of all samples."""
+History = list[dict[str, float]]
+"""For every step its mean "loss" in nats, or as a relative error of hidden states, and the number of learned "tokens"."""
 
 
 @dataclass(frozen=True)

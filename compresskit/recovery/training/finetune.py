@@ -24,7 +24,7 @@ from compresskit.recovery.data.instructions import Instruction
 from compresskit.recovery.forward import open_walk
 from compresskit.recovery.method import Selection
 from compresskit.recovery.options import Update
-from compresskit.recovery.training.batches import TrainingData, order_of, rectangles, rows, steps_of
+from compresskit.recovery.training.batches import History, TrainingData, order_of, rectangles, rows, steps_of
 from compresskit.recovery.training.distillation import TeacherPredictions, predict
 from compresskit.recovery.training.ranks import largest_by_block
 from compresskit.recovery.work import Recovery
@@ -44,9 +44,6 @@ CURVE_POINTS = 40
 JUDGED_SAMPLES = 128
 """Held-back samples that decide whether a trained grid is kept."""
 MARKS = "▁▂▃▄▅▆▇█"
-
-History = list[dict[str, float]]
-"""For every step its "loss" in nats per token, and the number of learned "tokens"."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +210,7 @@ def _train_grid(recovery: Recovery, network: PreTrainedModel, data: TrainingData
     before = mean_loss(trained, judged, device)
     history = train(trained, data, device, recovery.request.workspace / TRAINER, recovery.bars.of("training"))
     after = mean_loss(trained, judged, device)
-    better = not judged.samples or after < before
-    figures = {"before": before, "after": after} if judged.samples else None
-    facts = {"judged": figures, "kept": "trained" if better else "start"}
+    better, facts = _kept({"before": before, "after": after} if judged.samples else None)
     return Training(facts=facts, stored=trained.stored() if better else {}), history
 
 
@@ -224,9 +219,14 @@ def _train_spans(recovery: Recovery, data: TrainingData) -> tuple[Training, Hist
     from compresskit.recovery.training.spans import train_spans
 
     found = train_spans(recovery, data, _judged(recovery, data))
-    better = found.judged is None or found.judged["after"] < found.judged["before"]
-    facts = {"spans": found.facts, "judged": found.judged, "kept": "trained" if better else "start"}
-    return Training(facts=facts, source=found.model if better else None), found.history
+    better, facts = _kept(found.judged)
+    return Training(facts={"spans": found.facts, **facts}, source=found.model if better else None), found.history
+
+
+def _kept(judged: dict[str, float] | None) -> tuple[bool, dict[str, Any]]:
+    """(Whether the trained grid is kept, facts about it), by the loss "before" and "after"; None without held-back samples."""
+    better = judged is None or judged["after"] < judged["before"]
+    return better, {"judged": judged, "kept": "trained" if better else "start"}
 
 
 def _judged(recovery: Recovery, data: TrainingData) -> TrainingData:

@@ -16,6 +16,7 @@ from torch import Tensor
 from compresskit.errors import NumericalError
 from compresskit.machine.precision import Precision, matrix_products
 from compresskit.numerics.token_errors import token_errors, usual_energy
+from compresskit.recovery.training.batches import History
 from compresskit.recovery.training.steps import losses_of
 from compresskit.walk.block import Block
 
@@ -25,8 +26,6 @@ SMALLEST_GRADIENT = 1e-12
 """AdamW's eps: the gradients of a relative error are far smaller than the default expects."""
 
 Loss = Callable[[Tensor, int], tuple[Tensor, int]]
-History = list[dict[str, float]]
-"""For every step its mean "loss" and the number of places in "tokens"."""
 
 
 def hidden_loss(targets: Sequence[Tensor]) -> Loss:
@@ -62,6 +61,7 @@ class Span:
     """Consecutive blocks with their inputs and what they learn."""
 
     blocks: Sequence[Block]
+    """Those through which text runs."""
     inputs: Sequence[Tensor]
     """(1, length, hidden) by micro-batch."""
     loss: Loss
@@ -75,7 +75,8 @@ class Span:
                 hidden = block.run(hidden, number)
             total, places = self.loss(hidden, number)
         if not bool(total.isfinite()):
-            raise NumericalError(f"{self.blocks[-1].name}: the loss is {float(total.detach())}")
+            name = self.blocks[-1].name if self.blocks else "the head"
+            raise NumericalError(f"{name}: the loss is {float(total.detach())}")
         return total, places
 
     @torch.no_grad()

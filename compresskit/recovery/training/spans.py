@@ -19,7 +19,6 @@ in mapped files where they are large. Finished spans lie in the workspace; from 
 
 from __future__ import annotations
 
-import copy
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -40,11 +39,12 @@ from compresskit.machine.memory import release_freed_memory
 from compresskit.models import meta
 from compresskit.models.model import Model
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.forward import open_walk, predictions, token_losses
-from compresskit.recovery.training.batches import TrainingData, batch_of
+from compresskit.recovery.data.held_back import mean_losses
+from compresskit.recovery.forward import open_walk
+from compresskit.recovery.training.batches import History, TrainingData, batch_of
 from compresskit.recovery.training.checkpoints import COMPLETE, hashes, is_whole
 from compresskit.recovery.training.grid import GridModel
-from compresskit.recovery.training.span import History, Span, hidden_loss, predicted_loss, train_span
+from compresskit.recovery.training.span import Span, hidden_loss, predicted_loss, train_span
 from compresskit.recovery.work import Recovery
 from compresskit.walk.block import Block
 from compresskit.walk.calls import Calls
@@ -113,15 +113,13 @@ def train_spans(recovery: Recovery, data: TrainingData, judged: TrainingData) ->
     """
     where = recovery.where._replace(scratch=recovery.work.path / "scratch")
     exact = where._replace(dtype=torch.float32)  # a narrower dtype would round small steps away
-    model, streams = replace(recovery.request.model, adapter=None), streams_of(data, judged)
-    before = _response_loss(_walk(model, exact, judged.samples), judged.samples) if judged.samples else None
-    trained, student, parts = _walked(recovery, streams, _walk(recovery.original, where, streams.samples), exact)
-    facts, history = [part["facts"] for part in parts], parts[-1]["history"]
-    if before is None:
-        return TrainedSpans(trained, history, facts, None)
-    end, count = copy.copy(student), len(streams.seen)
-    end.model, end.all_batches, end.hidden = trained, student.all_batches[count:], student.hidden[count:]
-    return TrainedSpans(trained, history, facts, {"before": before, "after": _response_loss(end, judged.samples)})
+    model, held = replace(recovery.request.model, adapter=None), judged.samples
+    streams = streams_of(data, judged)
+    walks = _walk(recovery.original, where, streams.samples), _walk(model, exact, streams.samples)
+    before = _response_loss(model, exact, held) if held else None
+    trained, parts = _walked(recovery, streams, *walks)
+    figures = None if before is None else {"before": before, "after": _response_loss(trained, exact, held)}
+    return TrainedSpans(trained, parts[-1]["history"], [part["facts"] for part in parts], figures)
 
 
 def streams_of(data: TrainingData, judged: TrainingData) -> Streams:
@@ -131,22 +129,21 @@ def streams_of(data: TrainingData, judged: TrainingData) -> Streams:
 
 
 @torch.no_grad()
-def _walked(recovery: Recovery, streams: Streams, original: Walk, exact: Where) -> tuple[Model, Walk, list[dict[str, Any]]]:
-    """The trained model, the finished walk through it, and what is saved about each span."""
-    trained, parts = replace(recovery.request.model, adapter=None), []
-    student = _walk(trained, exact, streams.samples)
+def _walked(recovery: Recovery, streams: Streams, original: Walk, student: Walk) -> tuple[Model, list[dict[str, Any]]]:
+    """The trained model, and what is saved about each span. `student`: the walk through the model in training."""
+    trained, parts = student.model, []
     calls, blocks, count = student.capture(), iter(original), trained.block_count
     for span in _spans(count, recovery.request.options.blocks_at_once):
         targets = _outputs(original, itertools.islice(blocks, len(span)))
         folder = recovery.request.workspace / SPANS / f"{span[0]}-{span[-1]}"
         if not is_whole(folder):
-            _train(recovery, streams, (student, calls), (span, targets), folder)
+            _save(folder, *_train(recovery, streams, student, calls, span, targets))
         trained = _with_tensors(trained, folder)
         student.finished = dict.fromkeys(range(span.stop), trained)
         _advance(student, span, calls)
         parts.append(read_json(folder / FACTS))
         recovery.bars("training", span.stop, count)
-    return trained, student, parts
+    return trained, parts
 
 
 def _spans(blocks: int, size: int) -> list[range]:
@@ -180,42 +177,44 @@ def _advance(student: Walk, span: range, calls: list[Calls]) -> None:
         release_freed_memory()
 
 
-def _response_loss(walk: Walk, samples: Sequence[Sample]) -> float:
-    """Mean loss of the responses, in nats per token; a walk that has not begun is walked."""
-    if not walk.hidden:
-        _outputs(walk, iter(walk))
-    losses = torch.cat([token_losses(rows.logits[0], rows.targets) for rows in predictions([walk], samples)])
-    return float(losses.double().mean())
+def _response_loss(model: Model, where: Where, samples: Sequence[Sample]) -> float:
+    """Mean loss of the responses, in nats per token."""
+    return float(mean_losses(open_walk(model, where), samples, None)["loss_by_token"])
 
 
 def _train(
-    recovery: Recovery, streams: Streams, student: tuple[Walk, list[Calls]], aim: tuple[range, list[Tensor]], folder: Path
-) -> None:
-    """Train one span and save it.
+    recovery: Recovery, streams: Streams, student: Walk, calls: list[Calls], span: range, targets: list[Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train the blocks of one span.
 
-    `student`: the walk, whose hidden states are the span's inputs, and its calls. `aim`: the blocks, and the original's outputs.
+    `student`: its hidden states are the span's inputs. `calls`: the arguments of all blocks. `targets`: the original's hidden
+    states after the span.
+
+    Returns:
+        The stored tensors by stored name, none where the start is kept, and what is saved about the span.
 
     Raises:
         NumericalError: a loss became NaN or infinity.
     """
-    (walk, calls), (span, targets), options, data = student, aim, recovery.request.options, streams.data
-    own = open_walk(walk.model, Where(walk.device, walk.dtype, recovery.where.trust_remote_code))
-    is_last = span.stop == walk.model.block_count
-    grid, blocks = opened(own, span, calls, recovery.original if options.train == "all" else None)
-    part = Span(blocks, walk.hidden, predicted_loss(own.head, streams.batch) if is_last else hidden_loss(targets), data.precision)
+    model, data = student.model, streams.data
+    own = open_walk(model, Where(student.device, student.dtype, recovery.where.trust_remote_code))
+    is_last = span.stop == model.block_count
+    grid, blocks = opened(own, span, calls, recovery.original if recovery.request.options.train == "all" else None)
+    loss = predicted_loss(own.head, streams.batch) if is_last else hidden_loss(targets)
+    part = Span(blocks, student.hidden, loss, data.precision)
     groups = grid.parameter_groups(data.learning_rate, 2 * data.code_distance / len(data.steps))
     before = after = part.mean_loss(streams.judges)
     history: History = []
-    if groups[0]["params"] and (is_last or any(block.runs for block in blocks)):
+    if groups[0]["params"] and (is_last or blocks):
         try:
             history = train_span(part, groups, streams.steps)
             after = part.mean_loss(streams.judges)
         except NumericalError as error:
             raise NumericalError(f"training blocks {span[0]} to {span[-1]}: {error}; lower --learning-rate") from error
     kept = after < before
-    stored = {walk.model.stored_name(name): tensor for name, tensor in grid.stored().items()} if kept else {}
+    stored = {model.stored_name(name): tensor for name, tensor in grid.stored().items()} if kept else {}
     facts = {"blocks": [span[0], span[-1]], "before": before, "after": after, "kept": "trained" if kept else "start"}
-    _save(folder, stored, {"facts": facts, "history": history})
+    return stored, {"facts": facts, "history": history}
 
 
 def opened(own: Walk, span: range, calls: list[Calls], original: Model | None) -> tuple[GridModel, list[Block]]:
@@ -225,12 +224,12 @@ def opened(own: Walk, span: range, calls: list[Calls], original: Model | None) -
     GridModel.
 
     Returns:
-        What is trained, and the blocks, without inputs.
+        What is trained, and the blocks through which text runs, without inputs.
     """
     blocks = [own.filled(index, [], calls[index]) for index in span]
     if span.stop == own.model.block_count:
         meta.fill(own.model, own.network, "", own.device, own.dtype)
-    return GridModel(own.network, own.model, original), blocks
+    return GridModel(own.network, own.model, original), [block for block in blocks if block.calls]
 
 
 def _save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

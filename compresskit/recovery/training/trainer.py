@@ -18,7 +18,7 @@ from compresskit import distributed
 from compresskit.checkpoint.stock import quiet
 from compresskit.machine.memory import freed_memory_kept, release_freed_memory
 from compresskit.machine.precision import takes_bfloat16
-from compresskit.recovery.training.batches import TrainingData, collate
+from compresskit.recovery.training.batches import History, TrainingData, collate
 from compresskit.recovery.training.checkpoints import last_checkpoint
 from compresskit.recovery.training.dealt_weights import DealtWeights, DealtWeightsTrainer
 from compresskit.recovery.training.grid import GridModel
@@ -64,7 +64,7 @@ def _optimizer(trained: Any, data: TrainingData) -> torch.optim.Optimizer | None
 
 def train(
     trained: PeftModel | BlockWeights | GridModel, data: TrainingData, device: torch.device, workspace: Path, progress: Progress
-) -> list[dict[str, float]]:
+) -> History:
     """Train the parameters that require gradients in place, resuming from the last complete checkpoint in `workspace`.
 
     Returns:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from families import build
+from family_stages import write_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from recovery_data import options, samples_of
@@ -164,6 +166,18 @@ def test_a_low_bit_model_keeps_its_format_and_comes_nearer_block_by_block(
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
         assert torch.allclose(stock(tokens()).logits, walked_logits(tmp_path / "out"), atol=1e-4)
+
+
+@pytest.mark.usefixtures("own_structures")
+def test_a_block_that_text_does_not_run_through_keeps_its_start(data: Path, tmp_path: Path) -> None:
+    """The second of four blocks attends to images alone."""
+    original, low = build("mllama", tmp_path / "original"), tmp_path / "low"
+    write_tokenizer(original)
+    quantize(RTN(bits=2, group_size=16, symmetric=True), str(original), low, Options(samples=2, sequence_length=64))
+    asked = options(original, data, **FEW, blocks_at_once=1)
+    recover(Random(budget=1.0), str(low), tmp_path / "out", asked)
+    report = read_json(tmp_path / "out" / "recover.json")
+    assert [span["kept"] for span in report["spans"]] == ["trained", "start", "trained", "trained"]
 
 
 def test_an_interrupted_training_goes_on_after_its_finished_spans_and_ends_with_the_same_bytes(
