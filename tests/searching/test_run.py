@@ -122,6 +122,7 @@ def test_a_largest_loss_that_held_back_text_does_not_confirm_is_said(most: float
         (["--bits", "2"], "the smallest choice takes"),
         (["--bits", "3", "--levels", "2,9"], "'9' is no whole number from 2 to 8"),
         (["--bits", "3", "--levels", "3", "--group-sizes", "8"], "nothing to search"),
+        (["--bits", "8", "--levels", "8"], "--levels 8 --group-sizes 8,16: leave one choice"),
         (["--max-loss", "0"], "--max-loss 0"),
         (["--max-loss", "1e-9"], "no choice of --levels 3,8 comes so close"),
         (["--bits", "3", "--method", "nf4"], "--quantizer nf4"),
