@@ -43,8 +43,8 @@ from compresskit.walk.sequence import OnBlock
 from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
 
-Stored = tuple[Tensor, Tensor]
-"""Codes (out, in) int8 and scales (out, groups) in their stored dtype, of one linear."""
+SEED = 0
+"""Of the tokens that are drawn from the predictions."""
 
 
 class Seen(NamedTuple):
@@ -121,10 +121,6 @@ def score(
     return [costs[unit.name] for unit in units]
 
 
-SEED = 0
-"""Of the tokens that are drawn from the predictions."""
-
-
 @torch.no_grad()
 def _score_unit(
     block: Block,
@@ -173,5 +169,5 @@ def rounded(
 
 
 def codes_file(folder: Path, block: int) -> Path:
-    """The file with the codes of all options of a block's linears."""
+    """The file of a block: of each linear and option `NAME|OPTION.codes` (out, in) int8 and `.scale` (out, groups)."""
     return folder / f"options-{block}.safetensors"
