@@ -38,7 +38,7 @@ class SearchOptions(Options):
     quick_windows: Annotated[int, Field(ge=1)] = 2
     """Of these the windows on which every trial is measured first; only the best go on to the rest."""
     passes: Annotated[float, Field(gt=0)] = 12.0
-    """Forward passes of the calibration text after which no trials begin but those of the front and at random."""
+    """Forward passes of the calibration text in trials after which no more switches begin; the other trials always run."""
     run: bool = True
     """Write the model of the chosen point; else only the front and the recipe."""
     explain: bool = False

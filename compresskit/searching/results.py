@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from compresskit.checkpoint.source import DEMO
+from compresskit.calibration.sources import parts_of
 from compresskit.models.model import BITS_PER_BYTE
 from compresskit.numerics.scheme import Scheme
 from compresskit.numerics.units import readable_bytes
@@ -121,7 +121,7 @@ def explained(row: Mapping[str, Any]) -> str:
             parts.append(f"{_words(other)} takes {size} {verb} and {change:+.4f} nats ({rate:.3g} a MB)")
     parts.append(f"a MB is worth {row['price_per_megabyte']:.3g} nats")
     if "predicted" in row:
-        parts.append(f"a level switch: the scores alone gave {_words(row['predicted'])}")
+        parts.append(f"the trials overruled the scores, which gave {_words(row['predicted'])}")
     return "; ".join(parts)
 
 
@@ -145,11 +145,12 @@ def recipe(request: SearchRequest, assignment: Assignment) -> str:
     """A recipe that stores the model with these options and measures it."""
     options = request.options
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in request.method_settings(None).items()}
-    text = {"calibration": _absolute(options.calibration), "samples": options.samples}
+    text = {"calibration": "+".join(map(_absolute, parts_of(options.calibration))), "samples": options.samples}
     text |= {"sequence_length": options.sequence_length, "seed": options.seed}
+    text |= options.model_dump(include={"dtype", "trust_remote_code"}, exclude_defaults=True)
     head = {
         "description": "Bits and groups of every unit as `compresskit search` chose them; edit bits_by to taste.\n",
-        "source": request.source_name if request.source_name == DEMO else _absolute(request.source_name),
+        "source": _absolute(request.source_name),
     }
     step = {"quantize": options.quantizer, **settings, **text}
     lines = [yaml.safe_dump(head, sort_keys=False, width=1000), "steps:\n"]
@@ -168,6 +169,7 @@ def _item(lines: list[str]) -> list[str]:
 
 
 def _absolute(name: str) -> str:
-    """A path that is found from every folder; a name that is no path here stays."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    """A path, with `#COLUMN` or without, that is found from every folder; a name that is no path here stays."""
+    before, mark, column = name.partition("#")
+    path = Path(before).expanduser()
+    return f"{path.resolve()}{mark}{column}" if before and path.exists() else name
