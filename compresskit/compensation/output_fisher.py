@@ -22,11 +22,12 @@ from itertools import repeat
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compresskit.calibration.drawn_labels import drawn_loss
-from compresskit.walk.backward import GradientStep, walk_backward
+from compresskit.walk.backward import GradientStep, through, walk_backward
 from compresskit.walk.block import Block
+from compresskit.walk.hooks import recorded_gradients
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.statistics import Moments
 from compresskit.walk.walk import Walk
@@ -54,15 +55,10 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
         own = [name for name in names if name.startswith(block.name + ".")]
         moments = {name: Moments(block.linear(name).out_features, device) for name in own}
 
-        def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
-            with torch.enable_grad():
-                output = block.run(given, number)
-            return torch.autograd.grad(output, given, gradient)[0]
-
         with ExitStack() as stack:
             for name, moment in moments.items():
-                stack.callback(block.linear(name).register_forward_hook(_watching(moment)).remove)
-            yield step
+                stack.enter_context(recorded_gradients(block.linear(name), _adding(moment)))
+            yield through(block)
         tokens = sum(hidden[..., 0].numel() for hidden in block.hidden)
         for name, moment in moments.items():
             squares = (moment.squares / tokens).cpu()
@@ -73,11 +69,6 @@ def output_weights(walk: Walk, names: Sequence[str], scratch: Path, on_block: On
     return found
 
 
-def _watching(moment: Moments) -> Callable[[nn.Module, object, Tensor], None]:
-    """Forward hook that adds the gradients that later reach a linear's output."""
-    add: Callable[[Tensor], None] = lambda gradient: moment.add(gradient.flatten(0, -2).to(moment.sum.device))  # noqa: E731
-
-    def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
-        output.register_hook(add)  # type: ignore[no-untyped-call]
-
-    return watch
+def _adding(moment: Moments) -> Callable[[Tensor], None]:
+    """What adds gradients (tokens, out) to a moment, on its device."""
+    return lambda gradient: moment.add(gradient.to(moment.sum.device))

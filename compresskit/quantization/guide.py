@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from compresskit import distributed
 from compresskit.calibration.drawn_labels import drawn_loss
@@ -39,8 +39,9 @@ from compresskit.machine.precision import matrix_products
 from compresskit.models.processor import image_tokens
 from compresskit.quantization.cost import guide_windows
 from compresskit.quantization.request import QuantizeRequest
-from compresskit.walk.backward import GradientStep, walk_backward
+from compresskit.walk.backward import GradientStep, through, walk_backward
 from compresskit.walk.block import Block
+from compresskit.walk.hooks import recorded_gradients
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.walk import Walk
 
@@ -102,31 +103,23 @@ def _visitor(
     def visit(block: Block) -> Iterator[GradientStep]:
         own: dict[str, list[Tensor]] = {name: [] for name in names if name.startswith(block.name + ".")}
 
-        def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
-            with torch.enable_grad():
-                output = block.run(given, number)
-            return torch.autograd.grad(output, given, gradient)[0]
-
         with ExitStack() as stack:
             for name, found in own.items():
-                stack.callback(block.linear(name).register_forward_hook(_watching(found, groups)).remove)
-            yield step
+                stack.enter_context(recorded_gradients(block.linear(name), _adding(found, groups)))
+            yield through(block)
         save_file(_of_all_ranks(own, block.micro_batches), scratch / _file(block.index, first))
 
     return visit
 
 
-def _watching(found: list[Tensor], groups: int) -> Callable[[nn.Module, object, Tensor], None]:
-    """Forward hook that appends equation 3 of the gradients that later reach a linear's output, (tokens, groups)."""
+def _adding(found: list[Tensor], groups: int) -> Callable[[Tensor], None]:
+    """What appends equation 3 of gradients (tokens, out) to a list, (tokens, groups)."""
 
     def add(gradient: Tensor) -> None:
-        squares = gradient.float().square().flatten(0, -2)
+        squares = gradient.float().square()
         found.append(torch.stack([part.mean(dim=1) for part in squares.tensor_split(groups, dim=1)], dim=1).cpu())
 
-    def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
-        output.register_hook(add)  # type: ignore[no-untyped-call]
-
-    return watch
+    return add
 
 
 def _of_all_ranks(own: Mapping[str, list[Tensor]], windows: int) -> dict[str, Tensor]:

@@ -18,14 +18,14 @@ the method's own, on the original's inputs: for `rtn` what `quantize` stores to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compresskit.calibration.drawn_labels import drawn_loss
 from compresskit.checkpoint.whole_files import write_whole_tensors
@@ -36,9 +36,9 @@ from compresskit.quantization.formatted import FormatMethod
 from compresskit.quantization.gptq import GPTQ
 from compresskit.quantization.rtn import RTN
 from compresskit.searching.candidates import Unit
-from compresskit.walk.backward import GradientStep, walk_backward
+from compresskit.walk.backward import GradientStep, through, walk_backward
 from compresskit.walk.block import Block
-from compresskit.walk.hooks import recorded_inputs
+from compresskit.walk.hooks import recorded_gradients, recorded_inputs
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
@@ -47,30 +47,27 @@ SEED = 0
 """Of the tokens that are drawn from the predictions."""
 
 
-class Seen(NamedTuple):
-    """What one linear showed of every window."""
+@dataclass
+class Seen:
+    """What a unit showed of every window."""
 
+    gram: Gram
+    """Second moments of its inputs."""
     inputs: list[Tensor]
-    """(tokens, in) each."""
-    gradients: list[Tensor]
-    """(tokens, out) each."""
+    """(tokens, in) each; its linears share them."""
+    gradients: dict[str, list[Tensor]]
+    """By linear (tokens, out) each."""
 
-    def cost(self, error: Tensor) -> float:
-        """Equation 1 for an error of the weights, (out, in)."""
-        both = zip(self.inputs, self.gradients, strict=True)
+    def add(self, x: Tensor) -> None:
+        """Add the inputs of one window, (tokens, in)."""
+        self.gram.add(x)
+        self.inputs.append(x)
+
+    def cost(self, name: str, error: Tensor) -> float:
+        """Equation 1 for an error of a linear's weights, (out, in)."""
+        both = zip(self.inputs, self.gradients[name], strict=True)
         squares = sum(float((gradient.float() * (x.float() @ error.T)).square().sum(dtype=torch.float64)) for x, gradient in both)
-        return squares / 2 / max(1, sum(len(x) for x in self.inputs))
-
-
-def _watching(seen: Seen) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    """Forward hook that keeps a linear's inputs, and the gradients that later reach its output."""
-    keep: Callable[[Tensor], None] = lambda gradient: seen.gradients.append(gradient.detach().flatten(0, -2))  # noqa: E731
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.inputs.append(inputs[0].detach().flatten(0, -2))
-        output.register_hook(keep)  # type: ignore[no-untyped-call]
-
-    return watch
+        return squares / 2 / max(1, self.gram.tokens)
 
 
 def score(
@@ -96,29 +93,25 @@ def score(
     @contextmanager
     def visit(block: Block) -> Iterator[GradientStep]:
         own = [unit for unit in units if unit.block == block.index]
-        grams = {unit.name: Gram(block.linear(unit.linears[0]).in_features, walk.device) for unit in own}
-        seen = {name: Seen([], []) for unit in own for name in unit.linears}
-
-        def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
-            with torch.enable_grad():
-                output = block.run(given, number)
-            return torch.autograd.grad(output, given, gradient)[0]
-
+        seen = {unit.name: _nothing_seen(block, unit, walk.device) for unit in own}
         with ExitStack() as stack:
             for unit in own:
-                stack.enter_context(recorded_inputs(block.linear(unit.linears[0]), grams[unit.name].add, stop=False))
-            for name, each in seen.items():
-                stack.callback(block.linear(name).register_forward_hook(_watching(each)).remove)
-            yield step
+                stack.enter_context(recorded_inputs(block.linear(unit.linears[0]), seen[unit.name].add, stop=False))
+                for name, found in seen[unit.name].gradients.items():
+                    stack.enter_context(recorded_gradients(block.linear(name), found.append))
+            yield through(block)
         kept: dict[str, Tensor] = {}
         for unit in own:
-            of_linears = [seen.pop(name) for name in unit.linears]
-            costs[unit.name] = _score_unit(block, unit, method, scale_dtype, (grams.pop(unit.name), of_linears), kept)
+            costs[unit.name] = _score_unit(block, unit, method, scale_dtype, seen.pop(unit.name), kept)
         write_whole_tensors(codes_file(folders[1], block.index), kept)
 
     drawn = drawn_loss(repeat(torch.Generator().manual_seed(SEED)))
     walk_backward(walk, folders[0], on_block, drawn, visit)
     return [costs[unit.name] for unit in units]
+
+
+def _nothing_seen(block: Block, unit: Unit, device: torch.device) -> Seen:
+    return Seen(Gram(block.linear(unit.linears[0]).in_features, device), [], {name: [] for name in unit.linears})
 
 
 @torch.no_grad()
@@ -127,18 +120,17 @@ def _score_unit(
     unit: Unit,
     method: FormatMethod,
     scale_dtype: torch.dtype,
-    seen: tuple[Gram, list[Seen]],
+    seen: Seen,
     kept: dict[str, Tensor],
 ) -> list[float]:
-    """Round a unit by each of its options. `seen`: second moments of its inputs, and what each linear showed."""
-    gram, of_linears = seen
+    """Round a unit by each of its options, and add the codes to `kept`; its costs in nats a token."""
     weights = [block.linear(name).weight.detach().float() for name in unit.linears]
-    hessian = gram.matrix().div_(max(1, gram.tokens))
+    hessian = seen.gram.matrix().div_(max(1, seen.gram.tokens))
     found = []
-    for option, grids_and_codes in enumerate(rounded(method, weights, hessian, unit.schemes, scale_dtype)):
+    for option, codes_and_grids in enumerate(rounded(method, weights, hessian, unit.schemes, scale_dtype)):
         cost = 0.0
-        for name, weight, each, (codes, grid) in zip(unit.linears, weights, of_linears, grids_and_codes, strict=True):
-            cost += each.cost(from_codes(codes, grid, unit.schemes[option]) - weight)
+        for name, weight, (codes, grid) in zip(unit.linears, weights, codes_and_grids, strict=True):
+            cost += seen.cost(name, from_codes(codes, grid, unit.schemes[option]) - weight)
             kept[f"{name}|{option}.codes"] = codes.to(torch.int8)
             kept[f"{name}|{option}.scale"] = grid.scale.to(scale_dtype)
         found.append(cost)

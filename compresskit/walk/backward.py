@@ -53,6 +53,17 @@ def walk_backward(
         on_block("backward", count - index, count)
 
 
+def through(block: Block) -> GradientStep:
+    """The step that backpropagates a window through the whole block, for a `visit` that only watches."""
+
+    def step(given: Tensor, gradient: Tensor, number: int) -> Tensor:
+        with torch.enable_grad():
+            output = block.run(given, number)
+        return torch.autograd.grad(output, given, gradient)[0]
+
+    return step
+
+
 def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
     return {str(index): tensor.cpu().contiguous() for index, tensor in enumerate(tensors)}
 

@@ -39,6 +39,21 @@ def recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool
         handle.remove()
 
 
+@contextmanager
+def recorded_gradients(linear: nn.Linear, add: Callable[[Tensor], None]) -> Iterator[None]:
+    """Give the gradients that reach a linear's outputs, (tokens, out), to `add`, of every run that is backpropagated."""
+    give: Callable[[Tensor], None] = lambda gradient: add(gradient.detach().flatten(0, -2))  # noqa: E731
+
+    def watch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        output.register_hook(give)  # type: ignore[no-untyped-call]
+
+    handle = linear.register_forward_hook(watch)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def keeping(forward: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
     """A forward that also appends what it returns to a list."""
 
