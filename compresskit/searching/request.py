@@ -135,16 +135,10 @@ class SearchRequest(Request):
     def method_settings(self, assignment: Assignment | None) -> dict[str, Any]:
         """Settings of the quantizer; None: without grids by unit."""
         options = self.options
-        found: dict[str, Any] = {"symmetric": True}
-        if options.quantizer != "apiq":
-            found["clipping"] = options.clipping
-        else:
-            found["rank"] = 0
-        if options.ignore:
-            found["ignore"] = options.ignore
-        if options.embedding_bits:
-            found["embedding_bits"] = options.embedding_bits
-        return found | ({} if assignment is None else {"bits_by": self.bits_by(assignment)})
+        own = {"rank": 0} if options.quantizer == "apiq" else {"clipping": options.clipping}
+        shared = options.model_dump(include={"ignore", "embedding_bits"}, exclude_defaults=True)
+        grids = {} if assignment is None else {"bits_by": self.bits_by(assignment)}
+        return {"symmetric": True, **own, **shared, **grids}
 
     def rounding(self, assignment: Assignment | None) -> GridMethod:
         """The quantizer with its settings."""
