@@ -88,9 +88,7 @@ def search(source: str | Path, out: str | Path, quiet: bool = False, **settings:
     Raises:
         CompresskitError: see errors.py for the kinds; OUT is then unchanged.
     """
-    _check_settings("search", settings, [options_class("search", "")])
-    options = _built(options_class("search", ""), settings)
-    return runner("search", "")(str(source), Path(out), options, quiet=quiet)
+    return _single("search", source, out, quiet, settings)
 
 
 def evaluate(source: str | Path, quiet: bool = False, **settings: Any) -> dict[str, Any]:
@@ -134,8 +132,9 @@ def expand(source: str | Path, out: str | Path, quiet: bool = False, **settings:
 
 def _single(name: str, source: str | Path, out: str | Path, quiet: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Run a stage that has no methods."""
-    _check_settings(name, settings, [options_class(name, "")])
-    return runner(name, "")(str(source), Path(out), _built(options_class(name, ""), settings), quiet=quiet)
+    options_type = options_class(name, "")
+    _check_settings(name, settings, [options_type])
+    return runner(name, "")(str(source), Path(out), _built(options_type, settings), quiet=quiet)
 
 
 def register() -> None:

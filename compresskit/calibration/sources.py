@@ -74,6 +74,11 @@ class Text(NamedTuple):
 
 def parse(spec: str, flag: str = "--calibration") -> list[Source]:
     """Parse a SPEC, given by `flag`, into the sources joined by `+`; raises CalibrationError if a part is of no known kind."""
+    return [_parse_one(part, flag) for part in parts_of(spec, flag)]
+
+
+def parts_of(spec: str, flag: str = "--calibration") -> list[str]:
+    """The parts of a SPEC, given by `flag`, that are joined by `+`; raises CalibrationError if one is of no known kind."""
     parts: list[str] = []
     unfinished = ""
     # File names may contain a plus: pieces are rejoined until they form a known kind.
@@ -84,7 +89,7 @@ def parse(spec: str, flag: str = "--calibration") -> list[Source]:
             unfinished = ""
     if unfinished or not parts or spec.startswith("+") or spec.endswith("+"):
         raise _unknown(unfinished or spec, flag)
-    return [_parse_one(part, flag) for part in parts]
+    return parts
 
 
 def _parse_one(part: str, flag: str) -> Source:

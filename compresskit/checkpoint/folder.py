@@ -3,7 +3,7 @@
     OUT.partial/compresskit.lock   who is at work; shows that the folder is ours
                /result/            becomes OUT
                /progress.json      which blocks of it are on the disk (writer.py)
-               /training/          what `recover` has done so far
+               /training/          what `recover` or `search` has done so far
                /scratch/           what nobody needs after the run
                /commit.json        the manifest of a complete result, written just before it becomes OUT
                /replaced/          the old OUT, where names cannot be exchanged in one step
@@ -26,6 +26,7 @@ from pathlib import Path
 from compresskit import distributed
 from compresskit.checkpoint.exchange import exchange
 from compresskit.checkpoint.lock import acquire
+from compresskit.checkpoint.small_files import read_json
 from compresskit.checkpoint.whole_files import storing, sync, write_whole_json
 from compresskit.checkpoint.work_folder import (
     WorkFolder,
@@ -35,6 +36,9 @@ from compresskit.checkpoint.work_folder import (
     manifest_digest,
 )
 from compresskit.errors import NumericalError, RequestError, StorageError, StorageWarning
+
+REQUEST = "request.json"
+"""File with the fingerprint of the request that the intermediate results are of."""
 
 
 @contextlib.contextmanager
@@ -260,3 +264,28 @@ def _remove(path: Path) -> None:
 
 def _warn(message: str) -> None:
     warnings.warn(message, StorageWarning, stacklevel=2)
+
+
+def open_training(work: WorkFolder, fingerprint: str, resume: bool) -> Path:
+    """Go on with the intermediate results of an interrupted run of the same request, or begin without any.
+
+    Returns:
+        Their folder.
+
+    Raises:
+        RequestError: they are to be resumed, and are another request's.
+        StorageError: the disk fails.
+    """
+    folder = work.training
+    file = folder / REQUEST
+    if resume and file.is_file():
+        if read_json(file).get("fingerprint") != fingerprint:
+            raise RequestError(f"{folder}: left by a run with other inputs or settings; repeat those, or drop --resume")
+        return folder
+    with storing(folder):
+        file.unlink(missing_ok=True)  # first, so that a half removed folder is nobody's
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+    write_whole_json(file, {"fingerprint": fingerprint})
+    return folder

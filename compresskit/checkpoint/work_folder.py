@@ -52,7 +52,7 @@ class WorkFolder:
 
     @property
     def training(self) -> Path:
-        """Folder of intermediate results of a fine-tuning."""
+        """Folder of intermediate results of a fine-tuning or a search."""
         return self.path / "training"
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from compresskit import distributed
 from compresskit.cli.flags import (
@@ -42,13 +43,16 @@ def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
             group.command("similarity")(similarity)
         app.add_typer(group, name=stage)
     app.command("evaluate", help=STAGES["evaluate"].summary)(evaluate_command() if first in ("evaluate", "") else _nothing)
-    found = search_command() if first in ("search", "") else _nothing
-    app.command("search", help=STAGES["search"].summary)(found)
+    _add_single(app, "search", first)
     app.command("inspect")(inspect_source)
-    for name, out_kind in (("pack", "file"), ("expand", "folder")):
-        single = single_command(name, out_kind) if first in (name, "") else _nothing
-        app.command(name, help=STAGES[name].summary)(single)
+    for name in ("pack", "expand"):
+        _add_single(app, name, first)
     app.command("methods")(methods)
+
+
+def _add_single(app: typer.Typer, stage: str, first: str) -> None:
+    """Add the command of a stage without methods; only the `first` argument's, or all if "", get their flags."""
+    app.command(stage, help=STAGES[stage].summary)(single_command(stage) if first in (stage, "") else _nothing)
 
 
 def _nothing() -> None:
@@ -66,24 +70,56 @@ def stage_command(stage: str, name: str) -> Callable[..., None]:
             values["resume"] = True
         method, options = build(method_type, values), build(options_type, values)
         upload = asked_upload(values)
-        with interruptible("the same command with --resume goes on" if "resume" in options_type.model_fields else ""):
+        with interruptible(_resumable(options_type)):
             result = runner(stage, name)(method, source, out, options, quiet=quiet)
-        log(result.get("note") or summary(result), quiet)
-        for note in result.get("notes", ()):
-            log(f"compresskit: note: {note}", quiet)
+        _log_result(result, quiet)
         for sample in result.get("shown", ()):
             log("--- {file} row {row}, before the response:\n{before}\n--- the response:\n{response}".format_map(sample), quiet)
         if values["verbose"] and "time_shares" in result:
             log("; ".join(f"{what} {seconds:.1f} s" for what, seconds in result["time_shares"].items()))
-        result = uploaded(upload, out, result, quiet)
-        show(json.dumps(result) if values["json_output"] else result["output"])
-        if result.get("warning"):
-            raise GateError(result["warning"])
+        _show_result(uploaded(upload, out, result, quiet), values["json_output"])
 
-    out_kind = "file" if stage_of(stage, name).gives == "file" else "folder"
-    pushed = PUSH_PARAMETERS if out_kind == "folder" else ()
+    out_kind, pushed = _out_of(stage, name)
     parameters = [*places(several, out_kind), *options_of(method_type), *options_of(options_type), *pushed, *OUTPUT_PARAMETERS]
     return with_parameters(command, parameters)
+
+
+def single_command(stage: str) -> Callable[..., None]:
+    """Build SOURCE OUT of a stage without methods, with flags for its options."""
+    options_type = options_class(stage, "")
+
+    def command(source: str, out: Path, **values: Any) -> None:
+        options, upload, quiet = build(options_type, values), asked_upload(values), values["quiet"]
+        with interruptible(_resumable(options_type)):
+            result = runner(stage, "")(source, out, options, quiet=quiet)
+        _log_result(result, quiet)
+        _show_result(uploaded(upload, out, result, quiet), values["json_output"])
+
+    out_kind, pushed = _out_of(stage, "")
+    return with_parameters(command, [*places(False, out_kind), *options_of(options_type), *pushed, *OUTPUT_PARAMETERS])
+
+
+def _resumable(options_type: type[BaseModel]) -> str:
+    """What to say of an interrupted command; "" where it begins anew."""
+    return "the same command with --resume goes on" if "resume" in options_type.model_fields else ""
+
+
+def _out_of(stage: str, name: str) -> tuple[str, Sequence[inspect.Parameter]]:
+    """(whether OUT is a file or a folder, the flags that upload it)."""
+    return ("file", ()) if stage_of(stage, name).gives == "file" else ("folder", PUSH_PARAMETERS)
+
+
+def _log_result(result: dict[str, Any], quiet: bool) -> None:
+    log(result.get("note") or summary(result), quiet)
+    for note in result.get("notes", ()):
+        log(f"compresskit: note: {note}", quiet)
+
+
+def _show_result(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result, or its place; raises GateError for what it warns of."""
+    show(json.dumps(result) if as_json else result["output"])
+    if result.get("warning"):
+        raise GateError(result["warning"])
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -136,41 +172,6 @@ def methods(json_output: Json = False) -> None:
     for stage, entries in METHODS.items():
         for name, entry in entries.items():
             show(f"{stage:10} {name:12} {entry.paper or '-':18} {entry.summary}")
-
-
-def single_command(stage: str, out_kind: str) -> Callable[..., None]:
-    """Build SOURCE OUT of a stage without methods, with flags for its options; OUT is a folder or a file."""
-    options_type = options_class(stage, "")
-
-    def command(source: str, out: Path, **values: Any) -> None:
-        options, upload = build(options_type, values), asked_upload(values)
-        result = runner(stage, "")(source, out, options, quiet=values["quiet"])
-        log(summary(result), values["quiet"])
-        result = uploaded(upload, out, result, values["quiet"])
-        show(json.dumps(result) if values["json_output"] else result["output"])
-
-    pushed = PUSH_PARAMETERS if out_kind == "folder" else ()
-    return with_parameters(command, [*places(False, out_kind), *options_of(options_type), *pushed, *OUTPUT_PARAMETERS])
-
-
-def search_command() -> Callable[..., None]:
-    """Build `search SOURCE OUT` with flags for its options."""
-    from compresskit.searching.options import SearchOptions
-    from compresskit.searching.run import search
-
-    def command(source: str, out: Path, **values: Any) -> None:
-        options, quiet, upload = build(SearchOptions, values), values["quiet"], asked_upload(values)
-        with interruptible("the same command with --resume goes on"):
-            result = search(source, out, options, quiet=quiet)
-        log(result.get("note") or summary(result), quiet)
-        for note in result.get("notes", ()):
-            log(f"compresskit: note: {note}", quiet)
-        result = uploaded(upload, out, result, quiet)
-        show(json.dumps(result) if values["json_output"] else result["output"])
-        if result.get("warning"):
-            raise GateError(result["warning"])
-
-    return with_parameters(command, [*places(), *options_of(SearchOptions), *PUSH_PARAMETERS, *OUTPUT_PARAMETERS])
 
 
 def similarity(

@@ -164,7 +164,7 @@ def _sums(walks: list[Walk]) -> _Sums:
     for outputs in zip(*(walk.heads() for walk in walks), strict=True):
         sums = _Sums([0.0] * len(walks))
         for index, window in enumerate(outputs[0][0]):
-            for rows in _chunks(len(window), vocabulary):
+            for rows in chunks(len(window), vocabulary):
                 logits = [head(hidden[..., index : index + 1, rows, :]).float()[0] for _, hidden, head in outputs]
                 _add_rows(sums, window[rows.start + 1 : rows.stop + 1].to(logits[0].device), logits)
         found.append(sums)
@@ -181,7 +181,8 @@ def _add_rows(sums: _Sums, targets: Tensor, logits: list[Tensor]) -> None:
         sums.same += float((found.argmax(dim=-1) == wanted.argmax(dim=-1)).sum())
 
 
-def _chunks(length: int, vocabulary: int) -> Iterator[slice]:
+def chunks(length: int, vocabulary: int) -> Iterator[slice]:
+    """Parts of a window's positions whose float32 logits take at most about `CHUNK_BYTES`."""
     step = max(1, CHUNK_BYTES // (vocabulary * FLOAT32_BYTES))
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))

@@ -62,7 +62,7 @@ def _block(name: str) -> str:
 
 
 def _pattern(blocks: Sequence[str], inner: Sequence[str]) -> str:
-    """Build a target pattern from module paths of blocks and patterns of linears inside them."""
+    """Build a target pattern from module paths of blocks with a common prefix, and patterns of linears inside them."""
     prefix = blocks[0].rpartition(".")[0]
     numbers = "|".join(block.rpartition(".")[2] for block in blocks)
     inside = inner[0] if len(inner) == 1 else f"({'|'.join(inner)})"

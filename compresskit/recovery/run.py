@@ -6,18 +6,15 @@ predictions and the training checkpoints. `--resume` continues from there.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from compresskit import distributed
-from compresskit.checkpoint.folder import held
+from compresskit.checkpoint.folder import held, open_training
 from compresskit.checkpoint.manifest import check_unchanged
 from compresskit.checkpoint.results import time_and_memory
-from compresskit.checkpoint.small_files import read_json
-from compresskit.checkpoint.whole_files import storing, write_whole_json
-from compresskit.errors import RequestError
+from compresskit.checkpoint.work_folder import WorkFolder
 from compresskit.job import finished_request
 from compresskit.machine.device import choose_device
 from compresskit.machine.progress import ProgressBars, timed
@@ -28,9 +25,6 @@ from compresskit.recovery.request import open_request
 from compresskit.recovery.selection.files import read_selection, write_selection
 from compresskit.recovery.selection.shown import shown_samples
 from compresskit.recovery.work import Recovery
-
-FINGERPRINT = "request.json"
-"""File with the fingerprint of the request that owns the workspace."""
 
 
 def recover(method: SelectionMethod, source_name: str, out: Path, options: RecoverOptions, quiet: bool = True) -> dict[str, Any]:
@@ -61,7 +55,8 @@ def recover(method: SelectionMethod, source_name: str, out: Path, options: Recov
 
 def _recover(recovery: Recovery) -> dict[str, Any]:
     """Do the work, after all checks."""
-    distributed.from_first(lambda: _open_workspace(recovery))
+    request = recovery.request
+    distributed.from_first(lambda: open_training(WorkFolder(request.out), recovery.key, request.options.resume))
     selection = _select(recovery)
     training, facts = None, {**recovery.data.facts, "selected": len(selection.choices), **selection.facts}
     if not recovery.request.options.select_only:
@@ -74,26 +69,6 @@ def _recover(recovery: Recovery) -> dict[str, Any]:
     from compresskit.recovery.output import write
 
     return write(recovery, selection, training, facts)
-
-
-def _open_workspace(recovery: Recovery) -> None:
-    """Resume an interrupted run of the same request, or start over.
-
-    Raises:
-        RequestError: the workspace belongs to another request.
-    """
-    workspace = recovery.request.workspace
-    file = workspace / FINGERPRINT
-    if recovery.request.options.resume and file.is_file():
-        if read_json(file).get("fingerprint") != recovery.key:
-            raise RequestError(f"{workspace}: left by a run with other inputs or settings; repeat those, or drop --resume")
-        return
-    with storing(workspace):
-        file.unlink(missing_ok=True)  # first, so that a half removed workspace is nobody's
-        if workspace.exists():
-            shutil.rmtree(workspace)
-        workspace.mkdir()
-    write_whole_json(file, {"fingerprint": recovery.key})
 
 
 def _select(recovery: Recovery) -> Selection:

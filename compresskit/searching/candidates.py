@@ -44,15 +44,14 @@ def candidates(
         columns = shapes[0][1]
         fitting = sorted((size for size in group_sizes if columns % size == 0), reverse=True) or [0]
         schemes = [Scheme(bits, size, True) for bits in levels for size in (fitting if bits < FEW_BITS else fitting[:1])]
-        sized = sorted((_bytes(linears, shapes, scheme, scale_dtype), scheme.bits, scheme) for scheme in schemes)
+        sized = sorted((stored_bytes(model, linears, scheme, scale_dtype), scheme.bits, scheme) for scheme in schemes)
         weights = sum(rows * columns for rows, columns in shapes)
         block = model.block_of(linears[0])
         found.append(Unit(name, block, linears, weights, tuple(s for *_, s in sized), tuple(size for size, *_ in sized)))
     return found
 
 
-def _bytes(linears: Sequence[str], shapes: Sequence[tuple[int, int]], scheme: Scheme, scale_dtype: str) -> int:
-    tensors = (
-        compressed_tensors.tensor_specs(name, shape, scheme, scale_dtype) for name, shape in zip(linears, shapes, strict=True)
-    )
+def stored_bytes(model: Model, linears: Sequence[str], scheme: Scheme, scale_dtype: str) -> int:
+    """Bytes of the stored tensors of some linears under one scheme; `scale_dtype` as safetensors names it."""
+    tensors = (compressed_tensors.tensor_specs(name, model.linear_shape(name), scheme, scale_dtype) for name in linears)
     return sum(spec.bytes for specs in tensors for spec in specs)

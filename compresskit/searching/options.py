@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compresskit.errors import RequestError
-from compresskit.stages import UNITS, Options, parse_bytes
+from compresskit.stages import Options, parse_bytes
 
 
 class SearchOptions(Options):
@@ -38,7 +38,7 @@ class SearchOptions(Options):
     quick_windows: Annotated[int, Field(ge=1)] = 2
     """Of these the windows on which every trial is measured first; only the best go on to the rest."""
     passes: Annotated[float, Field(gt=0)] = 12.0
-    """Most forward passes of the calibration text that all trials together may take."""
+    """Forward passes of the calibration text in trials after which no more switches begin; the other trials always run."""
     run: bool = True
     """Write the model of the chosen point; else only the front and the recipe."""
     explain: bool = False
@@ -76,9 +76,7 @@ def target_bytes(target: str | float, sixteen_bit_bytes: int) -> int:
     try:
         share = float(target)
     except ValueError:
-        share = 0.0
-        if str(target).strip().upper() in UNITS:
-            raise RequestError(f"--bytes {target}: no number; write a share such as 0.35, or a size such as 60MB") from None
+        share = 0.0  # a size, or nothing
     if 0 < share <= 1:
         return int(share * sixteen_bit_bytes)
     try:

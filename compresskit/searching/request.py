@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +17,15 @@ from compresskit.job import HELD_BACK, TEXT_SETTINGS, Request, where_used
 from compresskit.machine.device import Where
 from compresskit.methods import method_class
 from compresskit.models.load import open_model
-from compresskit.models.loadable import largest_group
-from compresskit.models.model import BITS_PER_BYTE, Model
+from compresskit.models.loadable import largest_group, quantised_linears
+from compresskit.models.model import Model
 from compresskit.numerics.scheme import Scheme
+from compresskit.numerics.units import readable_bytes
 from compresskit.quantization.formatted import FormatMethod
 from compresskit.quantization.gptq import GPTQ
 from compresskit.quantization.method import GridMethod
 from compresskit.quantization.request import QuantizeRequest
-from compresskit.searching.candidates import Unit, candidates
+from compresskit.searching.candidates import Unit, candidates, stored_bytes
 from compresskit.searching.knapsack import Assignment, best_within, front, total
 from compresskit.searching.options import SearchOptions, numbers, target_bytes
 from compresskit.walk.cost import FLOAT32_BYTES, block_bytes, edit_bytes, embedding_bytes, head_share, hidden_bytes, walk_bytes
@@ -39,7 +42,7 @@ RANDOM = 64
 FRONT_POINTS = 20
 """Points of the front that are measured."""
 CODE_BYTES = 1.07
-"""Of a weight under one option on disk: its code in a byte, and the scales."""
+"""Of a weight under one option, as `score` keeps it: its code in a byte, and the scales."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,21 @@ class SearchRequest(Request):
             raise RequestError(f"{named}: give one of --bytes 0.35, --bits 2.5 and --max-loss 0.1")
         if options.quantizer == "apiq" and options.clipping == "none":
             raise RequestError("--method apiq --clipping none: apiq trains its ranges; leave --clipping out")
-        if len(self.levels) * len(self.groups) == 1:
-            raise RequestError(
-                f"--levels {options.levels} --group-sizes {options.group_sizes}: leave one choice, and nothing to search"
-            )
         if options.quick_windows > options.verify_windows:
             asked = f"--quick-windows {options.quick_windows}"
             raise RequestError(f"{asked}: more than --verify-windows {options.verify_windows}, of which they are the first")
-        QuantizeRequest(self.rounding(None), self.model, self.out, options).check()
+        self.quantize_request(None).check()
+        if all(len(unit.schemes) == 1 for unit in self.units):
+            raise RequestError(
+                f"--levels {options.levels} --group-sizes {options.group_sizes}: leave one choice, and nothing to search"
+            )
         self.quantize_request(self.smallest).check()
         if self.budget is not None and self.smallest_bytes > self.budget:
-            least = self.smallest_bytes + self.fixed_bytes
+            most, least = (readable_bytes(size + self.fixed_bytes) for size in (self.budget, self.smallest_bytes))
             asked = f"--bytes {options.bytes}" if options.bytes is not None else f"--bits {options.bits:g}"
-            raise RequestError(
-                f"{asked}: {(self.budget + self.fixed_bytes) / 1e6:.1f} MB; the smallest choice takes {least / 1e6:.1f} MB; "
-                f"raise it, or allow fewer bits{'' if options.embedding_bits else ', or --embedding-bits 16'}"
-            )
+            halved = options.bytes is not None and self.model.weight_dtype == "F32" and not options.embedding_bits
+            remedy = f"raise it, or allow fewer bits{', or --embedding-bits 16' if halved else ''}"
+            raise RequestError(f"{asked}: {most}; the smallest choice takes {least}; {remedy}")
 
     @cached_property
     def levels(self) -> list[int]:
@@ -97,11 +99,15 @@ class SearchRequest(Request):
     @cached_property
     def units(self) -> list[Unit]:
         """The units and their options."""
-        names = [name for name in self.model.linears if not any(part in name for part in self.options.ignore)]
-        scale_dtype = QuantizeRequest(self.rounding(None), self.model, self.out, self.options).scale_dtype
-        return candidates(self.model, names, self.levels, self.groups, scale_dtype)
+        names = quantised_linears(self.model, self.options.ignore)
+        return candidates(self.model, names, self.levels, self.groups, self.scale_dtype)
 
     @property
+    def scale_dtype(self) -> str:
+        """Of the stored scales, as safetensors names it."""
+        return self.quantize_request(None).scale_dtype
+
+    @cached_property
     def sizes(self) -> list[tuple[int, ...]]:
         """Bytes by unit and option."""
         return [unit.sizes for unit in self.units]
@@ -129,16 +135,10 @@ class SearchRequest(Request):
     def method_settings(self, assignment: Assignment | None) -> dict[str, Any]:
         """Settings of the quantizer; None: without grids by unit."""
         options = self.options
-        found: dict[str, Any] = {"symmetric": True}
-        if options.quantizer != "apiq":
-            found["clipping"] = options.clipping
-        else:
-            found["rank"] = 0
-        if options.ignore:
-            found["ignore"] = options.ignore
-        if options.embedding_bits:
-            found["embedding_bits"] = options.embedding_bits
-        return found | ({} if assignment is None else {"bits_by": self.bits_by(assignment)})
+        own = {"rank": 0} if options.quantizer == "apiq" else {"clipping": options.clipping}
+        shared = options.model_dump(include={"ignore", "embedding_bits"}, exclude_defaults=True)
+        grids = {} if assignment is None else {"bits_by": self.bits_by(assignment)}
+        return {"symmetric": True, **own, **shared, **grids}
 
     def rounding(self, assignment: Assignment | None) -> GridMethod:
         """The quantizer with its settings."""
@@ -151,8 +151,8 @@ class SearchRequest(Request):
         method = self.rounding(None)
         return method if isinstance(method, FormatMethod) else GPTQ(symmetric=True)
 
-    def quantize_request(self, assignment: Assignment) -> QuantizeRequest:
-        """The request that stores the model with these options."""
+    def quantize_request(self, assignment: Assignment | None) -> QuantizeRequest:
+        """The request that stores the model with these options; None: with one grid for all, to ask what no grid decides."""
         return QuantizeRequest(self.rounding(assignment), self.model, self.out, self.options)
 
     @cached_property
@@ -166,16 +166,18 @@ class SearchRequest(Request):
         """Bytes for the tensors of the units; None where the loss is the target."""
         options, model = self.options, self.model
         if options.bits is not None:
-            usual = Scheme(2, largest_group(model, options.ignore), True)
-            shapes = [model.linear_shape(name) for unit in self.units for name in unit.linears]
-            scales = SIXTEEN_BIT_BYTES * sum(rows * usual.groups(columns) for rows, columns in shapes)
-            codes = options.bits * sum(unit.weights for unit in self.units) / BITS_PER_BYTE
-            return int(codes) + scales + sum(HEADER_BYTES * 2 for _ in shapes)
+            lower, upper = (self._bytes_of(bits) for bits in (math.floor(options.bits), math.ceil(options.bits)))
+            return int(lower + (options.bits - math.floor(options.bits)) * (upper - lower))
         if options.bytes is not None:
             return target_bytes(options.bytes, SIXTEEN_BIT_BYTES * model.parameters) - self.fixed_bytes
         return None
 
-    @property
+    def _bytes_of(self, bits: int) -> int:
+        """Bytes of the units' tensors as `quantize` stores them with this number of bits and its default groups."""
+        scheme = Scheme(bits, largest_group(self.model, self.options.ignore), True)
+        return sum(stored_bytes(self.model, unit.linears, scheme, self.scale_dtype) for unit in self.units)
+
+    @cached_property
     def planned(self) -> Assignment:
         """A choice of as many bytes as the result's: by the variance of rounding alone; the most bytes for a loss."""
         costs = [[unit.weights * 4.0**-scheme.bits for scheme in unit.schemes] for unit in self.units]
@@ -210,15 +212,20 @@ class SearchRequest(Request):
 
     @property
     def trial_windows(self) -> int:
-        """Windows that all trials together may run."""
+        """Windows after which no more trials begin."""
         return int(self.options.passes * self.options.samples)
+
+    @property
+    def least_windows(self) -> int:
+        """Windows of the trials that are run in any case."""
+        return (FRONT_POINTS + RANDOM) * self.options.quick_windows
 
     def passes(self) -> float:
         """Forward passes of a window: the scores, the trials with their heads, and the quantizer's."""
         head = 1 + head_share(self.model)
         scored = BACKWARD_PASSES * min(self.options.score_windows, self.options.samples)
         stored = self.quantize_request(self.planned).passes() if self.options.run else self.sampling_passes
-        return scored + self.trial_windows * head + stored
+        return scored + max(self.trial_windows, self.least_windows) * head + stored
 
     def peak_bytes(self) -> int:
         """Peak bytes: of the scores, of the trials that run together, or of the quantizer."""
@@ -226,6 +233,7 @@ class SearchRequest(Request):
         states = hidden_bytes(model, self.options.verify_windows * length)
         scored = walk_bytes(model, (self.options.score_windows, length), edit_bytes(model, True)) + 2 * block_bytes(model)
         scored += FLOAT32_BYTES * self.options.score_windows * length * self._widths
+        scored += max(_codes_bytes(unit for unit in self.units if unit.block == index) for index in range(model.block_count))
         tried = walk_bytes(model, (self.options.verify_windows, length), 0) + TOGETHER * states + embedding_bytes(model)
         stored = self.quantize_request(self.planned).peak_bytes() if self.options.run else 0
         return max(scored, tried, stored)
@@ -233,18 +241,21 @@ class SearchRequest(Request):
     @property
     def _widths(self) -> int:
         """Inputs and outputs of all linears of a block, which the scores keep of every token."""
-        by_block = [
+        return max(
             sum(sum(self.model.linear_shape(name)) for name in self.model.block_linears(index))
             for index in range(self.model.block_count)
-        ]
-        return max(by_block)
+        )
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes on disk of the codes of all options and the inputs of the blocks."""
-        codes = sum(int(CODE_BYTES * unit.weights) * len(unit.schemes) for unit in self.units)
         inputs = hidden_bytes(self.model, self.options.score_windows * self.options.sequence_length) * self.model.block_count
-        return super().scratch_bytes + codes + inputs
+        return super().scratch_bytes + _codes_bytes(self.units) + inputs
+
+
+def _codes_bytes(units: Iterable[Unit]) -> int:
+    """Bytes of the codes of all options of some units, which `score` writes block by block."""
+    return sum(int(CODE_BYTES * unit.weights) * len(unit.schemes) for unit in units)
 
 
 UNDECIDING = frozenset({"device", "dtype", "max_shard_size", "overwrite", "resume", "verify", "trust_remote_code", "explain"})

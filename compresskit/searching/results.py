@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from compresskit.checkpoint.source import DEMO
+from compresskit.calibration.sources import parts_of
 from compresskit.models.model import BITS_PER_BYTE
 from compresskit.numerics.scheme import Scheme
 from compresskit.numerics.units import readable_bytes
 from compresskit.searching.candidates import Unit
-from compresskit.searching.knapsack import Assignment, Table, front, hull, total
+from compresskit.searching.knapsack import Assignment, Table, front, total
 from compresskit.searching.request import SearchRequest
-from compresskit.searching.strategy import Found, rank_correlation
+from compresskit.searching.strategy import Found
+from compresskit.searching.switches import Space, ladders
 
 JSON, RECIPE = "search.json", "recipe.yaml"
 MEGABYTE = 1e6
@@ -54,7 +55,7 @@ def described(request: SearchRequest, found: Found, scores: Table, losses: dict[
         "random": random,
         "quick_windows": request.options.quick_windows,
         "generations": found.generations,
-        "reasons": reasons(units, found, found.costs, sizes),
+        "reasons": reasons(units, found),
     }
 
 
@@ -62,22 +63,33 @@ def _rank_correlation(points: list[dict[str, Any]], key: str) -> float:
     return rank_correlation([each[key] for each in points], [each["kl"] for each in points])
 
 
-def reasons(units: list[Unit], found: Found, costs: Table, sizes: Table) -> list[dict[str, Any]]:
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation of two lists; 0 where one of them is constant."""
+    if min(len(set(first)), len(set(second))) < 2:
+        return 0.0
+    return statistics.correlation(_ranks(first), _ranks(second))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 0; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [order.index(value) + (order.count(value) - 1) / 2 for value in values]
+
+
+def reasons(units: Sequence[Unit], found: Found) -> list[dict[str, Any]]:
     """For every unit what it got, what the next options would have saved or cost, and the price of a byte they were judged by."""
-    price = _price(found, costs, sizes)
+    sizes = [unit.sizes for unit in units]
+    price, space = _price(found, sizes), Space(ladders(found.costs, sizes), sizes, found.budget)
     rows = []
-    for number, unit in enumerate(units):
-        own, option = hull(costs[number], sizes[number]), found.chosen[number]
-        below = [each for each in own if sizes[number][each] < sizes[number][option]]
-        above = [each for each in own if sizes[number][each] > sizes[number][option]]
-        row: dict[str, Any] = {"unit": unit.name, **_grid(unit.schemes[option]), "cost": costs[number][option]}
+    for number, (unit, costs, option) in enumerate(zip(units, found.costs, found.chosen, strict=True)):
+        row: dict[str, Any] = {"unit": unit.name, **_grid(unit.schemes[option]), "cost": costs[option]}
         row["price_per_megabyte"] = price
-        for key, others in (("less", below[-1:]), ("more", above[:1])):
-            for other in others:
+        for key, other in (("less", space.lowered(number, option)), ("more", space.raised(number, option))):
+            if other is not None:
                 row[key] = {
                     **_grid(unit.schemes[other]),
-                    "bytes": sizes[number][other] - sizes[number][option],
-                    "cost": costs[number][other] - costs[number][option],
+                    "bytes": unit.sizes[other] - unit.sizes[option],
+                    "cost": costs[other] - costs[option],
                 }
         if found.start[number] != option:
             row["predicted"] = _grid(unit.schemes[found.start[number]])
@@ -89,13 +101,13 @@ def _grid(scheme: Scheme) -> dict[str, int]:
     return {"bits": scheme.bits, "group_size": scheme.group_size}
 
 
-def _price(found: Found, costs: Table, sizes: Table) -> float:
-    """Nats that the last megabyte of the budget saves: the slope of the front there."""
-    points = [each for each in front(costs, sizes) if total(sizes, each) <= found.budget][-2:]
+def _price(found: Found, sizes: Table) -> float:
+    """Nats that the last megabyte of the budget saves: the slope of the corrected front there."""
+    points = [each for each in front(found.costs, sizes) if total(sizes, each) <= found.budget][-2:]
     if len(points) == 1:
         return 0.0
     first, last = points
-    return MEGABYTE * (total(costs, first) - total(costs, last)) / (total(sizes, last) - total(sizes, first))
+    return MEGABYTE * (total(found.costs, first) - total(found.costs, last)) / (total(sizes, last) - total(sizes, first))
 
 
 def explained(row: Mapping[str, Any]) -> str:
@@ -109,7 +121,7 @@ def explained(row: Mapping[str, Any]) -> str:
             parts.append(f"{_words(other)} takes {size} {verb} and {change:+.4f} nats ({rate:.3g} a MB)")
     parts.append(f"a MB is worth {row['price_per_megabyte']:.3g} nats")
     if "predicted" in row:
-        parts.append(f"a level switch: the scores alone gave {_words(row['predicted'])}")
+        parts.append(f"the trials overruled the scores, which gave {_words(row['predicted'])}")
     return "; ".join(parts)
 
 
@@ -133,11 +145,12 @@ def recipe(request: SearchRequest, assignment: Assignment) -> str:
     """A recipe that stores the model with these options and measures it."""
     options = request.options
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in request.method_settings(None).items()}
-    text = {"calibration": _absolute(options.calibration), "samples": options.samples}
+    text = {"calibration": "+".join(map(_absolute, parts_of(options.calibration))), "samples": options.samples}
     text |= {"sequence_length": options.sequence_length, "seed": options.seed}
+    text |= options.model_dump(include={"dtype", "trust_remote_code"}, exclude_defaults=True)
     head = {
         "description": "Bits and groups of every unit as `compresskit search` chose them; edit bits_by to taste.\n",
-        "source": request.source_name if request.source_name == DEMO else _absolute(request.source_name),
+        "source": _absolute(request.source_name),
     }
     step = {"quantize": options.quantizer, **settings, **text}
     lines = [yaml.safe_dump(head, sort_keys=False, width=1000), "steps:\n"]
@@ -156,6 +169,7 @@ def _item(lines: list[str]) -> list[str]:
 
 
 def _absolute(name: str) -> str:
-    """A path that is found from every folder; a name that is no path here stays."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    """A path, with `#COLUMN` or without, that is found from every folder; a name that is no path here stays."""
+    before, mark, column = name.partition("#")
+    path = Path(before).expanduser()
+    return f"{path.resolve()}{mark}{column}" if before and path.exists() else name

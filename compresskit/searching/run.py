@@ -7,14 +7,14 @@ continues from there.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit.checkpoint.folder import open_training
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.checkpoint.small_files import read_json
-from compresskit.checkpoint.whole_files import storing, write_whole_json
+from compresskit.checkpoint.whole_files import write_whole_json
 from compresskit.errors import RequestError
 from compresskit.job import HELD_BACK, Job, run_request
 from compresskit.machine.precision import torch_dtype
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compresskit.searching.records import Records
     from compresskit.searching.strategy import Found, Problem
 
-FINGERPRINT, COSTS = "request.json", "costs.json"
+COSTS = "costs.json"
 TOLERANCE = 1.1
 """Times a largest loss on held-back text: short texts differ by so much."""
 SHOWN = (
@@ -65,12 +65,14 @@ def search(source_name: str, out: Path, options: SearchOptions, quiet: bool = Tr
 def _search(request: SearchRequest, job: Job) -> dict[str, Any]:
     from compresskit.searching.strategy import within_budget, within_loss
 
-    folder = _workspace(job)
+    folder = open_training(job.work, job.key, request.options.resume)
     problem, records = _problem(request, job, folder)
     most = request.options.max_loss
-    found = within_loss(problem, records, most) if request.budget is None and most else None
-    if request.budget is not None:
-        found = within_budget(problem, records, request.budget)
+    if most is None:
+        assert request.budget is not None, "the request checks that there is a target"
+        found: Found | None = within_budget(problem, records, request.budget)
+    else:
+        found = within_loss(problem, records, most)
     if found is None:
         raise RequestError(f"--max-loss {most:g}: no choice of --levels {request.options.levels} comes so close; allow more bits")
     made = described(request, found, problem.costs, _losses(request, problem, records, found))
@@ -104,30 +106,6 @@ def _losses(request: SearchRequest, problem: Problem, records: Records, found: F
         "kl_of_predicted_best": start,
         "verify_windows": problem.windows,
     }
-
-
-def _workspace(job: Job) -> Path:
-    """Open the workspace of an interrupted search of the same request, or a new one.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        RequestError: it belongs to another request.
-    """
-    folder = job.work.training
-    file = folder / FINGERPRINT
-    if job.request.options.resume and file.is_file():
-        if read_json(file).get("fingerprint") != job.key:
-            raise RequestError(f"{folder}: left by a run with other inputs or settings; repeat those, or drop --resume")
-        return folder
-    with storing(folder):
-        file.unlink(missing_ok=True)  # first, so that a half removed workspace is nobody's
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-    write_whole_json(file, {"fingerprint": job.key})
-    return folder
 
 
 def _problem(request: SearchRequest, job: Job, folder: Path) -> tuple[Problem, Records]:

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,23 +43,31 @@ from compresskit.walk.sequence import OnBlock
 from compresskit.walk.statistics import Gram
 from compresskit.walk.walk import Walk
 
-Stored = tuple[Tensor, Tensor]
-"""Codes (out, in) int8 and scales (out, groups) in their stored dtype, of one linear."""
+SEED = 0
+"""Of the tokens that are drawn from the predictions."""
 
 
-class Seen(NamedTuple):
-    """What one linear showed of every window."""
+@dataclass
+class Seen:
+    """What a unit showed of every window."""
 
+    gram: Gram
+    """Second moments of its inputs."""
     inputs: list[Tensor]
-    """(tokens, in) each."""
-    gradients: list[Tensor]
-    """(tokens, out) each."""
+    """(tokens, in) each; its linears share them."""
+    gradients: dict[str, list[Tensor]]
+    """By linear (tokens, out) each."""
 
-    def cost(self, error: Tensor) -> float:
-        """Equation 1 for an error of the weights, (out, in)."""
-        both = zip(self.inputs, self.gradients, strict=True)
+    def add(self, x: Tensor) -> None:
+        """Add the inputs of one window, (tokens, in)."""
+        self.gram.add(x)
+        self.inputs.append(x)
+
+    def cost(self, name: str, error: Tensor) -> float:
+        """Equation 1 for an error of a linear's weights, (out, in)."""
+        both = zip(self.inputs, self.gradients[name], strict=True)
         squares = sum(float((gradient.float() * (x.float() @ error.T)).square().sum(dtype=torch.float64)) for x, gradient in both)
-        return squares / 2 / max(1, sum(len(x) for x in self.inputs))
+        return squares / 2 / max(1, self.gram.tokens)
 
 
 def score(
@@ -85,20 +93,16 @@ def score(
     @contextmanager
     def visit(block: Block) -> Iterator[GradientStep]:
         own = [unit for unit in units if unit.block == block.index]
-        grams = {unit.name: Gram(block.linear(unit.linears[0]).in_features, walk.device) for unit in own}
-        seen = {name: Seen([], []) for unit in own for name in unit.linears}
-
+        seen = {unit.name: _nothing_seen(block, unit, walk.device) for unit in own}
         with ExitStack() as stack:
             for unit in own:
-                stack.enter_context(recorded_inputs(block.linear(unit.linears[0]), grams[unit.name].add, stop=False))
-            for name, each in seen.items():
-                stack.enter_context(recorded_inputs(block.linear(name), each.inputs.append, stop=False))
-                stack.enter_context(recorded_gradients(block.linear(name), each.gradients.append))
+                stack.enter_context(recorded_inputs(block.linear(unit.linears[0]), seen[unit.name].add, stop=False))
+                for name, found in seen[unit.name].gradients.items():
+                    stack.enter_context(recorded_gradients(block.linear(name), found.append))
             yield through(block)
         kept: dict[str, Tensor] = {}
         for unit in own:
-            of_linears = [seen.pop(name) for name in unit.linears]
-            costs[unit.name] = _score_unit(block, unit, method, scale_dtype, (grams.pop(unit.name), of_linears), kept)
+            costs[unit.name] = _score_unit(block, unit, method, scale_dtype, seen.pop(unit.name), kept)
         write_whole_tensors(codes_file(folders[1], block.index), kept)
 
     drawn = drawn_loss(repeat(torch.Generator().manual_seed(SEED)))
@@ -106,8 +110,8 @@ def score(
     return [costs[unit.name] for unit in units]
 
 
-SEED = 0
-"""Of the tokens that are drawn from the predictions."""
+def _nothing_seen(block: Block, unit: Unit, device: torch.device) -> Seen:
+    return Seen(Gram(block.linear(unit.linears[0]).in_features, device), [], {name: [] for name in unit.linears})
 
 
 @torch.no_grad()
@@ -116,18 +120,17 @@ def _score_unit(
     unit: Unit,
     method: FormatMethod,
     scale_dtype: torch.dtype,
-    seen: tuple[Gram, list[Seen]],
+    seen: Seen,
     kept: dict[str, Tensor],
 ) -> list[float]:
-    """Round a unit by each of its options. `seen`: second moments of its inputs, and what each linear showed."""
-    gram, of_linears = seen
+    """Round a unit by each of its options, and add the codes to `kept`; its costs in nats a token."""
     weights = [block.linear(name).weight.detach().float() for name in unit.linears]
-    hessian = gram.matrix().div_(max(1, gram.tokens))
+    hessian = seen.gram.matrix().div_(max(1, seen.gram.tokens))
     found = []
-    for option, grids_and_codes in enumerate(rounded(method, weights, hessian, unit.schemes, scale_dtype)):
+    for option, codes_and_grids in enumerate(rounded(method, weights, hessian, unit.schemes, scale_dtype)):
         cost = 0.0
-        for name, weight, each, (codes, grid) in zip(unit.linears, weights, of_linears, grids_and_codes, strict=True):
-            cost += each.cost(from_codes(codes, grid, unit.schemes[option]) - weight)
+        for name, weight, (codes, grid) in zip(unit.linears, weights, codes_and_grids, strict=True):
+            cost += seen.cost(name, from_codes(codes, grid, unit.schemes[option]) - weight)
             kept[f"{name}|{option}.codes"] = codes.to(torch.int8)
             kept[f"{name}|{option}.scale"] = grid.scale.to(scale_dtype)
         found.append(cost)
@@ -158,5 +161,5 @@ def rounded(
 
 
 def codes_file(folder: Path, block: int) -> Path:
-    """The file with the codes of all options of a block's linears."""
+    """The file of a block: of each linear and option `NAME|OPTION.codes` (out, in) int8 and `.scale` (out, groups)."""
     return folder / f"options-{block}.safetensors"

@@ -43,7 +43,7 @@ class Problem:
     windows: int
     """Windows on which the last judgement is made."""
     most_windows: int
-    """Windows that all trials together may take."""
+    """Windows after which no more generations of switches, or steps down, begin."""
     seed: int
 
 
@@ -128,7 +128,7 @@ def _refitted(problem: Problem, records: Records) -> list[list[float]]:
 
 
 def _measure_front(problem: Problem, records: Records, found: Found) -> None:
-    """Measure points of the front, alike far from each other in their order."""
+    """Measure points of the front, as many of its points apart from each other."""
     last = len(found.front) - 1
     places = dict.fromkeys(round(number * last / (FRONT_POINTS - 1)) for number in range(FRONT_POINTS))
     chosen = [found.front[place] for place in places]
@@ -136,6 +136,7 @@ def _measure_front(problem: Problem, records: Records, found: Found) -> None:
 
 
 def _measure_random(problem: Problem, records: Records, found: Found) -> None:
+    """Measure random assignments of the budget's bytes."""
     generator = random.Random(problem.seed)  # noqa: S311
     drawn = [random_within(problem.sizes, found.budget, generator) for _ in range(RANDOM)]
     found.random = list(zip(drawn, records.kl(drawn, problem.quick_windows), strict=True))
@@ -143,13 +144,17 @@ def _measure_random(problem: Problem, records: Records, found: Found) -> None:
 
 def _descents(problem: Problem, records: Records, found: Found) -> list[Assignment]:
     """The best by a few windows of some descents to the budget."""
-    space = Space(ladders(problem.costs, problem.sizes), problem.sizes, found.budget)
+    space = _space(problem, problem.costs, found.budget)
     above = sorted((each for each in found.measured if total(problem.sizes, each) > found.budget), key=space.size)
     parents, generator = above[:PARENTS], random.Random(problem.seed + 2)  # noqa: S311
     drawn = [descended(parent, problem.costs, space, generator) for parent in parents for _ in range(TOGETHER // PARENTS)]
     children = list(dict.fromkeys(child for child in drawn if child is not None))
     losses = records.kl(children, problem.quick_windows)
     return [min(zip(losses, children, strict=True))[1]] if children else []
+
+
+def _space(problem: Problem, costs: Table, budget: float) -> Space:
+    return Space(ladders(costs, problem.sizes), problem.sizes, budget)
 
 
 def _switch(problem: Problem, records: Records, found: Found, rivals: Sequence[Assignment]) -> None:
@@ -159,7 +164,7 @@ def _switch(problem: Problem, records: Records, found: Found, rivals: Sequence[A
     rivals = [rival for _, rival in sorted(zip(quick, rivals, strict=True))[:SURVIVORS]]
     losses = records.kl(rivals, problem.windows)
     parent, least = min(zip(rivals, losses, strict=True), key=lambda pair: pair[1])
-    space = Space(ladders(found.costs, problem.sizes), problem.sizes, found.budget)
+    space = _space(problem, found.costs, found.budget)
     generator, seen = random.Random(problem.seed + 1), set(records.asked)  # noqa: S311
     a_generation = TOGETHER * problem.quick_windows + SURVIVORS * (problem.windows - problem.quick_windows)
     found.generations.append({"kl": least, "windows": records.windows})
@@ -178,37 +183,14 @@ def _switch(problem: Problem, records: Records, found: Found, rivals: Sequence[A
 
 def _lowered(problem: Problem, records: Records, found: Found, most: float) -> Assignment | None:
     """The smallest of a few assignments below this one, by the steps that cost least a byte, that keeps to the loss."""
-    levels = ladders(found.costs, problem.sizes)
+    space = _space(problem, found.costs, found.budget)
     steps, options = [], list(found.chosen)
     for _ in range(TOGETHER):
-        down = []
-        for unit, option in enumerate(options):
-            lower = next(
-                (each for each in reversed(levels[unit]) if problem.sizes[unit][each] < problem.sizes[unit][option]), None
-            )
-            if lower is not None:
-                saved = problem.sizes[unit][option] - problem.sizes[unit][lower]
-                down.append(((found.costs[unit][lower] - found.costs[unit][option]) / saved, unit, lower))
+        down = space.steps_down(options, found.costs)
         if not down:
             break
-        _, unit, lower = min(down)
+        unit, lower, *_ = min(down, key=lambda step: step[3] / step[2])
         options[unit] = lower
         steps.append(tuple(options))
     kept = [step for step, loss in zip(steps, records.kl(steps, problem.windows), strict=True) if loss <= most]
     return kept[-1] if kept else None
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation of two lists; 0 where one of them is constant."""
-    ranks = [_ranks(each) for each in (first, second)]
-    means = [sum(each) / len(each) for each in ranks]
-    apart = [[rank - mean for rank in each] for each, mean in zip(ranks, means, strict=True)]
-    both = sum(a * b for a, b in zip(*apart, strict=True))
-    alone = (sum(a * a for a in apart[0]) * sum(b * b for b in apart[1])) ** 0.5
-    return both / alone if alone > 0 else 0.0
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    order = sorted(values)
-    return [order.index(value) + (order.count(value) - 1) / 2 for value in values]

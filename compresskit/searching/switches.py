@@ -22,9 +22,29 @@ class Space(NamedTuple):
     sizes: Table
     budget: float
 
-    def size(self, assignment: Assignment) -> float:
+    def size(self, assignment: Sequence[int]) -> float:
         """Bytes of an assignment."""
         return total(self.sizes, assignment)
+
+    def raised(self, unit: int, option: int) -> int | None:
+        """The level of a unit next above an option by its bytes; None where there is none."""
+        sizes = self.sizes[unit]
+        return next((level for level in self.levels[unit] if sizes[level] > sizes[option]), None)
+
+    def lowered(self, unit: int, option: int) -> int | None:
+        """The level of a unit next below an option by its bytes; None where there is none."""
+        sizes = self.sizes[unit]
+        return next((level for level in reversed(self.levels[unit]) if sizes[level] < sizes[option]), None)
+
+    def steps_down(self, assignment: Sequence[int], costs: Table) -> list[tuple[int, int, float, float]]:
+        """Every unit's step to its level next below: (unit, level, bytes that it saves, nats that it costs)."""
+        found = []
+        for unit, option in enumerate(assignment):
+            lower = self.lowered(unit, option)
+            if lower is not None:
+                saved = self.sizes[unit][option] - self.sizes[unit][lower]
+                found.append((unit, lower, saved, costs[unit][lower] - costs[unit][option]))
+        return found
 
 
 MOST_SWITCHES = 3
@@ -64,16 +84,12 @@ def descended(parent: Assignment, costs: Table, space: Space, generator: random.
         The options; None where no unit can be smaller and the budget is still exceeded.
     """
     found = list(parent)
-    while total(space.sizes, found) > space.budget:
-        steps = []
-        for unit, option in enumerate(found):
-            lower = _moved(space.levels[unit], space.sizes[unit], option, -1)
-            if lower is not None:
-                saved = space.sizes[unit][option] - space.sizes[unit][lower]
-                steps.append((unit, lower, saved / max(costs[unit][lower] - costs[unit][option], SMALLEST_COST)))
+    while space.size(found) > space.budget:
+        steps = space.steps_down(found, costs)
         if not steps:
             return None
-        unit, lower, _ = generator.choices(steps, weights=[weight for *_, weight in steps])[0]
+        weights = [saved / max(cost, SMALLEST_COST) for _, _, saved, cost in steps]
+        unit, lower, *_ = generator.choices(steps, weights)[0]
         found[unit] = lower
     return tuple(found)
 
@@ -85,29 +101,20 @@ def ladders(costs: Table, sizes: Table) -> list[list[int]]:
 
 def switched(assignment: Assignment, space: Space, generator: random.Random) -> Assignment:
     """Some units up a level and others down, within the budget; 1 + the smaller of two draws switches, as in the paper."""
-    levels, sizes, budget = space
     found = list(assignment)
     for _ in range(1 + min(generator.randrange(MOST_SWITCHES), generator.randrange(MOST_SWITCHES))):
-        higher = [unit for unit in range(len(found)) if _moved(levels[unit], sizes[unit], found[unit], 1) is not None]
-        if not higher:
+        above = [(unit, level) for unit, option in enumerate(found) if (level := space.raised(unit, option)) is not None]
+        if not above:
             break
-        risen = generator.choice(higher)
-        found[risen] = _moved(levels[risen], sizes[risen], found[risen], 1) or 0
+        risen, found[risen] = generator.choice(above)
         others = [unit for unit in range(len(found)) if unit != risen]
         generator.shuffle(others)
         for unit in others:
-            if total(sizes, found) <= budget:
+            if space.size(found) <= space.budget:
                 break
-            lower = _moved(levels[unit], sizes[unit], found[unit], -1)
+            lower = space.lowered(unit, found[unit])
             found[unit] = found[unit] if lower is None else lower
-    return tuple(found) if total(sizes, found) <= budget else assignment
-
-
-def _moved(levels: Sequence[int], sizes: Sequence[float], option: int, by: int) -> int | None:
-    """The nearest level above or below an option by its bytes; None where there is none."""
-    if by > 0:
-        return next((level for level in levels if sizes[level] > sizes[option]), None)
-    return next((level for level in reversed(levels) if sizes[level] < sizes[option]), None)
+    return tuple(found) if space.size(found) <= space.budget else assignment
 
 
 def offspring(parent: Assignment, count: int, known: set[Assignment], space: Space, generator: random.Random) -> list[Assignment]:

@@ -9,18 +9,16 @@ Only the last hidden states are kept; the logits are compared a few positions at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from compresskit.evaluation.language_modelling import token_divergences
-from compresskit.evaluation.request import CHUNK_BYTES
+from compresskit.evaluation.language_modelling import chunks, token_divergences
 from compresskit.formats.compressed_tensors import weight_of
 from compresskit.searching.candidates import Unit
 from compresskit.searching.knapsack import Assignment
@@ -29,7 +27,8 @@ from compresskit.walk.block import Block
 from compresskit.walk.sequence import OnBlock, replace_weight
 from compresskit.walk.walk import Walk
 
-FLOAT32_BYTES = 4
+Put = Callable[[Assignment], None]
+"""function(an option for each unit of a block): give its linears the weights under these options."""
 
 
 @dataclass
@@ -37,7 +36,9 @@ class _Stream:
     """Hidden states that some trials share so far."""
 
     hidden: list[Tensor]
+    """By micro-batch, (..., windows, length, hidden) each; of a model with several residual streams with these before."""
     trials: list[int]
+    """Their numbers among the assignments."""
 
 
 @torch.no_grad()
@@ -65,7 +66,8 @@ def divergences(
     for number, (tokens, hidden, head) in enumerate(walk.heads()):
         for window in range(len(tokens)):
             part = slice(window, window + 1)
-            sums = _sums(head, hidden[..., part, :, :], [stream.hidden[number][..., part, :, :] for stream in streams])
+            own = [stream.hidden[number][..., part, :, :] for stream in streams]
+            sums = _sums(head, walk.model.vocabulary, hidden[..., part, :, :], own)
             for stream, value in zip(streams, sums, strict=True):
                 for trial in stream.trials:
                     found[trial].append(value / tokens.shape[1])
@@ -93,12 +95,9 @@ def _advanced(
 
 
 @contextmanager
-def _weights(block: Block, units: Sequence[Unit], folder: Path, dtype: torch.dtype) -> Iterator[Any]:
-    """Yield the function that gives the block the weights of some options, one of each unit; the original's come back."""
+def _weights(block: Block, units: Sequence[Unit], folder: Path, dtype: torch.dtype) -> Iterator[Put]:
+    """Yield the function that gives the block the weights of some options; the original's come back."""
     originals = {name: block.linear(name).weight for unit in units for name in unit.linears}
-    if not units:
-        yield lambda options: None
-        return
     with safe_open(codes_file(folder, block.index), framework="pt") as file:
 
         def put(options: Assignment) -> None:
@@ -113,13 +112,10 @@ def _weights(block: Block, units: Sequence[Unit], folder: Path, dtype: torch.dty
         block.linear(name).weight = weight
 
 
-def _sums(head: Any, original: Tensor, trials: Sequence[Tensor]) -> list[float]:
+def _sums(head: Callable[[Tensor], Tensor], vocabulary: int, original: Tensor, trials: Sequence[Tensor]) -> list[float]:
     """Sum of the KL over the positions of one window, for each stream; hidden states (..., 1, length, hidden)."""
     sums = [0.0] * len(trials)
-    length = original.shape[-2]
-    step = max(1, CHUNK_BYTES // (FLOAT32_BYTES * head(original[..., :1, :]).shape[-1]))
-    for start in range(0, length, step):
-        rows = slice(start, start + step)
+    for rows in chunks(original.shape[-2], vocabulary):
         wanted = head(original[..., rows, :]).float()[0]
         for number, hidden in enumerate(trials):
             sums[number] += float(token_divergences(head(hidden[..., rows, :]).float()[0], wanted).double().sum())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Run
 from stock_tools import tokens, walked_logits
 from transformers import AutoModelForCausalLM
@@ -16,9 +17,13 @@ from transformers import AutoModelForCausalLM
 from compresskit.api import run as run_recipe
 from compresskit.checkpoint.recorded import read_manifest
 from compresskit.models.load import open_model
+from compresskit.quantization.request import QuantizeRequest
+from compresskit.quantization.rtn import RTN
 from compresskit.recipe.plan import plan
 from compresskit.recipe.reading import load
 from compresskit.searching.options import SearchOptions
+from compresskit.searching.request import SearchRequest
+from compresskit.searching.results import recipe as recipe_of
 from compresskit.searching.run import _missed, search
 
 SMALL: dict[str, Any] = {
@@ -122,6 +127,7 @@ def test_a_largest_loss_that_held_back_text_does_not_confirm_is_said(most: float
         (["--bits", "2"], "the smallest choice takes"),
         (["--bits", "3", "--levels", "2,9"], "'9' is no whole number from 2 to 8"),
         (["--bits", "3", "--levels", "3", "--group-sizes", "8"], "nothing to search"),
+        (["--bits", "8", "--levels", "8"], "--levels 8 --group-sizes 8,16: leave one choice"),
         (["--max-loss", "0"], "--max-loss 0"),
         (["--max-loss", "1e-9"], "no choice of --levels 3,8 comes so close"),
         (["--bits", "3", "--method", "nf4"], "--quantizer nf4"),
@@ -134,6 +140,33 @@ def test_what_cannot_be_searched_is_one_line_and_exit_code_2(
     assert (code, log.count("\n")) == (2, 1), log
     assert said in log
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_keeps_what_decides_the_weights_and_finds_its_files_from_every_folder(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a+b.txt", "c.jsonl"):
+        Path(name).write_text("")
+    asked = SearchOptions(calibration="a+b.txt+builtin+c.jsonl#said", bits=4, dtype="bfloat16", levels="2,3")
+    request = SearchRequest(None, open_model(tiny["llama"]), tmp_path / "out", asked, str(tiny["llama"]))
+    step = yaml.safe_load(recipe_of(request, request.smallest))["steps"][0]
+    assert step["calibration"] == f"{tmp_path / 'a+b.txt'}+builtin+{tmp_path / 'c.jsonl'}#said"
+    assert step["dtype"] == "bfloat16"
+    assert "trust_remote_code" not in step
+
+
+def test_as_many_bytes_as_quantize_writes(tiny: dict[str, Path], tmp_path: Path) -> None:
+    model = open_model(tiny["llama"])
+    budgets: list[int] = []
+    for bits in (3, 3.5, 4):
+        request = SearchRequest(None, model, tmp_path / "out", SearchOptions(bits=bits))
+        assert request.budget is not None
+        budgets.append(request.budget)
+        stored = QuantizeRequest(RTN(bits=bits, symmetric=True), model, tmp_path / "out", request.options)
+        if bits == int(bits):
+            assert request.budget == sum(spec.bytes for name in stored.schemes for spec in stored.linear_tensors(name))
+    assert budgets[1] == (budgets[0] + budgets[2]) // 2
 
 
 def test_experts_are_refused(run: Run, tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:

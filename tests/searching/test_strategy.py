@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 
 from compresskit.searching.knapsack import Assignment, total
 from compresskit.searching.records import FILE, Records
-from compresskit.searching.strategy import Found, Problem, rank_correlation, within_budget, within_loss
+from compresskit.searching.results import rank_correlation
+from compresskit.searching.strategy import Found, Problem, within_budget, within_loss
 
 UNITS, WINDOWS, STOPPED = 12, 4, 3
 SIZES = [[10.0 + unit % 3, 15.0 + unit % 3, 20.0 + unit % 3] for unit in range(UNITS)]
