@@ -19,7 +19,7 @@ from compresskit.pruning.depth.method import Depth
 from compresskit.pruning.parts import PartsRequest
 from compresskit.pruning.request import opened
 from compresskit.stages import Options
-from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, hidden_bytes, lie_on_disk, walk_bytes
+from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, held_bytes, walk_bytes
 
 ANGLE_WINDOWS = 16
 """Calibration windows on which angles are measured, as for cfsp's block importances."""
@@ -137,17 +137,12 @@ class DepthRequest(PartsRequest):
             windows, streams = min(LOSS_WINDOWS, samples), model.block_count + 1
         else:
             windows, streams = min(ANGLE_WINDOWS, samples), self.count if self.method.choose == "run" else 0
-        chosen = walk_bytes(model, (windows, length), 0) + streams * _held_bytes(model, windows * length)
+        chosen = walk_bytes(model, (windows, length), 0) + streams * held_bytes(model, windows * length)
         features = max(model.linear_shape(name)[1] for name in model.linears) + model.hidden_size
         solved = (SUMMED_BYTES + FLOAT32_BYTES) * features**2 + block_bytes(model)
-        refitted = walk_bytes(model, (samples, length), solved) + _held_bytes(model, samples * length)
+        refitted = walk_bytes(model, (samples, length), solved) + held_bytes(model, samples * length)
         scored = scoring_bytes(model, max(HELD_BACK, LOSS_WINDOWS) * length)
         return max(chosen, refitted if self.method.refit != "none" else 0, scored)
-
-
-def _held_bytes(model: Model, tokens: int) -> int:
-    """Bytes of memory of another stream of hidden states beside a walk's own; none where those lie on the disk."""
-    return 0 if lie_on_disk(model, tokens) else hidden_bytes(model, tokens)
 
 
 def greedy_passes(blocks: int, removed: int, candidates: int, head: float) -> float:

@@ -30,7 +30,7 @@ from compresskit.pruning.experts.method import ExpertsMethod, MergingMethod
 from compresskit.pruning.parts import PartsRequest
 from compresskit.pruning.request import opened
 from compresskit.stages import Options
-from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, hidden_bytes, lie_on_disk, walk_bytes
+from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, held_bytes, walk_bytes
 
 PASSES, PASSES_REFIT = 2.0, 4.0
 """The statistics and the pruned model's stream; with a refit also the original's stream, and the experts that stay."""
@@ -147,8 +147,7 @@ class ExpertsRequest(PartsRequest):
         tokens = samples * length
         streams = STREAMS_REFIT if self.has_targets else 0
         streams += 1 if isinstance(self.method, MergingMethod) else 0  # inputs of the router
-        streams = 0 if lie_on_disk(model, tokens) else streams
-        walked = walk_bytes(model, (samples if self.walks else 0, length), solved) + streams * hidden_bytes(model, tokens)
+        walked = walk_bytes(model, (samples if self.walks else 0, length), solved) + streams * held_bytes(model, tokens)
         return max(walked, scoring_bytes(model, HELD_BACK * length))
 
 
