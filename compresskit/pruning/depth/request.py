@@ -12,7 +12,7 @@ from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.evaluation.request import scoring_bytes
 from compresskit.job import HELD_BACK
 from compresskit.models import layouts
-from compresskit.models.fewer_blocks import configuration, kinds_by_block, remaining_tensors, whole_configuration
+from compresskit.models.fewer_blocks import configuration, kinds_by_block, remaining_tensors, text_configuration
 from compresskit.models.model import Model, config_value, is_expert
 from compresskit.models.shapes import dense_shapes
 from compresskit.pruning.depth.method import Depth
@@ -56,7 +56,7 @@ class DepthRequest(PartsRequest):
         self.check_dense()
         self._check_count()
         self.check_known()
-        if shared := config_value(whole_configuration(model)[1], SHARED_BLOCKS):
+        if shared := text_configuration(model).values.get(SHARED_BLOCKS):
             raise UnsupportedArchitecture(
                 f"{model.family}: its last {shared} blocks take keys and values of earlier ones ({SHARED_BLOCKS}); "
                 "prune its channels instead"

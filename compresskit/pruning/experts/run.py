@@ -29,7 +29,7 @@ def _remove(request: ExpertsRequest, job: Job) -> dict[str, Any]:
     from compresskit.walk.walk import Walk
 
     writer = job.writer(request.outputs(), {"blocks": []})
-    tokens = job.tokens[:-HELD_BACK] if request.walks else job.tokens[:0]
-    prune_blocks(request, Walk(request.model, tokens, job.where, images=job.images), writer, job.bars)
+    walk = Walk(request.model, job.tokens[:-HELD_BACK], job.where, images=job.images)
+    prune_blocks(request, walk, writer, job.bars)
     summary = {"experts_removed": request.count - request.kept, "experts_kept": request.kept}
     return judged(request, job, writer, summary)
