@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compresskit.checkpoint.writer import Writer
 from compresskit.pruning.method import PruneMethod
 from compresskit.pruning.run import prune as prune_stage
 from compresskit.stages import Options
@@ -25,3 +26,21 @@ def options(text: Path, samples: int = 8) -> Options:
 
 def prune(source: Path, out: Path, text: Path, method: PruneMethod) -> dict[str, Any]:
     return prune_stage(method, str(source), out, options(text))
+
+
+class Stopped(Exception):
+    """Ends a run."""
+
+
+def stopped_after_two_blocks(run: Callable[[], object]) -> None:
+    """Run until two blocks are on disk, as if the process had ended there."""
+    finish = Writer.finish_block
+
+    def stop(writer: Writer, index: int, facts: dict[str, Any]) -> None:
+        finish(writer, index, facts)
+        if len(writer.done) == 2:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(Writer, "finish_block", stop)
+        run()

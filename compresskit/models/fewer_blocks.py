@@ -8,13 +8,13 @@ which same_blocks.py answers.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from compresskit.checkpoint.reader import TensorSpec
 from compresskit.errors import UnsupportedArchitecture
-from compresskit.models.model import Model, config_value, with_config_value
+from compresskit.models.model import Model, with_config_value
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Keys of config.json with the number of blocks."""
@@ -69,15 +69,34 @@ def _with_number(model: Model, stored: str, number: int) -> str:
     return f"{model.stored_blocks}{number}.{inner}"
 
 
-def whole_configuration(model: Model) -> tuple[str, dict[str, Any]]:
-    """(where a model's text configuration lies inside config.json, "" for the top, all its keys with the class's defaults)."""
+class TextConfiguration(NamedTuple):
+    """The part of config.json that describes the blocks."""
+
+    prefix: str
+    """Of its keys inside the file: "" or "text_config."."""
+    stated: dict[str, Any]
+    """Its keys in the file."""
+    values: dict[str, Any]
+    """All keys of the class, defaults included."""
+
+
+def text_configuration(model: Model) -> TextConfiguration:
+    """A model's text configuration: a section of config.json, or the whole file."""
     from compresskit.models.network import configuration_of
 
-    config = configuration_of(model.checkpoint)
+    config, stated = configuration_of(model.checkpoint), model.checkpoint.config
     text = config.get_text_config()
-    section = SECTION if text is not config and isinstance(model.checkpoint.config.get(SECTION), dict) else ""
-    values: dict[str, Any] = text.to_dict()
-    return section, values
+    if text is not config and isinstance(stated.get(SECTION), dict):
+        return TextConfiguration(f"{SECTION}.", stated[SECTION], text.to_dict())
+    return TextConfiguration("", stated, text.to_dict())
+
+
+def with_text_values(model: Model, prefix: str, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config.json with other values in its text configuration."""
+    config = dict(model.checkpoint.config)
+    for key, value in changed.items():
+        config = with_config_value(config, prefix + key, value)
+    return config
 
 
 def configuration(model: Model, removed: Container[int]) -> dict[str, Any]:
@@ -89,16 +108,11 @@ def configuration(model: Model, removed: Container[int]) -> dict[str, Any]:
     Raises:
         UnsupportedArchitecture: no key states the number of blocks.
     """
-    section, values = whole_configuration(model)
-    prefix = f"{section}." if section else ""
-    stated = config_value(model.checkpoint.config, section) if section else model.checkpoint.config
+    prefix, stated, values = text_configuration(model)
     changed = _changed(values | {"block_configs": stated.get("block_configs")}, model.block_count, kept_blocks(model, removed))
     if not changed:
         raise UnsupportedArchitecture(f"{model.family}: no key of config.json states its number of blocks; prune its channels")
-    config = dict(model.checkpoint.config)
-    for key, value in changed.items():
-        config = with_config_value(config, prefix + key, value)
-    return config
+    return with_text_values(model, prefix, changed)
 
 
 def _changed(values: dict[str, Any], count: int, kept: Sequence[int]) -> dict[str, Any]:
@@ -130,8 +144,7 @@ def _is_by_block(key: str, value: Any, count: int) -> bool:
 
 def kinds_by_block(model: Model) -> list[tuple[str, ...]]:
     """What config.json calls each block, by its lists of words; () where it says nothing."""
-    _, values = whole_configuration(model)
-    count = model.block_count
+    values, count = text_configuration(model).values, model.block_count
     lists = [
         value
         for key, value in sorted(values.items())

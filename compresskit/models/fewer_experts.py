@@ -16,8 +16,8 @@ from compresskit.checkpoint.reader import TensorSpec
 from compresskit.checkpoint.small_files import first_line
 from compresskit.errors import UnsupportedArchitecture
 from compresskit.models.architectures import REPLACED_EXPERTS
-from compresskit.models.fewer_blocks import whole_configuration
-from compresskit.models.model import EXPERT_NUMBER, FfnGroup, Model, config_value, is_expert, with_config_value
+from compresskit.models.fewer_blocks import text_configuration, with_text_values
+from compresskit.models.model import EXPERT_NUMBER, FfnGroup, Model, is_expert
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 """Keys of config.json with the number of experts of a block."""
@@ -90,7 +90,7 @@ def experts_count(model: Model) -> int:
 
 def stated(model: Model, keys: Collection[str]) -> int | None:
     """The first whole number that a model's configuration has under one of these keys, defaults included."""
-    values = whole_configuration(model)[1]
+    values = text_configuration(model).values
     return next((values[key] for key in keys if type(values.get(key)) is int), None)
 
 
@@ -117,18 +117,14 @@ def configuration(model: Model, kept: int) -> dict[str, Any]:
     Raises:
         UnsupportedArchitecture: no key of it has the number of experts.
     """
-    count, (section, values) = experts_count(model), whole_configuration(model)
-    raw = config_value(model.checkpoint.config, section) if section else model.checkpoint.config
+    count, (prefix, written, values) = experts_count(model), text_configuration(model)
     # A file may hold another spelling of the key than its class does: those that are written are changed.
-    found = [key for key in COUNTS if raw.get(key) == count] or [key for key in COUNTS if values.get(key) == count]
+    found = [key for key in COUNTS if written.get(key) == count] or [key for key in COUNTS if values.get(key) == count]
     if not found:
         raise UnsupportedArchitecture(
             f"{model.family}: no key of config.json states its number of experts, {count}; prune its channels instead"
         )
-    config = dict(model.checkpoint.config)
-    for key in found:
-        config = with_config_value(config, f"{section}.{key}" if section else key, kept)
-    return config
+    return with_text_values(model, prefix, dict.fromkeys(found, kept))
 
 
 @lru_cache(maxsize=8)

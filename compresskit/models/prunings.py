@@ -1,4 +1,4 @@
-"""What the prunings of a manifest removed: channels of feed-forward networks, whole blocks, or whole experts."""
+"""What the prunings of a manifest removed, by their lines in the table of stages: channels, blocks, experts or tokens."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 from compresskit.checkpoint.manifest import chain
 from compresskit.errors import RequestError
+from compresskit.methods import STAGES, Stage, stage_of
 from compresskit.models.model import Model
 
-BLOCKS, EXPERTS = ("depth",), ("reap", "m-smoe", "ream", "frequency", "random-experts")
-"""Methods of `prune` that remove whole blocks, and whole experts; all others remove channels."""
+CHANNELS, BLOCKS, EXPERTS = STAGES["prune"], STAGES["prune depth"], STAGES["prune reap"]
+"""All methods that remove experts share one line."""
 
 
 def prunings(model: Model) -> list[dict[str, Any]]:
@@ -17,9 +18,14 @@ def prunings(model: Model) -> list[dict[str, Any]]:
     return [link for link in chain(model.checkpoint.manifest) if link.get("stage") == "prune"]
 
 
+def _of(stage: Stage, model: Model) -> list[dict[str, Any]]:
+    """Those by methods of one line of the table; a method that it does not know counts as one for channels."""
+    return [link for link in prunings(model) if stage_of("prune", str(link.get("method"))) == stage]
+
+
 def channel_prunings(model: Model) -> list[dict[str, Any]]:
     """Those that removed channels."""
-    return [link for link in prunings(model) if link.get("method") not in (*BLOCKS, *EXPERTS)]
+    return _of(CHANNELS, model)
 
 
 def check_same_parts(compressed: Model, original: Model) -> None:
@@ -29,15 +35,15 @@ def check_same_parts(compressed: Model, original: Model) -> None:
         RequestError: they differ; then no block, or no expert, has a counterpart by its number.
     """
     here, there = compressed.checkpoint.folder, original.checkpoint.folder
-    for methods, what, differ in (
+    for stage, what, differ in (
         (BLOCKS, f"blocks out of the {original.block_count} of", compressed.block_count != original.block_count),
         (EXPERTS, "experts out of", len(compressed.linears) != len(original.linears)),
     ):
-        method = next((link["method"] for link in prunings(compressed) if link.get("method") in methods), None)
-        if method and differ:
+        links = _of(stage, compressed) if differ else []
+        if links:
             raise RequestError(
-                f"{here}: `prune {method}` took {what} {there}, and models are compared block by block; pass the pruned dense "
-                "model as the original, or repair it with recover --loss distill"
+                f"{here}: `prune {links[0]['method']}` took {what} {there}, and models are compared block by block; "
+                "pass the pruned dense model as the original, or repair it with recover --loss distill"
             )
 
 

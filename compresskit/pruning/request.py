@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from compresskit.calibration.sources import TextRequest
 from compresskit.checkpoint import source
@@ -18,7 +18,7 @@ from compresskit.models.load import open_model
 from compresskit.models.model import Model
 from compresskit.models.shapes import dense_shapes
 from compresskit.pruning.method import PruneMethod
-from compresskit.stages import Options
+from compresskit.stages import Method, Options
 from compresskit.walk.cost import edit_bytes, refit_bytes, walk_bytes
 
 PASSES, PASSES_UNIFORM = 2.5, 1.9
@@ -27,11 +27,48 @@ UNPRUNABLE = {"F8_E4M3", "F8_E5M2", "I8", "U8"}
 
 
 @dataclass(frozen=True)
-class PruneRequest(Request):
-    """A request to prune a model."""
+class PruningRequest(Request):
+    """A request to remove something of a model: channels here, blocks in depth/, experts in experts/."""
+
+    stage: ClassVar[str] = "prune"
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Size of the result's tensors."""
+        return sum(spec.bytes for spec in self.outputs().specs)
+
+    def check_dense(self) -> None:
+        """Raise RequestError if the source is in low bits."""
+        model, folder = self.model, self.model.checkpoint.folder
+        if model.quantized:
+            raise RequestError(f"{folder}: is quantized already; prune the dense checkpoint, then quantize the result")
+        if found := model.checkpoint.dtypes & UNPRUNABLE:
+            raise RequestError(f"{folder}: holds {', '.join(sorted(found))} tensors; prune a 16- or 32-bit checkpoint")
+
+
+R = TypeVar("R", bound=PruningRequest)
+
+
+def opened(kind: type[R], method: Method, source_name: str, out: Path, options: Options) -> R:
+    """Open the source and refuse what cannot be done; invalid input is refused in under a second, before any weight is read.
+
+    Returns:
+        The request of this kind, all checks passed.
+
+    Raises:
+        CompresskitError: of the kinds in errors.py, what is wrong with the source, the text, OUT or a setting.
+    """
+    request = kind(method, open_model(source.resolve(source_name), options.trust_remote_code), out, options)
+    request.check()
+    request.check_text_and_out(request.estimated_bytes)
+    return request
+
+
+@dataclass(frozen=True)
+class PruneRequest(PruningRequest):
+    """A request to remove channels of a model."""
 
     method: PruneMethod
-    stage: ClassVar[str] = "prune"
 
     @property
     def needs_text(self) -> bool:
@@ -58,11 +95,8 @@ class PruneRequest(Request):
             RequestError: the source is in low bits, or `--round-to` exceeds the widest network.
             UnsupportedArchitecture: the family cannot be stored with a width for each block.
         """
+        self.check_dense()
         method, model, folder = self.method, self.model, self.model.checkpoint.folder
-        if model.quantized:
-            raise RequestError(f"{folder}: is quantized already; prune the dense checkpoint, then quantize the result")
-        if found := model.checkpoint.dtypes & UNPRUNABLE:
-            raise RequestError(f"{folder}: holds {', '.join(sorted(found))} tensors; prune a 16- or 32-bit checkpoint")
         groups = [group for index in range(model.block_count) for group in model.ffn_groups(index)]
         if not groups:
             raise UnsupportedArchitecture(
@@ -136,19 +170,8 @@ class PruneRequest(Request):
 
 
 def open_request(method: PruneMethod, source_name: str, out: Path, options: Options) -> PruneRequest:
-    """Open the source and refuse what cannot be done; invalid input is refused in under a second, before any weight is read.
-
-    Returns:
-        The request, all checks passed.
-
-    Raises:
-        CompresskitError: of the kinds in errors.py, what is wrong with the source, the text, OUT or a setting.
-    """
-    model = open_model(source.resolve(source_name), options.trust_remote_code)
-    request = PruneRequest(method, model, out, options)
-    request.check()
-    request.check_text_and_out(request.estimated_bytes)
-    return request
+    """Open and check a request to remove channels; see `opened`."""
+    return opened(PruneRequest, method, source_name, out, options)
 
 
 def can_store_bias(model: Model) -> bool:

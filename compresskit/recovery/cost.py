@@ -12,9 +12,8 @@ from compresskit.walk.cost import (
     FLOAT32_BYTES,
     block_bytes,
     embedding_bytes,
-    hidden_bytes,
+    held_bytes,
     largest_linear_bytes,
-    lie_on_disk,
 )
 
 MICRO_BATCH_TOKENS = 1024
@@ -80,7 +79,7 @@ def _spans_bytes(model: Model, original: Model, options: RecoverOptions) -> int:
     each = SPAN_CODE_BYTES if options.train == "all" else SPAN_WEIGHT_BYTES
     weights = each * size * block_bytes(model) // FLOAT32_BYTES + largest_linear_bytes(model)
     numbers = max(sum(sum(model.linear_shape(name)) for name in model.block_linears(i)) for i in range(model.block_count))
-    streams = 0 if lie_on_disk(model, tokens) else 2 * hidden_bytes(model, tokens)
+    streams = 2 * held_bytes(model, tokens)
     logits = LEARNED_LOGIT_COPIES["distill"] * length * model.vocabulary * FLOAT32_BYTES
     others = block_bytes(original) + embedding_bytes(model) + size * length * numbers * FLOAT32_BYTES
     return LIBRARIES_BYTES + COMPILED_BYTES + weights + streams + logits + others

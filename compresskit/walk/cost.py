@@ -54,6 +54,11 @@ def lie_on_disk(model: Model, tokens: int) -> bool:
     return free is not None and hidden_bytes(model, tokens) > MEMORY_SHARE * free
 
 
+def held_bytes(model: Model, tokens: int) -> int:
+    """Bytes of memory of a stream of hidden states in float32; none where it lies on disk."""
+    return 0 if lie_on_disk(model, tokens) else hidden_bytes(model, tokens)
+
+
 def scratch_bytes(model: Model, tokens: int) -> int:
     """Bytes on disk of what two walks keep there: inputs and outputs of a block, and as much for its attention."""
     return 2 * 4 * hidden_bytes(model, tokens) if lie_on_disk(model, tokens) else 0
@@ -98,7 +103,7 @@ def _widest(model: Model) -> int:
 def walk_bytes(model: Model, tokens: tuple[int, int], edited: int) -> int:
     """Peak bytes of a walk. `tokens` is (windows, length); `edited` is the bytes of editing a block, 0 for no edit."""
     windows, length = tokens
-    hidden = 0 if lie_on_disk(model, windows * length) else hidden_bytes(model, windows * length)
+    hidden = held_bytes(model, windows * length)
     activations = window_bytes(model, length) * micro_batch_size(model, length)
     kept = min(KEPT_BYTES, windows * window_bytes(model, length) // ACTIVATIONS) if edited else 0
     return max(embedding_bytes(model) + hidden, block_bytes(model) + 2 * hidden + activations + edited + kept)

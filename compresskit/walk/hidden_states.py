@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -81,3 +81,11 @@ def tensors_in(folder: Path | None) -> list[Any]:
 def beside(hidden: object) -> list[Any]:
     """An empty list for as many tensors as `hidden` has, in files of the same folder if its own lie in such."""
     return tensors_in(hidden.folder if isinstance(hidden, MappedTensors) else None)
+
+
+def copied(hidden: Sequence[Any]) -> list[Any]:
+    """A stream of its own that begins as `hidden`, which may then be replaced."""
+    copies = beside(hidden)
+    for each in hidden:
+        copies.append(each)
+    return copies

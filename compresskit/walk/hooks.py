@@ -24,8 +24,8 @@ class SeenEnough(Exception):
 
 
 @contextmanager
-def recorded_inputs(linear: nn.Linear, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
-    """Give the inputs of a linear, (tokens, in), to `add`; `stop`: and end the block's run."""
+def recorded_inputs(linear: nn.Module, add: Callable[[Tensor], None], stop: bool) -> Iterator[None]:
+    """Give the inputs of a linear, or of a router, (tokens, in), to `add`; `stop`: and end the block's run."""
 
     def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         add(args[0].detach().flatten(0, -2))

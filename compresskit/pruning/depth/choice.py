@@ -15,7 +15,7 @@ from compresskit.errors import UnsupportedArchitecture
 from compresskit.evaluation.request import CHUNK_BYTES
 from compresskit.pruning.influence import AngularDistance, block_distances
 from compresskit.walk.cost import FLOAT32_BYTES
-from compresskit.walk.hidden_states import MappedTensors, tensors_in
+from compresskit.walk.hidden_states import copied
 from compresskit.walk.sequence import OnBlock
 from compresskit.walk.walk import Walk
 
@@ -68,7 +68,7 @@ def by_run(walk: Walk, count: int, allowed: Allowed, on_block: OnBlock) -> Chose
     before: deque[list[Any]] = deque()
     distances = []
     for block in walk:
-        before.append(held(walk, block.hidden))
+        before.append(copied(block.hidden))
         block.advance()
         if len(before) == count:
             distance = AngularDistance()
@@ -104,7 +104,7 @@ def by_loss(walk: Walk, count: int, allowed: Allowed, on_block: OnBlock, candida
     for number in range(count):
         tried = sorted((index for index in known if allowed([*removed, index])), key=lambda index: (known[index], index))
         streams = _streams(walk, removed, tried[: candidates or None] if number else tried, on_block)
-        original = original or held(walk, walk.hidden)
+        original = original or copied(walk.hidden)
         known.update(zip(streams, divergences_of(walk, original, list(streams.values())), strict=True))
         best = min(streams, key=lambda index: (known[index], index))
         removed.append(best)
@@ -124,16 +124,8 @@ def _streams(walk: Walk, removed: Collection[int], tried: Collection[int], on_bl
             for number, hidden in enumerate(stream):
                 stream[number] = block.run(hidden, number)
         if block.index in tried:
-            streams[block.index] = held(walk, block.hidden)
+            streams[block.index] = copied(block.hidden)
     return streams
-
-
-def held(walk: Walk, hidden: Sequence[Tensor]) -> list[Any]:
-    """These hidden states in a list of their own, in files if the walk's lie in such."""
-    kept = tensors_in(walk.hidden.folder if isinstance(walk.hidden, MappedTensors) else None)
-    for each in hidden:
-        kept.append(each)
-    return kept
 
 
 def divergences_of(walk: Walk, original: Sequence[Tensor], streams: Sequence[Sequence[Tensor]]) -> list[float]:

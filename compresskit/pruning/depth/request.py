@@ -6,23 +6,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
-from compresskit.calibration.sources import TextRequest
-from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.evaluation.request import scoring_bytes
-from compresskit.job import HELD_BACK, Request
+from compresskit.job import HELD_BACK
 from compresskit.models import layouts
-from compresskit.models.fewer_blocks import configuration, kinds_by_block, remaining_tensors, whole_configuration
-from compresskit.models.load import open_model
+from compresskit.models.fewer_blocks import configuration, kinds_by_block, remaining_tensors, text_configuration
 from compresskit.models.model import Model, config_value, is_expert
 from compresskit.models.shapes import dense_shapes
 from compresskit.pruning.depth.method import Depth
-from compresskit.pruning.request import UNPRUNABLE
+from compresskit.pruning.parts import PartsRequest
+from compresskit.pruning.request import opened
 from compresskit.stages import Options
-from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, hidden_bytes, lie_on_disk, walk_bytes
+from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, held_bytes, walk_bytes
 
 ANGLE_WINDOWS = 16
 """Calibration windows on which angles are measured, as for cfsp's block importances."""
@@ -37,17 +34,11 @@ SEEN_BY = "vision_config.deepstack_visual_indexes"
 
 
 @dataclass(frozen=True)
-class DepthRequest(Request):
+class DepthRequest(PartsRequest):
     """A request to remove blocks of a model."""
 
     method: Depth
-    stage: ClassVar[str] = "prune"
-
-    @property
-    def text(self) -> TextRequest:
-        """Calibration text, and the windows on which the result is judged."""
-        options = self.options
-        return TextRequest(options.calibration, options.samples + HELD_BACK, options.sequence_length, options.seed, HELD_BACK)
+    parts = "blocks"
 
     @property
     def count(self) -> int:
@@ -61,23 +52,11 @@ class DepthRequest(Request):
             RequestError: the source is in low bits, or no block would go, or too many.
             UnsupportedArchitecture: what stays would not be the blocks that it was.
         """
-        model, folder = self.model, self.model.checkpoint.folder
-        if model.quantized:
-            raise RequestError(f"{folder}: is quantized already; prune the dense checkpoint, then quantize the result")
-        if found := model.checkpoint.dtypes & UNPRUNABLE:
-            raise RequestError(f"{folder}: holds {', '.join(sorted(found))} tensors; prune a 16- or 32-bit checkpoint")
+        model = self.model
+        self.check_dense()
         self._check_count()
-        if model.code:
-            raise UnsupportedArchitecture(
-                f"{folder}: brings its own code, and what that makes of fewer blocks is not known; prune its channels instead"
-            )
-        silent = [index for index in range(model.block_count) if not model.architecture.block(index).runs]
-        if silent:
-            raise UnsupportedArchitecture(
-                f"{model.family}: block {silent[0]} runs on images alone, so that text says nothing of it; prune its channels "
-                "instead"
-            )
-        if shared := config_value(whole_configuration(model)[1], SHARED_BLOCKS):
+        self.check_known()
+        if shared := text_configuration(model).values.get(SHARED_BLOCKS):
             raise UnsupportedArchitecture(
                 f"{model.family}: its last {shared} blocks take keys and values of earlier ones ({SHARED_BLOCKS}); "
                 "prune its channels instead"
@@ -158,17 +137,12 @@ class DepthRequest(Request):
             windows, streams = min(LOSS_WINDOWS, samples), model.block_count + 1
         else:
             windows, streams = min(ANGLE_WINDOWS, samples), self.count if self.method.choose == "run" else 0
-        chosen = walk_bytes(model, (windows, length), 0) + streams * _held_bytes(model, windows * length)
+        chosen = walk_bytes(model, (windows, length), 0) + streams * held_bytes(model, windows * length)
         features = max(model.linear_shape(name)[1] for name in model.linears) + model.hidden_size
         solved = (SUMMED_BYTES + FLOAT32_BYTES) * features**2 + block_bytes(model)
-        refitted = walk_bytes(model, (samples, length), solved) + _held_bytes(model, samples * length)
+        refitted = walk_bytes(model, (samples, length), solved) + held_bytes(model, samples * length)
         scored = scoring_bytes(model, max(HELD_BACK, LOSS_WINDOWS) * length)
         return max(chosen, refitted if self.method.refit != "none" else 0, scored)
-
-
-def _held_bytes(model: Model, tokens: int) -> int:
-    """Bytes of memory of another stream of hidden states beside a walk's own; none where those lie on the disk."""
-    return 0 if lie_on_disk(model, tokens) else hidden_bytes(model, tokens)
 
 
 def greedy_passes(blocks: int, removed: int, candidates: int, head: float) -> float:
@@ -201,15 +175,5 @@ def last_writer(model: Model, index: int) -> str | None:
 
 
 def open_request(method: Depth, source_name: str, out: Path, options: Options) -> DepthRequest:
-    """Open the source and refuse what cannot be done, before any weight is read.
-
-    Returns:
-        The request, all checks passed.
-
-    Raises:
-        CompresskitError: of the kinds in errors.py, what is wrong with the source, the text, OUT or a setting.
-    """
-    request = DepthRequest(method, open_model(source.resolve(source_name), options.trust_remote_code), out, options)
-    request.check()
-    request.check_text_and_out(sum(spec.bytes for spec in request.outputs().specs))
-    return request
+    """Open and check a request to remove blocks; see `opened`."""
+    return opened(DepthRequest, method, source_name, out, options)

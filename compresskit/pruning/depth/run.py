@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit import distributed
 from compresskit.job import HELD_BACK, Job, run_request
-from compresskit.models.load import open_model
 from compresskit.pruning.depth.method import Depth
 from compresskit.pruning.depth.request import ANGLE_WINDOWS, LOSS_WINDOWS, DepthRequest, open_request
+from compresskit.pruning.parts import judged
 from compresskit.stages import Options
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ def remove(method: Depth, source_name: str, out: Path, options: Options, quiet: 
 
 
 def _remove(request: DepthRequest, job: Job) -> dict[str, Any]:
-    from compresskit.evaluation.language_modelling import score
-    from compresskit.evaluation.scores import collapse_warning
     from compresskit.models.same_blocks import check_same_blocks
     from compresskit.pruning.depth.walk import remove_blocks
     from compresskit.walk.walk import Walk
@@ -48,21 +45,12 @@ def _remove(request: DepthRequest, job: Job) -> dict[str, Any]:
     writer = job.writer(request.outputs(removed), facts)
     walk = Walk(model, job.tokens[:-HELD_BACK], job.where, WINDOWS_AT_ONCE, job.images)
     remove_blocks(request, walk, removed, writer, job.bars)
-    distributed.wait()
-    written = open_model(writer.partial, request.options.trust_remote_code)
-    scores = score(written, job.tokens[-HELD_BACK:], job.where, reference=model)
-    refitted = [facts["source_block"] for facts in writer.facts["blocks"] if "refitted" in facts]
     summary = {
         "blocks_removed": len(removed),
         "blocks_kept": model.block_count - len(removed),
-        "refitted_blocks": refitted,
-        "kl_held_back": scores.kl,
-        "top1_held_back": scores.top1_agreement,
-        "warning": collapse_warning(scores),
+        "refitted_blocks": [facts["source_block"] for facts in writer.facts["blocks"] if "refitted" in facts],
     }
-    job.commit(writer, summary)
-    before = model.checkpoint.parameters, model.checkpoint.bytes
-    return job.result(before, writer.written) | {"removed_blocks": removed} | summary
+    return judged(request, job, writer, summary) | {"removed_blocks": removed}
 
 
 def _chosen(request: DepthRequest, job: Job) -> Chosen:

@@ -19,11 +19,11 @@ from compresskit.models import meta
 from compresskit.models.fewer_blocks import kept_blocks, renumbered
 from compresskit.models.load import open_model
 from compresskit.models.model import Model
-from compresskit.pruning.depth.choice import held
 from compresskit.pruning.depth.fold import fold, scale_of
 from compresskit.pruning.depth.request import DepthRequest, last_writer
 from compresskit.walk.block import Block
 from compresskit.walk.calls import Calls
+from compresskit.walk.hidden_states import copied
 from compresskit.walk.sequence import OnBlock, replace_weight
 from compresskit.walk.walk import Walk
 
@@ -72,12 +72,12 @@ class _Removal:
         """Bring the pruned model's stream to this block of the original's walk, and through it if it stays."""
         if block.index in self.removed:
             if block.index == 0:  # no block is before this gap: the streams part at the embedding
-                self.stream = held(self.walk, block.hidden)
+                self.stream = copied(block.hidden)
             return
         if self.before:
             self.end_gap(block.hidden)
         if block.index + 1 in self.removed:
-            stream = held(self.walk, block.hidden) if self.stream is None else self.stream
+            stream = copied(block.hidden) if self.stream is None else self.stream
             self.before = Before(block.index, stream, block.calls)
         elif self.stream is None:
             self.copy(block.index, {})

@@ -11,7 +11,6 @@ on which every expert runs for every token: they compare functions, and enter no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,16 +39,13 @@ class Router(NamedTuple):
         return torch.nn.functional.linear(x.float(), self.weight, self.bias)
 
 
-@dataclass
-class Evidence:
+class Evidence(NamedTuple):
     """What is known of how alike a block's experts are."""
 
     logits: Tensor
     """Equation 1, (N, N) float64."""
     outputs: Tensor | None = None
-    """Equation 2, (N, N) float64."""
-    compared: list[Tensor] = field(default_factory=list)
-    """Inputs of the experts by micro-batch of this rank, (tokens, hidden), on which (3) is computed."""
+    """Equation 2, (N, N) float64, if the method needs it."""
 
 
 def cosines(products: Tensor) -> Tensor:
@@ -84,7 +80,7 @@ def compare_outputs(experts: PlainExperts, router: Router, batches: Sequence[tup
 
 
 def compare_activations(experts: PlainExperts, core: int, other: int, compared: Sequence[Tensor]) -> Tensor:
-    """Equation 3 over all ranks, (width, width) float64."""
+    """Equation 3 over all ranks, (width, width) float64; `compared`: inputs of the experts, (tokens, hidden) each."""
     width = experts.down(core).in_features
     sums = torch.zeros(width, width + 2, dtype=torch.float64, device=experts.down(core).weight.device)
     for hidden in compared:

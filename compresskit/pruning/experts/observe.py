@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from compresskit.pruning.experts.router import is_softmax
 from compresskit.pruning.experts.scores import ExpertStatistics, watched
 from compresskit.walk.block import Block
 from compresskit.walk.hidden_states import beside
+from compresskit.walk.hooks import recorded_inputs
 from compresskit.walk.walk import Walk
 
 
@@ -53,8 +54,9 @@ def observe(request: ExpertsRequest, walk: Walk, block: Block, inputs: Sequence[
         if method:
             found.router_inputs, found.compared = beside(block.hidden), beside(block.hidden)
             path = router_linear(request.model, by_expert(request.model, request.kept), block.index)
-            found.router = _router(block.module.get_submodule(path))
-            stack.enter_context(_inputs_kept(block.module.get_submodule(path), found.router_inputs))
+            router = block.module.get_submodule(path)
+            found.router = _router(router)
+            stack.enter_context(recorded_inputs(router, found.router_inputs.append, stop=False))
             stack.enter_context(recorded(experts, routed))
         for number, hidden in enumerate(inputs):
             block.run(hidden, number)
@@ -76,20 +78,6 @@ def _router(module: nn.Module) -> Router:
     return Router(weight, bias.detach().float() if isinstance(bias, Tensor) else None)
 
 
-@contextmanager
-def _inputs_kept(module: nn.Module, kept: list[Any]) -> Iterator[None]:
-    """Append the inputs of the router, (tokens, hidden)."""
-
-    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        kept.append(args[0].detach().flatten(0, -2))
-
-    handle = module.register_forward_pre_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def grouped(request: ExpertsRequest, block: Block, found: Observed) -> list[list[int]]:
     """The groups of experts, the one that stays first, in the order of these; of one expert each where nothing is merged."""
     method, experts = request.method, experts_of(block.module, request.model, block.index)
@@ -98,8 +86,9 @@ def grouped(request: ExpertsRequest, block: Block, found: Observed) -> list[list
     if not isinstance(method, MergingMethod) or len(cores) == len(scores):
         return [[core] for core in cores]
     assert found.router is not None
-    evidence = Evidence(collect(found.router, found.router_inputs))
-    if method.needs_outputs:
+    outputs = None
+    if method.needs_outputs:  # the first of this rank's micro-batches alone
         batches = list(zip(found.router_inputs, found.compared, strict=False))
-        evidence.outputs = compare_outputs(experts, found.router, batches)
+        outputs = compare_outputs(experts, found.router, batches)
+    evidence = Evidence(collect(found.router, found.router_inputs), outputs)
     return method.groups_of(scores, method.similarity(evidence).tolist(), cores)

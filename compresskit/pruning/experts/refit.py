@@ -116,7 +116,7 @@ def _improved(
     distributed.total(cross)
     eps = ridge * gram.diagonal().mean()
     now = experts.down(expert).weight.detach().float()
-    return now + _solved(gram, cross + eps * (old - now), eps) if eps > 0 else None
+    return now + solved(gram, cross + eps * (old - now), eps) if eps > 0 else None
 
 
 def _replace(experts: PlainExperts, expert: int, new: Tensor, routed: Sequence[Routed], left: Sequence[Tensor]) -> None:
@@ -137,14 +137,15 @@ def _weighted(experts: PlainExperts, expert: int, each: Routed) -> tuple[Tensor,
     return token, inner * each.weights[token, place, None].float()
 
 
-def _solved(gram: Tensor, right: Tensor, eps: Tensor) -> Tensor:
-    """`right` (gram + eps I)^-1, (rows, width) float32; raises NumericalError if that is no number."""
+def solved(gram: Tensor, right: Tensor, eps: Tensor) -> Tensor:
+    """`right` (gram + eps I)^-1, (rows, width) float32 for float64; raises NumericalError if that is no number."""
     factor, info = in_one_thread(
         torch.linalg.cholesky_ex, gram + eps * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     )
     if int(info):
         raise NumericalError(
-            "second moments of an expert's inputs are not positive definite; pass a larger --ridge, or --no-refit"
+            "second moments of the inputs of an expert, or of the router, are not positive definite; pass a larger --ridge, or "
+            "--no-refit and --no-refit-router"
         )
     half = torch.linalg.solve_triangular(factor, right.T, upper=False)
     found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
-from compresskit.calibration.sources import TextRequest
-from compresskit.checkpoint import source
 from compresskit.checkpoint.outputs import Outputs
-from compresskit.errors import RequestError, UnsupportedArchitecture
+from compresskit.errors import RequestError
 from compresskit.evaluation.request import scoring_bytes
-from compresskit.job import HELD_BACK, Request
+from compresskit.job import HELD_BACK
 from compresskit.models import layouts
 from compresskit.models.fewer_experts import (
     FEWEST_OF_A_GROUP,
@@ -27,13 +24,13 @@ from compresskit.models.fewer_experts import (
     router_groups,
     router_linear,
 )
-from compresskit.models.load import open_model
 from compresskit.models.model import Model
 from compresskit.models.shapes import dense_shapes
 from compresskit.pruning.experts.method import ExpertsMethod, MergingMethod
-from compresskit.pruning.request import UNPRUNABLE
+from compresskit.pruning.parts import PartsRequest
+from compresskit.pruning.request import opened
 from compresskit.stages import Options
-from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, hidden_bytes, lie_on_disk, walk_bytes
+from compresskit.walk.cost import FLOAT32_BYTES, SUMMED_BYTES, block_bytes, head_share, held_bytes, walk_bytes
 
 PASSES, PASSES_REFIT = 2.0, 4.0
 """The statistics and the pruned model's stream; with a refit also the original's stream, and the experts that stay."""
@@ -44,17 +41,11 @@ STREAMS_REFIT = 3
 
 
 @dataclass(frozen=True)
-class ExpertsRequest(Request):
+class ExpertsRequest(PartsRequest):
     """A request to remove experts of a model."""
 
     method: ExpertsMethod
-    stage: ClassVar[str] = "prune"
-
-    @property
-    def text(self) -> TextRequest:
-        """Calibration text, and the windows on which the result is judged."""
-        options, walked = self.options, self.options.samples if self.walks else 0
-        return TextRequest(options.calibration, walked + HELD_BACK, options.sequence_length, options.seed, HELD_BACK)
+    parts = "experts"
 
     @cached_property
     def count(self) -> int:
@@ -89,24 +80,12 @@ class ExpertsRequest(Request):
             RequestError: the source is in low bits, or too few experts would stay for a token, or for a group of the router.
             UnsupportedArchitecture: there are no experts, or the family's network does not follow their number.
         """
-        model, folder = self.model, self.model.checkpoint.folder
-        if model.quantized:
-            raise RequestError(f"{folder}: is quantized already; prune the dense checkpoint, then quantize the result")
-        if found := model.checkpoint.dtypes & UNPRUNABLE:
-            raise RequestError(f"{folder}: holds {', '.join(sorted(found))} tensors; prune a 16- or 32-bit checkpoint")
-        if model.code:
-            raise UnsupportedArchitecture(
-                f"{folder}: brings its own code, and what that makes of fewer experts is not known; prune its channels instead"
-            )
+        model = self.model
+        self.check_dense()
+        self.check_known()
         self._check_count()
         check_all_known(model)
-        silent = [index for index in range(model.block_count) if not model.architecture.block(index).runs]
-        if silent:
-            raise UnsupportedArchitecture(
-                f"{model.family}: block {silent[0]} runs on images alone, so that text says nothing of it; prune its channels "
-                "instead"
-            )
-        remaining_tensors(model, self.kept)
+        by_expert(model, self.kept)  # refuses a network that does not follow the number
         if isinstance(self.method, MergingMethod) and self.kept < self.count:
             self._check_merging(self.method)
 
@@ -168,21 +147,10 @@ class ExpertsRequest(Request):
         tokens = samples * length
         streams = STREAMS_REFIT if self.has_targets else 0
         streams += 1 if isinstance(self.method, MergingMethod) else 0  # inputs of the router
-        streams = 0 if lie_on_disk(model, tokens) else streams
-        walked = walk_bytes(model, (samples if self.walks else 0, length), solved) + streams * hidden_bytes(model, tokens)
+        walked = walk_bytes(model, (samples if self.walks else 0, length), solved) + streams * held_bytes(model, tokens)
         return max(walked, scoring_bytes(model, HELD_BACK * length))
 
 
 def open_request(method: ExpertsMethod, source_name: str, out: Path, options: Options) -> ExpertsRequest:
-    """Open the source and refuse what cannot be done, before any weight is read.
-
-    Returns:
-        The request, all checks passed.
-
-    Raises:
-        CompresskitError: of the kinds in errors.py, what is wrong with the source, the text, OUT or a setting.
-    """
-    request = ExpertsRequest(method, open_model(source.resolve(source_name), options.trust_remote_code), out, options)
-    request.check()
-    request.check_text_and_out(sum(spec.bytes for spec in request.outputs().specs))
-    return request
+    """Open and check a request to remove experts; see `opened`."""
+    return opened(ExpertsRequest, method, source_name, out, options)

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from compresskit import distributed
-from compresskit.numerics.factorised import in_one_thread
 from compresskit.pruning.experts.evidence import Router
-from compresskit.pruning.experts.refit import Routed
+from compresskit.pruning.experts.refit import Routed, solved
 
 CLOSE = 0.02
 """Largest mean difference between the logarithm of two weights' ratio and that of a softmax: a little more than 16 bits leave."""
@@ -43,6 +42,9 @@ def refit_router(router: Router, inputs: Sequence[Tensor], groups: Sequence[Sequ
 
     Returns:
         The rows of the groups, in their order.
+
+    Raises:
+        NumericalError: the system of equation 2 is not positive definite.
     """
     cores = torch.tensor([group[0] for group in groups], device=router.weight.device)
     size = router.weight.shape[1] + (router.bias is not None)
@@ -66,7 +68,6 @@ def refit_router(router: Router, inputs: Sequence[Tensor], groups: Sequence[Sequ
     bias = None if router.bias is None else router.bias[cores]
     if eps == 0 or not math.isfinite(shift):
         return Router(router.weight[cores], bias)
-    factor = in_one_thread(torch.linalg.cholesky, gram + eps * torch.eye(size, dtype=gram.dtype, device=gram.device))
-    change = torch.cholesky_solve((cross - shift * sums[-1]).T, factor).T.float()
+    change = solved(gram, cross - shift * sums[-1], eps)
     hidden = router.weight.shape[1]
     return Router(router.weight[cores] + change[:, :hidden], None if bias is None else bias + change[:, hidden])

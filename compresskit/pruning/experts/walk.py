@@ -26,7 +26,7 @@ from compresskit.pruning.experts.observe import Observed, grouped, observe
 from compresskit.pruning.experts.refit import Routed, refit_experts
 from compresskit.pruning.experts.request import ExpertsRequest
 from compresskit.walk.block import Block
-from compresskit.walk.hidden_states import beside
+from compresskit.walk.hidden_states import beside, copied
 from compresskit.walk.images import add_between
 from compresskit.walk.sequence import OnBlock, finish_block
 from compresskit.walk.walk import Walk
@@ -56,36 +56,26 @@ class _Removal:
 
     def visit(self, block: Block) -> None:
         """Prune and write one block of the original's walk, and bring the streams through it."""
-        module: nn.Module = block.module
-        if block.index in self.with_experts:
-            self._part(block)
-            module = self._pruned(block)
-        elif block.index not in self.writer.done:
-            finish_block(self.request.model, block, self.writer, {})
         if self.stream is not None:
-            self._advance(block, module)
-        elif module is not block.module:
-            block.hand_over([replace(block, module=module).run(hidden, i) for i, hidden in enumerate(block.hidden)])
-        if module is not block.module:
+            add_between(self.stream, block.calls)
+        elif self.request.has_targets and block.index in self.with_experts:
+            self.stream = copied(block.hidden)
+        if block.index in self.with_experts:
+            self._advance(block, replace(block, module=self._pruned(block)))
             meta.empty(self.result, self.network, block.name)
+        else:
+            if block.index not in self.writer.done:
+                finish_block(self.request.model, block, self.writer, {})
+            self._advance(block, block)
 
-    def _part(self, block: Block) -> None:
-        """Begin the pruned model's own stream, where the original's goes on beside it."""
-        if self.request.has_targets and self.stream is None:
-            self.stream = beside(block.hidden)
-            for hidden in block.hidden:
-                self.stream.append(hidden)
-        elif self.stream is not None:
-            add_between(self.stream, block.calls)
-
-    def _advance(self, block: Block, module: nn.Module) -> None:
-        """Bring both streams through a block; the original's may have gone already."""
-        assert self.stream is not None
-        if block.index not in self.with_experts:
-            add_between(self.stream, block.calls)
-        ours = replace(block, module=module)
-        for number in range(len(self.stream)):
-            self.stream[number] = ours.run(self.stream[number], number)
+    def _advance(self, block: Block, ours: Block) -> None:
+        """Bring the pruned model's stream through `ours`, or the walk's own where that is the pruned model's."""
+        if self.stream is None:
+            ours.advance()
+            block.advanced = True
+            return
+        for number, hidden in enumerate(self.stream):
+            self.stream[number] = ours.run(hidden, number)
 
     def _pruned(self, block: Block) -> nn.Module:
         """The module of a block with fewer experts, filled, and written unless it is on disk."""

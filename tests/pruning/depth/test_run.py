@@ -13,14 +13,13 @@ import pytest
 import torch
 from conftest import SMALL, Run
 from safetensors.torch import load_file
-from small_runs import options, slow_but
+from small_runs import options, slow_but, stopped_after_two_blocks
 from tiny_models import make_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from compresskit import calibration
 from compresskit.checkpoint.reader import sha256
-from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.eora import EoRA
 from compresskit.compensation.request import CompensateOptions
 from compresskit.compensation.run import compensate
@@ -99,10 +98,6 @@ def test_refitted_weights_bring_the_stock_networks_hidden_states_back(
         assert (found - weight).abs().max() > 0.01
 
 
-class Stopped(Exception):
-    """Ends a run."""
-
-
 @pytest.mark.parametrize("refit", slow_but("all", of=("all", "gaps")))
 def test_an_interrupted_run_resumes_to_the_same_bytes(
     refit: Any, deep: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,16 +106,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     method, whole, out = Depth(blocks=3, choose="angle", refit=refit), tmp_path / "whole", tmp_path / "out"
     chosen(monkeypatch, [1, 3, 5])
     remove(method, str(deep), whole, options(text_file))
-    finish = Writer.finish_block
-
-    def stop(writer: Writer, index: int, facts: dict[str, Any]) -> None:
-        finish(writer, index, facts)
-        if index == 1:
-            raise Stopped
-
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(Writer, "finish_block", stop)
-        remove(method, str(deep), out, options(text_file))
+    stopped_after_two_blocks(lambda: remove(method, str(deep), out, options(text_file)))
     assert not out.exists()
     monkeypatch.delattr(depth_run, "_chosen")
     resumed = options(text_file).model_copy(update={"resume": True})

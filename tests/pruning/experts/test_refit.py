@@ -77,7 +77,7 @@ def test_the_error_never_rises(seed: int, ridge: float, stored: torch.dtype) -> 
 def test_what_makes_it_worse_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     made, batches, targets = problem(2)
     old = [made.down(e).weight.clone() for e in range(COUNT)]
-    monkeypatch.setattr(refit_file, "_solved", lambda gram, right, eps: right.float() * 1e3)
+    monkeypatch.setattr(refit_file, "solved", lambda gram, right, eps: right.float() * 1e3)
     found = refit_experts(made, batches, targets, RIDGE, torch.float32)
     assert not found.changed and found.after == found.before
     assert all(torch.equal(made.down(e).weight, old[e]) for e in range(COUNT))

@@ -16,11 +16,10 @@ from expert_networks import edited, expert_blocks, logits_of, stock
 from families import build
 from family_stages import write_tokenizer
 from safetensors.torch import load_file
-from small_runs import options, slow_but
+from small_runs import options, slow_but, stopped_after_two_blocks
 from tiny_models import make_model
 
 from compresskit.checkpoint.reader import sha256
-from compresskit.checkpoint.writer import Writer
 from compresskit.compensation.eora import EoRA
 from compresskit.compensation.request import CompensateOptions
 from compresskit.compensation.run import compensate
@@ -91,27 +90,14 @@ def test_an_expert_that_no_token_chose_goes_without_a_trace(refit: bool, text_fi
     assert torch.equal(logits_of(stock(tmp_path / "out")), expected)
 
 
-class Stopped(Exception):
-    """Ends a run."""
-
-
 @pytest.mark.parametrize("method", [REAP(experts=2, refit=False), REAP(experts=2), REAM(experts=3)])
 def test_an_interrupted_run_resumes_to_the_same_bytes(
-    method: ExpertsMethod, tiny: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: ExpertsMethod, tiny: dict[str, Path], text_file: Path, tmp_path: Path
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     source = str(tiny["qwen3_moe"])
     remove_experts(method, source, whole, options(text_file))
-    finish = Writer.finish_block
-
-    def stop(writer: Writer, index: int, facts: dict[str, Any]) -> None:
-        finish(writer, index, facts)
-        if index == 1:
-            raise Stopped
-
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(Writer, "finish_block", stop)
-        remove_experts(method, source, out, options(text_file))
+    stopped_after_two_blocks(lambda: remove_experts(method, source, out, options(text_file)))
     assert not out.exists()
     remove_experts(method, source, out, options(text_file).model_copy(update={"resume": True}))
     assert sha256(out / "model.safetensors") == sha256(whole / "model.safetensors")
