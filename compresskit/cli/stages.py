@@ -6,10 +6,9 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from compresskit import distributed
 from compresskit.cli.flags import (
@@ -28,6 +27,9 @@ from compresskit.cli.streams import log, show
 from compresskit.cli.summaries import summary
 from compresskit.errors import GateError
 from compresskit.methods import METHODS, STAGES, method_class, options_class, runner, stage_of
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def add_stages(app: typer.Typer, wanted: Sequence[str]) -> None:
