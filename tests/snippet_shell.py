@@ -26,6 +26,8 @@ from typing import Any
 ADDRESS = "SNIPPET_SERVER"
 """Variable of the environment that names the server's socket."""
 SMALL = {"samples": 8, "sequence_length": 256, "windows": 2, "epochs": 1, "passes": 20, "verify_windows": 2}
+FEWER = {"self_samples": 4}
+"""What steps of a recipe set, with a smaller value."""
 STAGES = ("prune", "quantize", "compensate", "recover", "evaluate", "merge", "expand", "pack", "search", "run", "plan")
 
 
@@ -51,21 +53,25 @@ def _small(stage: str, name: str) -> dict[str, int]:
 
 
 def _small_recipe(recipe: str, scratch: Path) -> str:
-    """A shipped recipe's copy with small values; any other argument as it is."""
+    """The copy with small values of a shipped recipe, or of one in this folder, beside it; any other argument as it is."""
     import yaml
 
     from compresskit.recipe import shipped
 
-    if recipe not in shipped.names():
+    if recipe in shipped.names():
+        path, copy = shipped.find(recipe), scratch / f"{recipe}.yaml"
+        for file in shipped.folder().glob("*.jsonl"):
+            shutil.copy(file, scratch)
+    elif recipe.endswith(".yaml"):
+        path, copy = Path(recipe), Path(recipe).with_name(f"small-{Path(recipe).name}")
+    else:
         return recipe
-    document = yaml.safe_load(shipped.find(recipe).read_text())
+    document = yaml.safe_load(path.read_text())
     for step in document["steps"]:
         stage = next(key for key in step if key not in ("name", "source"))
-        step.update(_small(stage, step[stage] or ""))
-    for file in shipped.folder().glob("*.jsonl"):
-        shutil.copy(file, scratch)
-    (scratch / f"{recipe}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    return str(scratch / f"{recipe}.yaml")
+        step.update(_small(stage, step[stage] or "") | {key: few for key, few in FEWER.items() if key in step})
+    copy.write_text(yaml.safe_dump(document, sort_keys=False))
+    return str(copy)
 
 
 def call(arguments: list[str]) -> int:

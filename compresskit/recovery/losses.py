@@ -37,7 +37,7 @@ def losses_before(recovery: Recovery) -> dict[str, Any] | None:
 
 def held_back_losses(recovery: Recovery, model: Model) -> dict[str, Any] | None:
     """Mean response losses of a model on the held-back samples; None if there are none."""
-    samples = recovery.data.held_back
+    samples = recovery.held_back
     if not samples:
         return None
     with timed(recovery.seconds, "held_back"):

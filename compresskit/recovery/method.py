@@ -70,6 +70,9 @@ class SelectionMethod(Method):
     `lost` takes one pass of each model, `embeddings` one of the compressed model; together they share that pass.
     """
 
+    chooses: ClassVar[bool] = True
+    """Whether there must be samples to choose from; a method that does not look at them leaves plain text alone to train on."""
+
     def select(self, pool: Pool) -> Selection:
         """Select samples; the same pool and seed give the same selection."""
         raise TypeError(f"{type(self).__name__} defines no select")

@@ -20,7 +20,8 @@ class RecoverOptions(Options):
     original: str
     """The model before compression: a folder, a Hub id or demo:smollm2-135m."""
     data: tuple[str, ...] = ()
-    """Instruction data: a .jsonl, .json or .parquet file; may be repeated."""
+    """Instruction data: a .jsonl, .json or .parquet file; may be repeated. `full` and `random` do without, on the texts of
+    --self-samples and --text-samples alone."""
     select_only: bool = False
     """Stop after the selection."""
     show: Annotated[int, Field(ge=0)] = 0
@@ -30,7 +31,7 @@ class RecoverOptions(Options):
     pool: Annotated[int, Field(ge=0)] = 0
     """Number of samples to choose from, drawn by the seed; 0 takes all."""
     held_back: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of each data source held back to measure the loss before and after."""
+    """Share of each data source, or of the texts without data, held back to measure the loss before and after."""
     self_samples: Annotated[int, Field(ge=0)] = 0
     """Number of texts sampled from the original model as additional training data."""
     text_samples: Annotated[int, Field(ge=0)] = 0

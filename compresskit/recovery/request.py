@@ -85,7 +85,7 @@ class RecoverRequest(Request):
         """
         model, options = self.model, self.options
         if not options.data:
-            raise RequestError("--data: no instruction data given; pass --data FILE.jsonl")
+            self._check_texts_alone()
         if options.data_weight is not None and options.learned != "distill":
             raise RequestError(
                 "--data-weight: weighs the data's tokens against the original's predictions; give --loss distill, or leave it out"
@@ -108,6 +108,18 @@ class RecoverRequest(Request):
             self._check_grid()
         if options.blocks_at_once:
             self._check_spans()
+
+    def _check_texts_alone(self) -> None:
+        options = self.options
+        if options.select_only or options.show or not (options.self_samples or options.text_samples):
+            raise RequestError(
+                "--data: no instruction data given; pass --data FILE.jsonl, or --self-samples or --text-samples to train on "
+                "plain text alone"
+            )
+        if self.method.chooses:
+            raise RequestError(
+                f"--data: no instruction data given for {self.name} to choose from; pass --data FILE.jsonl, or take `full`"
+            )
 
     def _check_grid(self) -> None:
         model, folder = self.model, self.model.checkpoint.folder
@@ -193,7 +205,7 @@ class RecoverRequest(Request):
         count, windows = chosen + others, chosen * length + others
         times = options.steps * options.batch_size / max(1.0, count) if options.steps else options.epochs
         predicted = min(1.0, times) * windows if options.learned == "distill" else 0.0
-        judged = 2 * options.held_back * pool * length
+        judged = 2 * options.held_back * (pool * length if options.data else others)
         sampled, trained = PASSES_SAMPLING * options.self_samples, PASSES_TRAINING * times * windows
         streams = (BOTH_STREAMS * min(1.0, times) * windows + judged) if options.blocks_at_once else 0.0
         return (selected + sampled + predicted + judged + trained + streams) * share

@@ -77,6 +77,8 @@ def _select(recovery: Recovery) -> Selection:
     earlier = distributed.from_first(lambda: read_selection(workspace))
     if earlier is not None:
         return earlier
+    if not recovery.request.options.data:
+        return Selection([])
     from compresskit.recovery.selection.pool import open_pool
 
     with timed(recovery.seconds, "selection"):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from compresskit import calibration, distributed
-from compresskit.calibration.sources import TextRequest
+from compresskit import distributed
 from compresskit.checkpoint.manifest import fingerprint
 from compresskit.checkpoint.work_folder import WorkFolder
 from compresskit.machine.device import Where
 from compresskit.machine.progress import ProgressBars
 from compresskit.models.model import Model
+from compresskit.recovery.data.encoding import Sample
 from compresskit.recovery.data.reading import Data
 from compresskit.recovery.request import RecoverRequest
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from compresskit.recovery.texts import Texts, texts_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,12 @@ class Recovery:
             lambda: fingerprint(self.request.stage, self.settings, *(each.hashes for each in self.request.stores), texts)
         )
 
-    def calibration_windows(self, count: int) -> Tensor:
-        """Windows of the calibration text, (count, tokens) int64; of several ranks the first draws them."""
-        options, progress = self.request.options, self.bars.of("sampling text")
-        asked = TextRequest(options.calibration, count, options.sequence_length, options.seed, count)
-        return distributed.from_first(lambda: calibration.calibrate(asked, self.original, self.where, progress).tokens)
+    @cached_property
+    def texts(self) -> Texts:
+        """The plain texts to learn beside or instead of instructions; all ranks ask for them first at the same time."""
+        return texts_of(self.request, self.where, self.bars, self.seconds)
+
+    @property
+    def held_back(self) -> list[Sample]:
+        """Samples that are never trained on: instructions, or texts where there are no instructions."""
+        return self.data.held_back if self.request.options.data else self.texts.held_back

@@ -69,7 +69,7 @@ def tiny_step(step: dict[str, Any], text_file: Path) -> dict[str, Any]:
     sizes = [
         name for name in ("samples", "sequence_length", "windows") if name in options_class(stage, method or "").model_fields
     ]
-    changed = {key: TINY.get(key, value) for key, value in step.items()} | {name: TINY[name] for name in sizes}
+    changed = {key: value and TINY.get(key, value) for key, value in step.items()} | {name: TINY[name] for name in sizes}
     if stage == "recover":
         changed["sequence_length"] = LONGEST
     if stage == "prune" and "round_to" in method_class(stage, method).model_fields:

@@ -31,13 +31,15 @@ def read_data(request: RecoverRequest) -> Data:
     """Read the files of a request, remove duplicates, draw the pool, encode it, and hold a part back.
 
     Returns:
-        The samples, and counts of those dropped.
+        The samples, and counts of those dropped; none where plain text alone is learned.
 
     Raises:
         RequestError: a file is unusable, or no sample is left.
         CheckpointError: the source has no usable tokenizer.
     """
     options = request.options
+    if not options.data:
+        return Data([], [], {"pool": 0})
     reading = read_instructions([Path(path).expanduser() for path in options.data])
     kept, dropped = drop_duplicates([sample.text for sample in reading.samples])
     reading.dropped |= dropped

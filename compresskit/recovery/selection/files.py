@@ -19,7 +19,7 @@ VECTORS = "vectors.safetensors"
 
 
 def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
-    """JSONL in the messages shape, which can be read as instruction data."""
+    """JSONL in the messages shape, which can be read as instruction data; empty where plain text alone is learned."""
     lines = []
     for choice in selection.choices:
         sample = pool[choice.sample]
@@ -39,7 +39,7 @@ def selection_lines(selection: Selection, pool: Sequence[Sample]) -> str:
             "reason": choice.reason,
         }
         lines.append(json.dumps(row, ensure_ascii=False))
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def write_selection(folder: Path, selection: Selection) -> None:

@@ -19,6 +19,7 @@ from compresskit.recovery.forward import open_walk
 from compresskit.recovery.method import Lost, Pool
 from compresskit.recovery.selection import degradation, embeddings
 from compresskit.recovery.selection.files import VECTORS
+from compresskit.recovery.texts import calibration_windows
 from compresskit.recovery.work import Recovery
 
 STATES = "states.safetensors"
@@ -83,5 +84,7 @@ def _target(recovery: Recovery) -> list[str]:
     """Texts of the target distribution."""
     options = recovery.request.options
     tokenizer = open_tokenizer(recovery.request.model.checkpoint.folder, options.trust_remote_code)
-    texts: list[str] = tokenizer.batch_decode(recovery.calibration_windows(options.samples))
+    texts: list[str] = tokenizer.batch_decode(
+        calibration_windows(recovery.request, recovery.where, recovery.bars, options.samples)
+    )
     return texts

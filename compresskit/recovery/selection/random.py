@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 from compresskit.recovery.method import BudgetMethod, Choice, Pool, Selection, SelectionMethod
 
 
 class Random(BudgetMethod):
     """Every sample has the same probability."""
+
+    chooses: ClassVar[bool] = False
 
     def select(self, pool: Pool) -> Selection:
         """Draw samples without replacement."""
@@ -18,6 +21,8 @@ class Random(BudgetMethod):
 
 class Full(SelectionMethod):
     """All samples of the pool, in random order."""
+
+    chooses: ClassVar[bool] = False
 
     def select(self, pool: Pool) -> Selection:
         """Shuffle the pool."""

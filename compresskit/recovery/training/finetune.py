@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compresskit import distributed
-from compresskit.calibration.sampling import Sampling, self_tokens
 from compresskit.machine import sharding
 from compresskit.machine.precision import matrix_products
 from compresskit.machine.progress import timed
 from compresskit.models.model import Model
 from compresskit.recovery.cost import MICRO_BATCH_TOKENS
 from compresskit.recovery.data.encoding import Sample
-from compresskit.recovery.data.instructions import Instruction
 from compresskit.recovery.forward import open_walk
 from compresskit.recovery.method import Selection
 from compresskit.recovery.options import Update
@@ -64,7 +61,7 @@ class Training:
 def fine_tune(recovery: Recovery, selection: Selection) -> Training:
     """Train the blocks' weights, or low-rank pairs on them, with the selection and texts from the original itself."""
     options = recovery.request.options
-    texts, own = _text_samples(recovery), _own_samples(recovery)
+    texts, own, _ = recovery.texts
     samples = [recovery.data.pool[choice.sample] for choice in selection.choices] + texts + own
     order = order_of(len(samples), options.batch_size, options.epochs, options.steps, options.seed)
     teacher = _teacher(recovery, samples, order) if options.learned == "distill" else None
@@ -85,32 +82,6 @@ def fine_tune(recovery: Recovery, selection: Selection) -> Training:
         "tokens_learned": int(sum(entry["tokens"] for entry in history)),
     }
     return replace(trained, facts=facts | trained.facts)
-
-
-def _text_samples(recovery: Recovery) -> list[Sample]:
-    """Windows of the calibration text."""
-    count = recovery.request.options.text_samples
-    if not count:
-        return []
-    with timed(recovery.seconds, "text"):
-        return _whole_texts(recovery.calibration_windows(count), "text")
-
-
-def _whole_texts(tokens: Tensor, source: str) -> list[Sample]:
-    """Samples that are learned whole, of tokens (windows, length)."""
-    return [Sample(Instruction(i, source, [], "", source), text, 1) for i, text in enumerate(tokens.tolist())]
-
-
-def _own_samples(recovery: Recovery) -> list[Sample]:
-    """Sample fresh texts from the original, with a different seed than the calibration text."""
-    options = recovery.request.options
-    if not options.self_samples:
-        return []
-    how = Sampling(options.seed + 1, recovery.where, recovery.bars.of("sampling text"))
-    with timed(recovery.seconds, "sampling"):
-        size = options.self_samples, options.sequence_length
-        tokens = distributed.from_first(lambda: self_tokens(recovery.original, size, how)[0])
-    return _whole_texts(tokens, "self")
 
 
 def _teacher(recovery: Recovery, samples: list[Sample], order: list[list[int]]) -> TeacherPredictions:
@@ -231,7 +202,7 @@ def _kept(judged: dict[str, float] | None) -> tuple[bool, dict[str, Any]]:
 
 def _judged(recovery: Recovery, data: TrainingData) -> TrainingData:
     """At most `JUDGED_SAMPLES` held-back samples, grouped as those to train on."""
-    held = recovery.data.held_back
+    held = recovery.held_back
     few = random.Random(data.seed).sample(held, min(JUDGED_SAMPLES, len(held)))  # noqa: S311
     lengths = [len(sample.tokens) for sample in few]
     steps = steps_of(lengths, [[i] for i in range(len(few))], partial(rows if data.packed else rectangles))
