@@ -1,6 +1,6 @@
 """A mixture of experts with experts that differ, made without a download: the demo model upcycled and trained for a while.
 
-    python benchmarks/upcycled_experts.py WORK --data FOLDER [--tokens 250000] [--minutes 40] [--rate 5e-4]
+    python benchmarks/upcycled_experts.py WORK --data FOLDER [--tokens 250000] [--minutes 40] [--rate 1e-3]
 
 Six of the thirty feed-forward networks of demo:smollm2-135m become eight experts each, two a token, in the form of qwen2_moe
 (Sparse upcycling, arXiv 2212.05055): every expert is the dense network plus noise, and the weights of a token's experts sum to
@@ -40,7 +40,7 @@ NOISE = 0.1
 """Standard deviation of an expert's noise over that of the matrix."""
 BALANCE = 0.01
 """Weight of the balance loss: ten times the family's, because the training is short."""
-LENGTH, HELD_BACK_WINDOWS, HELD_BACK_SHARE = 256, 24, 0.1
+LENGTH, HELD_BACK_WINDOWS, HELD_BACK_SHARE = 256, 8, 0.1
 WARM_UP, LAST_RATE = 0.04, 0.05
 """Share of the steps with a rising rate, and the last rate over the highest."""
 CALIBRATION_CHARACTERS = 120_000
@@ -163,13 +163,14 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate * schedule(done, (step + 1) / (WARM_UP * steps))
             batch = torch.stack([ids[step % len(ids)] for ids in kinds.values()])
-            out = network(batch, labels=batch, output_router_logits=True, use_cache=False)
+            with torch.autocast("cpu", torch.bfloat16):  # twice the speed where the processor has these products
+                out = network(batch, labels=batch, output_router_logits=True, use_cache=False)
             out.loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            if step % 10 == 0:
+            if step % 10 in (0, 1):
                 speed = step * batch.numel() / (time.monotonic() - started)
                 print(f"step {step} of {steps}: loss {out.loss.item():.3f}, balance {out.aux_loss.item():.2f}, {speed:.0f} tokens/s", flush=True)  # fmt: skip
         return {"steps": step, "tokens": step * len(kinds) * LENGTH, "seconds": round(time.monotonic() - started)}
@@ -182,9 +183,10 @@ def schedule(done: float, risen: float) -> float:
 
 @torch.no_grad()
 def losses(network: Any, kinds: dict[str, Tensor]) -> dict[str, float]:
-    """Nats a token by kind."""
+    """Nats a token by kind, in bfloat16 arithmetic."""
     network.eval()
-    return {kind: sum(float(network(w[None], labels=w[None]).loss) for w in ids) / len(ids) for kind, ids in kinds.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        return {kind: sum(float(network(w[None], labels=w[None]).loss) for w in ids) / len(ids) for kind, ids in kinds.items()}
 
 
 def write_texts(work: Path, kinds: dict[str, tuple[list[str], list[str]]]) -> None:
@@ -209,7 +211,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=250_000)
     parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -229,7 +231,6 @@ def main() -> None:
     found: dict[str, Any] = {"dense": losses(dense, held)}
     network = upcycled(dense, torch.cat([ids[:2] for ids in train.values()]))
     del dense
-    found["upcycled"] = losses(network, held)
     print(json.dumps(found), flush=True)
     network.train()
     found |= Training(arguments.tokens, arguments.minutes, arguments.rate).run(network, train)
