@@ -172,7 +172,8 @@ class Training:
             step += 1
             if step % 10 in (0, 1):
                 speed = step * batch.numel() / (time.monotonic() - started)
-                print(f"step {step} of {steps}: loss {out.loss.item():.3f}, balance {out.aux_loss.item():.2f}, {speed:.0f} tokens/s", flush=True)  # fmt: skip
+                state = f"loss {out.loss.item():.3f}, balance {out.aux_loss.item():.2f}"
+                print(f"step {step} of {steps}: {state}, {speed:.0f} tokens/s", flush=True)
         return {"steps": step, "tokens": step * len(kinds) * LENGTH, "seconds": round(time.monotonic() - started)}
 
 
