@@ -6,8 +6,8 @@
     NAME.weight_shape       I64 (2,)
 
 Readers compute (code - zero point) * scale in the scale's dtype, of several schemes in the model's.
-Files with one scheme set `"dequantize": true`; without it, transformers cannot load zero points. Files with several
-schemes load only without it, and must therefore be symmetric.
+Files with one scheme, or one for all experts and one for all other linears, set `"dequantize": true`; without it,
+transformers cannot load zero points (of experts it never does). Files of more schemes load only without it: symmetric ones.
 """
 
 from __future__ import annotations
