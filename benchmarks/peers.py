@@ -6,18 +6,11 @@
     PEER/bin/python benchmarks/peers.py llm-compressor-reap MODEL OUT --text FILE.jsonl [--sparsity 0.5]
 
 TOOL is llm-compressor (GPTQ, static act-order, damping 1%), llm-compressor-scheme (one of its preset schemes, rounded to
-<<<<<<< HEAD
 nearest or by GPTQ), llm-compressor-reap (a share of the experts removed) or auto-round (sign-gradient rounding; its default is
 200 iterations, its `best` preset 1,000, and its advice for two bits is `best` with `enable_alg_ext`, here `--extension`). The
 interpreter is that of an environment that holds the tool, torch and pyarrow, and nothing of compresskit. Group 64, asymmetric,
-windows drawn evenly from the text. Prints one JSON line; OUT
-is in compressed-tensors or AutoRound's packed format.
-=======
-nearest or by GPTQ) or auto-round (sign-gradient rounding; its default is 200 iterations, its `best` preset 1,000, and its advice
-for two bits is `best` with `enable_alg_ext`, here `--extension`). The interpreter is that of an environment that holds the tool,
-torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows drawn evenly from the text. Prints one JSON line; OUT
-is in compressed-tensors, or of AutoRound a dense checkpoint of the rounded weights.
->>>>>>> main
+windows drawn evenly from the text. Prints one JSON line; OUT is in compressed-tensors, or of AutoRound a dense checkpoint of the
+rounded weights.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ class ExpertFloor:
 
     def __init__(self, block: Block):
         self.block = block
-        found = ((path, each) for path, each in block.module.named_modules(prefix=block.name) if isinstance(each, PlainExperts))
-        self.path, self.experts = next(found, ("", None))
+        self.path, self.experts = _experts_of(block)
         self.tokens: dict[int, int] = {}
         """By expert."""
         self.filled: set[int] = set()
@@ -103,12 +102,23 @@ class ExpertFloor:
         """What the manifest says of the block, nothing of a dense one: tokens by expert, and numbers of those filled up."""
         if not self.tokens:
             return {}
-        return {"tokens_by_expert": [self.tokens[number] for number in sorted(self.tokens)], "filled_experts": sorted(self.filled)}
+        return {
+            "tokens_by_expert": [self.tokens[number] for number in sorted(self.tokens)],
+            "filled_experts": sorted(self.filled),
+        }
 
     def _number(self, name: str) -> int | None:
         """The number of the expert that a linear belongs to; None of any other."""
         match = EXPERT_NUMBER.search(name)
         return int(match[1]) if match and self.experts is not None and name.startswith(f"{self.path}.") else None
+
+
+def _experts_of(block: Block) -> tuple[str, PlainExperts | None]:
+    """(plain path, module) of a block's experts."""
+    for path, module in block.module.named_modules(prefix=block.name):
+        if isinstance(module, PlainExperts):
+            return path, module
+    return "", None
 
 
 def _add(gram: Gram, added: Gram, tokens: int) -> None:
