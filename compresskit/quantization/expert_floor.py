@@ -150,7 +150,7 @@ def summary(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if few:
         shown = ", ".join(few[:NAMED]) + (f" and {len(few) - NAMED} more" if len(few) > NAMED else "")
         result["notes"] = [
-            f"{len(few)} of {len(tokens)} experts have fewer calibration tokens than a linear of theirs has inputs, and are rounded "
-            f"by the tokens of their block too: {shown}; pass more --samples"
+            f"{len(few)} of {len(tokens)} experts have fewer calibration tokens than a linear of theirs has inputs, and are "
+            f"rounded by the tokens of their block too: {shown}; pass more --samples"
         ]
     return result
