@@ -58,7 +58,7 @@ class GPTQ(FormatMethod, frozen=True):
     def quantize_group(
         self, weights: Sequence[Tensor], gram: Gram | None, scheme: Scheme | None, scale_dtype: torch.dtype
     ) -> list[QuantizedLinear]:
-        """Run the recursion over all rows of the linears (out, in); an expert that no token reached is rounded to nearest."""
+        """Run the recursion over all rows of the linears (out, in); without any token they are rounded to nearest."""
         import torch
 
         from compresskit.numerics.grid import Grid, to_codes
