@@ -18,7 +18,7 @@ from task_vectors.scaled_adapters import RANKS, merged, random_factors, updates,
 from torch import Tensor
 
 from compresskit.formats.peft import WEIGHTS
-from compresskit.task_vectors.merging.tsv import TSV, nearest_orthogonal
+from compresskit.task_vectors.merging.tsv import SAME_DIRECTION, TSV, nearest_orthogonal
 
 Pair = tuple[Tensor, Tensor]
 ROWS, COLUMNS = 11, 9
@@ -35,8 +35,9 @@ def dense(matrices: list[Tensor], kept: list[int], weights: list[float]) -> Tens
         values.append(weight * s[:rank])
     polar = []
     for side in sides:
-        p, _, qh = torch.linalg.svd(torch.cat(side, dim=1), full_matrices=False)
-        polar.append(p @ qh)
+        p, s, qh = torch.linalg.svd(torch.cat(side, dim=1), full_matrices=False)
+        independent = s > SAME_DIRECTION**0.5 * s[0]
+        polar.append(p[:, independent] @ qh[independent])
     return polar[0] @ torch.diag(torch.cat(values)) @ polar[1].T
 
 
