@@ -43,9 +43,7 @@ def dense(matrices: list[Tensor], kept: list[int], weights: list[float]) -> Tens
 
 def random_pairs(seed: int, ranks: list[int]) -> list[Pair]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(rank, COLUMNS, generator=generator), torch.randn(ROWS, rank, generator=generator)) for rank in ranks
-    ]
+    return [(torch.randn(rank, COLUMNS, generator=generator), torch.randn(ROWS, rank, generator=generator)) for rank in ranks]
 
 
 def product(pair: Pair) -> Tensor:
