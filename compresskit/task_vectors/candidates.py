@@ -23,26 +23,19 @@ from compresskit.machine.device import choose_device
 from compresskit.models.load import attached, bind, open_model
 from compresskit.models.model import Model
 from compresskit.task_vectors.alpha import check_scored
+from compresskit.task_vectors.merge_request import FLAG, SCALINGS, most_candidates
 from compresskit.task_vectors.merging.method import MergeMethod
 from compresskit.task_vectors.request import MergeOptions
 from compresskit.task_vectors.vector import TaskVector, named_base
 
-SCALINGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""Factors that are tried, as multiples of the method's own `scaling`."""
 STEP = 1.5
 """Factor by which the weight of a source is tried larger and smaller."""
 WEIGHT_DIGITS = 6
 """Digits of a weight in the report; all of them are in the settings."""
 NO_BASE = "pass --base for --validation"
-FLAG = "--validation"
 ADAPTERS_ONLY = "--validation scores plain LoRA adapters of linears only; leave it out"
 Losses = list[float]
 """Mean token loss in nats of each validation text."""
-
-
-def most_candidates(sources: int) -> int:
-    """The largest number of candidates that are scored."""
-    return len(SCALINGS) + 2 * sources
 
 
 def check_validation(vectors: Sequence[TaskVector], options: MergeOptions) -> None:

@@ -28,7 +28,7 @@ def read(name: str) -> Iterator[np.ndarray]:
 
 @pytest.mark.parametrize("probability", [0.25, 0.9])
 def test_kept_entries_are_scaled_so_that_the_mean_stays(probability: float) -> None:
-    draws = [[part for part in dropped(read, probability, seed, 0)("x")] for seed in range(50)]
+    draws = [list(dropped(read, probability, seed, 0)("x")) for seed in range(50)]
     for number, values in enumerate(read("x")):
         parts = np.stack([draw[number] for draw in draws])
         scaled = np.float32(1 / (1 - probability)) * values

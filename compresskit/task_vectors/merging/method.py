@@ -57,8 +57,10 @@ class MergeMethod(Method, frozen=True):
     def merge_pairs(self, pairs: Sequence[tuple[Tensor, Tensor]], weights: Values, sources: int) -> tuple[Tensor, Tensor]:
         """Merge updates B A of one weight, without `scaling`. `sources` counts all, those too that leave this weight as it is.
 
-        pairs A (r_i, in), B (out, r_i); weights, one a pair -> A (k, in), B (out, k) float64. Raises TypeError unless
-        `of_matrices` is set.
+        pairs A (r_i, in), B (out, r_i); weights, one a pair -> A (k, in), B (out, k) float64.
+
+        Raises:
+            TypeError: the method does not set `of_matrices`.
         """
         raise TypeError(f"{type(self).__name__} defines no merge_pairs")
 
