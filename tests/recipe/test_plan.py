@@ -307,17 +307,18 @@ def test_task_vectors_are_planned_without_sizes(tiny: dict[str, Path], tmp_path:
 def test_a_merge_is_planned_by_its_candidates(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     path, adapters = tmp_path / "recipe.yaml", [make_adapter(tmp_path / f"a{i}", tiny["llama"], i) for i in range(3)]
     common = f"source: [{', '.join(map(str, adapters))}], merge: average, rank: 4, base: {tiny['llama']}"
-    steps = f"  - {{name: plain, {common}}}\n  - {{name: chosen, {common}, validation: [{text_file}], windows: 2}}\n"
-    path.write_text(HEAD.format(source=tiny["llama"], text=text_file) + steps)
-    plain, chosen = plan(load(path))["steps"]
-    assert plain["seconds"] is plain["peak_memory_bytes"] is None
-    assert chosen["seconds"] >= MergeRequest.fixed_seconds
-    assert chosen["peak_memory_bytes"] > 0
+    chosen = f"{common}, validation: [{text_file}], windows: 2, sequence_length: 32"
+    steps = f"source: {tiny['llama']}\nsteps:\n  - {{name: plain, {common}}}\n  - {{name: chosen, {chosen}}}\n"
+    path.write_text(steps)
+    rows = plan(load(path))["steps"]
+    assert rows[0]["seconds"] is rows[0]["peak_memory_bytes"] is None
+    assert rows[1]["seconds"] >= MergeRequest.fixed_seconds
+    assert rows[1]["peak_memory_bytes"] > 0
     options = MergeOptions(validation=("a.txt", "b.txt"), windows=5, sequence_length=32)
     request = MergeRequest(open_model(tiny["llama"]), 3, options)
     assert request.passes() >= 2 * 5 * (7 + 2 * 3)
     assert request.passes() == 2 * MergeRequest(request.model, 3, options.model_copy(update={"validation": ("a.txt",)})).passes()
-    path.write_text(HEAD.format(source=tiny["llama"], text=text_file) + steps.replace(str(text_file) + "]", "self]"))
+    path.write_text(steps.replace(f"[{text_file}]", "[self]"))
     with pytest.raises(RequestError, match=r"--validation self: .*cannot judge"):
         plan(load(path), probe=False)
 
