@@ -69,6 +69,7 @@ def test_the_best_adapter_is_written_and_scores_as_reported(
     result = json.loads(text)
     tried, settings = result["candidates"], result["settings"]
     best = min(tried, key=lambda each: each["loss"])
+    assert f"best of {len(tried)} candidates: scaling {best['scaling']:g}, " in err
     assert settings["scaling"] == best["scaling"]
     assert np.allclose(settings["weights"] or [1, 1], best["weights"], atol=1e-5)
     assert json.loads((tmp_path / "m" / "compresskit.json").read_text())["candidates"] == tried
