@@ -2,7 +2,7 @@
 
     python benchmarks/conflicting_merging.py train --data FOLDER --out FOLDER [--steps 40]
     python benchmarks/conflicting_merging.py score --out FOLDER --results FILE.jsonl --merged FOLDER...
-    python benchmarks/conflicting_merging.py twin --out FOLDER --results FILE.jsonl --shared FOLDER
+    python benchmarks/conflicting_merging.py twin --out FOLDER --results FILE.jsonl [--shared FOLDER] [--rank 2]
 
 train: FOLDER of --data holds instructions-dolly.jsonl. Every adapter OUT/TASK learns its own form of the same answers to the
 same prompts, from the same start. OUT/TASK.held-back.pt has its samples that training never saw, OUT/TASK.jsonl their first
@@ -10,7 +10,8 @@ quarter as text, for `compresskit merge --validation`; the second half judges.
 score: the normalised gain of merged adapters, as ternary_merging.py defines it: (base - merged) / (base - own) in loss of a
 response token, and its mean over the tasks.
 twin: Twin-Merging (arXiv 2406.15479) without its router: the shared adapter plus, for each task, what it lacks of the task's own
-update at ranks 1, 2 and 4; prints the gains with the bytes of all parts beside those of the three adapters.
+update at a rank; prints the gains with the bytes of all parts as a share of the three adapters'. Without --shared the
+three adapters are each cut to the rank: what the same bytes hold without a merge.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ import random
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from ternary_merging import test_loss
-from ternary_quality import Rows, factors_of, response_loss, sort_samples
+from ternary_quality import Rows, response_loss, sort_samples
 from ternary_training import Sample, padded
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compresskit.checkpoint.source import DEMO, resolve
 from compresskit.formats.peft import open_adapter
+from compresskit.numerics.truncation import truncated
 
 FORMS = {
     "upper": str.upper,
@@ -48,8 +51,6 @@ RANK, LORA_ALPHA, FIRST_BLOCK = 8, 16, 15
 """The adapters change the upper half of the 30 blocks, which halves the backward pass."""
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEARNING_RATE = 2e-3
-TWIN_RANKS = (1, 2, 4)
-BYTES = 4
 
 
 def conversation(question: str, answer: str) -> list[dict[str, str]]:
@@ -127,34 +128,36 @@ def score(rows: Rows, out: Path, merged: Path) -> None:
     gains(rows, out, merged.name, {t: rows.get({"task": t, **what}, lambda t=t: test_loss(merged, t, out)) for t in FORMS})
 
 
-def twin(rows: Rows, out: Path, shared: Path, rank: int) -> None:
-    """Shared update plus the best rank-r part of (own - shared), as dense weights of the demo model."""
-    common, own = open_adapter(shared), {task: open_adapter(out / task) for task in FORMS}
-    shapes = [common.update(name).shape for name in common.names]
-    sides = sum(rows + columns for rows, columns in shapes)
-    stored = sum(each.numel() for each in factors_of(_adapted(shared)).values()) + len(FORMS) * rank * sides
-    three = len(FORMS) * RANK * sides
+def twin(rows: Rows, out: Path, shared: Path | None, rank: int) -> None:
+    """Shared update plus the best rank-r part of (own - shared), in the weights of the demo model; without one, of own alone."""
+    own = {task: open_adapter(out / task) for task in FORMS}
+    common = open_adapter(shared) if shared else None
+    names = own["upper"].names
+    ranks = (common.rank(names[0]) if common else 0) + len(FORMS) * rank
     losses = {}
     for task in FORMS:
 
         def measure(task: str = task) -> float:
-            model = _adapted(shared)
-            network = model.get_base_model()
+            network = AutoModelForCausalLM.from_pretrained(resolve(DEMO), dtype=torch.float32).eval()
             with torch.no_grad():
-                for name in common.names:
-                    left = own[task].update(name).double() - common.update(name).double()
-                    u, values, vh = torch.linalg.svd(left, full_matrices=False)
-                    module = network.get_submodule(name.removesuffix(".weight"))
-                    module.base_layer.weight += ((u[:, :rank] * values[:rank]) @ vh[:rank]).float()
-            return response_loss(model, sort_samples(out, task)["test"])
+                for name in names:
+                    first = common.update(name) if common else torch.tensor(0.0)
+                    a, b = truncated(own[task].update(name) - first, rank)
+                    network.get_submodule(name.removesuffix(".weight")).weight += first + b @ a
+            return response_loss(Whole(network), sort_samples(out, task)["test"])  # type: ignore[arg-type]
 
-        losses[task] = rows.get({"task": task, "half": "test", "what": f"twin-{shared.name}-{rank}"}, measure)
-    gains(rows, out, f"twin on {shared.name}, rank {rank}, {BYTES * stored / 1e6:.2f} of {BYTES * three / 1e6:.2f} MB", losses)
+        what = f"twin-{shared.name if shared else 'none'}-{rank}"
+        losses[task] = rows.get({"task": task, "half": "test", "what": what}, measure)
+    gains(rows, out, f"twin on {shared}, rank {rank}, {ranks / (len(FORMS) * RANK):.2f} of the bytes", losses)
 
 
-def _adapted(adapter: Path) -> PeftModel:
-    network = AutoModelForCausalLM.from_pretrained(resolve(DEMO), dtype=torch.float32)
-    return PeftModel.from_pretrained(network, adapter).eval()
+class Whole(NamedTuple):
+    """A network in the place of an adapted one."""
+
+    network: torch.nn.Module
+
+    def get_base_model(self) -> torch.nn.Module:
+        return self.network
 
 
 def main() -> None:
@@ -166,6 +169,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     parser.add_argument("--merged", type=Path, nargs="+", default=[])
     parser.add_argument("--shared", type=Path)
+    parser.add_argument("--rank", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -180,8 +184,7 @@ def main() -> None:
     for merged in arguments.merged:
         score(results, arguments.out, merged)
     if arguments.what == "twin":
-        for rank in TWIN_RANKS:
-            twin(results, arguments.out, arguments.shared, rank)
+        twin(results, arguments.out, arguments.shared, arguments.rank)
 
 
 if __name__ == "__main__":
