@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -78,9 +78,11 @@ class QuantizeMethod(ForClient):
         """Stored tensors that belong to a block rather than to a linear."""
         return []
 
-    def prepare(self, model: Model, block: Block, chosen: Collection[str]) -> dict[str, Tensor]:
-        """Change a block in place before its linears are quantised; what that changes beside them, by stored name."""
-        return {}
+    def prepare(
+        self, model: Model, block: Block, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Change a block in place before its linears are quantised: (what changes beside them, by stored name; facts)."""
+        return {}, {}
 
     def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
         """By stored name what is measured on a block once its linears are quantised."""
@@ -112,6 +114,13 @@ class GridMethod(ByUnit, QuantizeMethod):
     """Group size: inputs per scale, 0 for a whole row; default: 64, or the largest smaller power of two that divides all."""
     symmetric: Annotated[bool | None, Field(json_schema_extra={"off": "--asymmetric"})] = None
     """Use no zero points; default: only where stock tools cannot read them (mixed precision, experts)."""
+    scaling: Literal["none", "awq"] = "none"
+    """Factors on inputs before rounding, folded into the norm or linear that makes them: none, or awq (by the output error)."""
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text runs through the blocks."""
+        return super().needs_text or self.scaling != "none"
 
     @property
     def average(self) -> float:
@@ -157,6 +166,24 @@ class GridMethod(ByUnit, QuantizeMethod):
         return Scheme(
             bits, largest_group(model, self.ignore) if self.group_size is None else self.group_size, self.is_symmetric(model)
         )
+
+    def prepare(
+        self, model: Model, block: Block, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Scale the weights, where asked to: (the changed norms and biases by stored name, facts)."""
+        if self.scaling == "none":
+            return {}, {}
+        from compresskit.quantization.awq import scale
+
+        found = scale(model, block, schemes, scale_dtype, self.nearest)
+        return found.tensors, {"scaling": found.facts}
+
+    def nearest(self, weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
+        """A weight (out, in) rounded to nearest on the grid of its smallest to largest weights, float32."""
+        from compresskit.numerics.grid import from_codes, min_max_grid, to_codes
+
+        grid = min_max_grid(weight, scheme, scale_dtype)
+        return from_codes(to_codes(weight, grid, scheme), grid, scheme)
 
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """Packed tensors of the linear (out, in) with this stored name."""

@@ -28,12 +28,12 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
     write_shapes(request, writer)
     for block in walk:
         if block.index not in writer.done:
-            tensors = request.method.prepare(request.model, block, request.schemes)
+            tensors, facts = request.method.prepare(request.model, block, request.schemes, torch_dtype(request.scale_dtype))
             errors = quantize_block(request, block, writer, guide(block.index))
             tensors |= request.method.block_tensors(request.model, block, request.schemes)
             for name, tensor in tensors.items():
                 writer.put(name, tensor)
-            finish_block(request.model, block, writer, {"relative_output_errors": errors})
+            finish_block(request.model, block, writer, {"relative_output_errors": errors} | facts)
         on_block("quantizing", block.index + 1, request.model.block_count)
     writer.copy_missing(request.model.checkpoint)
 
