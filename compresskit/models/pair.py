@@ -6,6 +6,7 @@ Does not import torch at module level, so a wrong pair is refused in under a sec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError, RequestError
 from compresskit.models.model import Ffn, FfnGroup, Model
 from compresskit.models.prunings import channel_prunings, check_same_parts, kept_channels
+from compresskit.models.scalings import Scalings, scaled_links, scalings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +36,20 @@ class Pair:
         """Whether the linear has fewer input channels than the original's."""
         return name in self.kept and any(name == ffn.out_projection for ffn, _ in self._networks(name))
 
+    @cached_property
+    def scalings(self) -> Scalings:
+        """Factors that `quantize --scaling` folded into the compressed model."""
+        return scalings(self.compressed, self.original)
+
     def original_weight(self, name: str) -> Tensor:
-        """Return the original's weight (out, in) float32, cut to the kept channels and padded like the compressed one."""
+        """The original's weight (out, in) float32 in the compressed model's place: cut, padded and scaled like its weight."""
+        return self.scalings.scaled(name, self._cut_weight(name))
+
+    def aimed_weight(self, name: str) -> Tensor:
+        """Like `original_weight`, but for the original's own inputs: it gives the outputs at which the compressed one aims."""
+        return self.scalings.of_outputs(name, self._cut_weight(name))
+
+    def _cut_weight(self, name: str) -> Tensor:
         import torch
 
         from compresskit.models.meta import read_plain
@@ -51,10 +65,11 @@ class Pair:
         return self._cut_rows(name, weight)
 
     def cut_outputs(self, name: str, values: Tensor) -> Tensor:
-        """Cut one value per output of the original's linear to the kept outputs; padded outputs get 0."""
-        if name not in self.kept or self.lost_inputs(name):
-            return values
-        return self._cut_rows(name, values[:, None])[:, 0]
+        """Values by squared output of the original's linear, (out,), for the compressed one's outputs; padded ones get 0."""
+        if name in self.kept and not self.lost_inputs(name):
+            values = self._cut_rows(name, values[:, None])[:, 0]
+        rows = self.scalings.rows.get(name)
+        return values if rows is None else values * rows.to(values).square()
 
     def _cut_rows(self, name: str, weight: Tensor) -> Tensor:
         import torch
@@ -88,6 +103,7 @@ def pair(compressed: Model, original: Model) -> Pair:
         "hidden size": (compressed.hidden_size, original.hidden_size),
         "number of blocks": (compressed.block_count, original.block_count),
     }
+    scaled_links(compressed, original)
     check_same_parts(compressed, original)
     for what, (ours, theirs) in facts.items():
         if ours != theirs:

@@ -8,7 +8,7 @@ Does not import torch at module level.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +51,30 @@ def recorded(readers: Sequence[str], shared: tuple[int, int], factors: Tensor) -
     return {"readers": list(readers), "shared": list(shared), "factors": base64.b64encode(bytes(values.tolist())).decode()}
 
 
-def check_scalings(model: Model) -> None:
-    """Raise RequestError if the manifest says that a scaled model was pruned: its factors are by channel and block."""
-    stages = [link.get("stage") for link in chain(model.checkpoint.manifest)]
-    scaled = [number for number, link in enumerate(chain(model.checkpoint.manifest)) if _is_scaled(link)]
-    if scaled and "prune" in stages[: scaled[-1]]:
-        raise RequestError(
-            f"{model.checkpoint.folder}: was scaled by --scaling and pruned later; pass the model that was pruned as the original"
-        )
+def scaled_links(model: Model, original: Model) -> list[dict[str, Any]]:
+    """Find the models between a model and its original that were scaled.
+
+    Returns:
+        Their manifests, newest first.
+
+    Raises:
+        RequestError: one of them was pruned later; factors are by channel and block.
+    """
+    found: list[dict[str, Any]] = []
+    links = chain(model.checkpoint.manifest)
+    if not any(map(_is_scaled, links)):
+        return found
+    pruned = False
+    for link in links:
+        if recorded_hashes(link) == original.checkpoint.hashes:
+            break  # the original itself, with whatever was folded into it
+        if pruned and _is_scaled(link):
+            raise RequestError(
+                f"{model.checkpoint.folder}: was scaled by --scaling, then pruned; pass the model that was pruned as the original"
+            )
+        pruned = pruned or link.get("stage") == "prune"
+        found += [link] if _is_scaled(link) else []
+    return found
 
 
 def scalings(model: Model, original: Model) -> Scalings:
@@ -68,21 +84,15 @@ def scalings(model: Model, original: Model) -> Scalings:
         Those of all links of the manifest that are newer than the original.
 
     Raises:
-        RequestError: as `check_scalings`.
+        RequestError: as `scaled_links`.
         CheckpointError: the manifest's factors do not fit the model.
     """
     columns: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
-    links = chain(model.checkpoint.manifest)
-    if not any(map(_is_scaled, links)):
-        return Scalings(columns, rows)
     try:
-        for link in links:
-            if recorded_hashes(link) == original.checkpoint.hashes:
-                break  # the original itself, with whatever was folded before
-            check_scalings(model)
-            for index, facts in _scaled_blocks(link):
-                for fact in facts.values():
+        for link in scaled_links(model, original):
+            for index, facts in enumerate(link["facts"]["blocks"]):
+                for fact in facts["scaling"].values():
                     _add(model, index, fact, columns, rows)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(
@@ -95,13 +105,6 @@ def scalings(model: Model, original: Model) -> Scalings:
 def _is_scaled(link: Mapping[str, Any]) -> bool:
     settings = link.get("settings")
     return link.get("stage") == "quantize" and isinstance(settings, dict) and settings.get("scaling", "none") != "none"
-
-
-def _scaled_blocks(link: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(index, what it says by group of linears) of the blocks of a link that was scaled."""
-    if _is_scaled(link):
-        for index, facts in enumerate(link["facts"]["blocks"]):
-            yield index, facts["scaling"]
 
 
 def _add(model: Model, index: int, fact: Mapping[str, Any], columns: dict[str, Tensor], rows: dict[str, Tensor]) -> None:

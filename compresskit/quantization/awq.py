@@ -65,71 +65,77 @@ class Inputs(Gram):
         distributed.total(self.magnitudes)
 
 
-class Scaled:
-    """What scaling a block changed beside the weights of its linears."""
+class Scaler:
+    """Scales block after block."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        """Norms and biases by stored name, in their stored dtypes."""
-        self.facts: dict[str, Any] = {}
-        """By the first linear of every group: its "exponent" and "error" relative to that of 0, and what factors were folded."""
+    def __init__(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype, nearest: Nearest):
+        """`schemes`: the grids of the linears by plain name, whose scales are stored in `scale_dtype`."""
+        self.model, self.schemes, self.scale_dtype, self.nearest = model, schemes, scale_dtype, nearest
+        self.known: list[Fold] = []
+        """Of the block before, with the readers' names inside the block."""
 
+    def __call__(self, block: Block) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Scale a block's linears in place, wherever the division can be folded.
 
-def scale(model: Model, block: Block, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype, nearest: Nearest) -> Scaled:
-    """Scale a block's linears in place, wherever the division can be folded; others have {"into": None} in the facts."""
-    networks = [each.members for each in model.ffn_groups(block.index) if len(each.members) > 1]
-    experts = {name for members in networks for ffn in members for name in (*ffn.in_projections, ffn.out_projection)}
-    sequence = [
-        [group for group in position if experts.isdisjoint(group)] for position in chosen_sequence(model, block.index, schemes)
-    ]
-    short = f"{block.name}."
-    found = Scaled()
-    found.facts |= {group[0].removeprefix(short): {"into": None} for position in sequence for group in position}
-    folds = find_folds(block, sequence, with_linears=True)
-    linears = [block.linear(fold.readers[0]) for fold in folds]
-    inputs = {f.readers[0]: Inputs(each.in_features, each.weight.device) for f, each in zip(folds, linears, strict=True)}
-    block.collect(inputs)
-    for fold in folds:
-        exponent, factors, error = best_factors((model, block, fold), inputs.pop(fold.readers[0]), schemes, scale_dtype, nearest)
-        facts: dict[str, Any] = {"into": fold.writer, "exponent": exponent, "error": error}
-        if exponent:
-            found.tensors |= fold_into(model, block, fold, factors)
-            facts |= recorded([name.removeprefix(short) for name in fold.readers], fold.shared, factors)
-        found.facts[fold.readers[0].removeprefix(short)] = facts
-    return found
+        Returns:
+            (the changed norms and biases by stored name, in their stored dtypes; {"scaling": by the first linear of every group
+            into what its factors are folded, None where there is no fold, the exponent and the error relative to that of 0}).
+        """
+        short = f"{block.name}."
+        sequence = self._sequence(block)
+        folds = find_folds(block, sequence, True, [fold.renamed(short.__add__) for fold in self.known])
+        self.known = [fold.renamed(lambda name: name.removeprefix(short)) for fold in folds]
+        linears = [block.linear(fold.readers[0]) for fold in folds]
+        inputs = {f.readers[0]: Inputs(each.in_features, each.weight.device) for f, each in zip(folds, linears, strict=True)}
+        block.collect(inputs)
+        tensors: dict[str, Tensor] = {}
+        facts: dict[str, Any] = {group[0].removeprefix(short): {"into": None} for each in sequence for group in each}
+        for fold in folds:
+            exponent, factors, error = self.best_factors(block, fold, inputs.pop(fold.readers[0]))
+            fact: dict[str, Any] = {"into": fold.writer, "exponent": exponent, "error": error}
+            if exponent:
+                tensors |= fold_into(self.model, block, fold, factors)
+                fact |= recorded([name.removeprefix(short) for name in fold.readers], fold.shared, factors)
+            facts[fold.readers[0].removeprefix(short)] = fact
+        return tensors, {"scaling": facts}
 
+    def _sequence(self, block: Block) -> list[list[tuple[str, ...]]]:
+        """The linears that may be scaled, without experts."""
+        networks = [group.members for group in self.model.ffn_groups(block.index) if len(group.members) > 1]
+        experts = {name for members in networks for ffn in members for name in (*ffn.in_projections, ffn.out_projection)}
+        chosen = chosen_sequence(self.model, block.index, self.schemes)
+        return [[group for group in position if experts.isdisjoint(group)] for position in chosen]
 
-def best_factors(
-    where: tuple[Model, Block, Fold],
-    inputs: Inputs,
-    schemes: Mapping[str, Scheme | None],
-    scale_dtype: torch.dtype,
-    nearest: Nearest,
-) -> tuple[float, Tensor, float]:
-    """Equation 5; ranks deal out the exponents.
+    def best_factors(self, block: Block, fold: Fold, inputs: Inputs) -> tuple[float, Tensor, float]:
+        """Equation 5; ranks deal out the exponents.
 
-    Returns:
-        (alpha, factors of the writer's outputs (out,), error relative to that of alpha 0), the same on all ranks.
-    """
-    model, block, fold = where
-    grids = {name: scheme for name in fold.readers if (scheme := schemes[name]) is not None}
-    magnitudes, moments = fold.gathered(inputs.magnitudes.float() / max(1, inputs.tokens)), inputs.matrix()
-    # Of the writer's own grid only the number of steps counts here; that of a reader stands for it.
-    steps = max(scheme.steps for scheme in grids.values())
-    own: dict[float, float] = {}
-    for place in range(distributed.rank(), len(EXPONENTS), distributed.count()):
-        factors = exact_factors(model, block, fold, factors_of(magnitudes, EXPONENTS[place]))
-        if place and not is_in_range(model, block, fold, factors, scale_dtype, steps):
-            continue
-        spread, error = fold.spread(factors), 0.0
-        for name, scheme in grids.items():
-            weight = block.linear(name).weight.float()
-            error += output_error(weight, nearest(weight * spread, scheme, scale_dtype) / spread, moments)
-        own[EXPONENTS[place]] = error
-    errors = {exponent: error for each in distributed.every(own) for exponent, error in each.items()}
-    exponent = least(errors)
-    factors = distributed.from_first(lambda: exact_factors(model, block, fold, factors_of(magnitudes, exponent)).cpu())
-    return exponent, factors.to(magnitudes.device), errors[exponent] / errors[0.0] if errors[0.0] else 1.0
+        Returns:
+            (alpha, factors of the writer's outputs (out,), error relative to that of alpha 0), the same on all ranks.
+        """
+        magnitudes, moments = fold.gathered(inputs.magnitudes.float() / max(1, inputs.tokens)), inputs.matrix()
+        found: dict[float, float] = {}
+        for place in distributed.own(len(EXPONENTS)):
+            factors = exact_factors(self.model, block, fold, factors_of(magnitudes, EXPONENTS[place]))
+            if place == 0 or self._in_range(block, fold, factors):
+                found[EXPONENTS[place]] = self._error(block, fold, fold.spread(factors), moments)
+        errors = {exponent: error for each in distributed.every(found) for exponent, error in each.items()}
+        exponent = least(errors)
+        factors = distributed.from_first(lambda: exact_factors(self.model, block, fold, factors_of(magnitudes, exponent)).cpu())
+        return exponent, factors.to(magnitudes.device), errors[exponent] / errors[0.0] if errors[0.0] else 1.0
+
+    def _in_range(self, block: Block, fold: Fold, factors: Tensor) -> bool:
+        # Of the writer's own grid only the number of steps counts; a norm has none.
+        scheme = self.schemes.get(f"{block.name}.{fold.writer}")
+        return is_in_range(self.model, block, fold, factors, (self.scale_dtype, scheme.steps if scheme else 1))
+
+    def _error(self, block: Block, fold: Fold, spread: Tensor, moments: Tensor) -> float:
+        """Of all readers with the factors of their inputs, (in,)."""
+        total = 0.0
+        for name in fold.readers:
+            weight, scheme = block.linear(name).weight.float(), self.schemes[name]
+            assert scheme is not None
+            total += output_error(weight, self.nearest(weight * spread, scheme, self.scale_dtype) / spread, moments)
+        return total
 
 
 def least(errors: Mapping[float, float]) -> float:

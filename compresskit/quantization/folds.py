@@ -7,7 +7,7 @@ changed on its way, or an activation that does not keep factors fails that trial
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +40,10 @@ class Fold:
     shared: tuple[int, int] = (1, 1)
     """(heads that read the same outputs, outputs of a head); (1, 1) where every output is one input."""
 
+    def renamed(self, rename: Callable[[str], str]) -> Fold:
+        """The same with other names of the readers."""
+        return replace(self, readers=tuple(map(rename, self.readers)))
+
     def spread(self, factors: Tensor) -> Tensor:
         """Factors of the readers' inputs (in,) from those of the writer's outputs (out,)."""
         heads, size = self.shared
@@ -51,26 +55,32 @@ class Fold:
         return values.view(-1, heads, size).mean(dim=1).reshape(-1)
 
 
-def find_folds(block: Block, sequence: Sequence[Sequence[tuple[str, ...]]], with_linears: bool) -> list[Fold]:
+def find_folds(
+    block: Block, sequence: Sequence[Sequence[tuple[str, ...]]], with_linears: bool, known: Sequence[Fold] = ()
+) -> list[Fold]:
     """Look for a fold before each group of linears with a shared input; `with_linears`: into linears of the sequence too.
 
-    `sequence`: as `Model.linear_sequence`, of the linears that may be changed.
+    `sequence`: as `Model.linear_sequence`, of the linears that may be changed. `known`: folds that an earlier block had, by the
+    names of this one; a single trial tells whether they hold here.
 
     Returns:
-        One fold for each group that has one, the same on all ranks.
+        One fold for each group that has one, in the groups' order, the same on all ranks.
     """
     if not block.micro_batches or not block.runs:
         return []
     groups = [(number, group) for number, position in enumerate(sequence) for group in position]
-    norms = _norms_before(block, [group[0] for _, group in groups])
-    found = []
-    for number, group in groups:
+    there = [fold for fold in known if any(fold.readers == group for _, group in groups)]
+    found = {fold.readers: fold for fold in distributed.from_first(lambda: there if there and _hold(block, there) else [])}
+    left = [(number, group) for number, group in groups if group not in found]
+    norms = _norms_before(block, [group[0] for _, group in left]) if left else {}
+    for number, group in left:
         candidates = [Fold(norms[group[0]], group, adds_one) for adds_one in (False, True)] if group[0] in norms else []
         if with_linears:
             earlier = [name for position in sequence[:number] for names in position for name in names]
             candidates += _linear_folds(block, group, earlier, number < block.mixer_positions)
-        found += distributed.from_first(partial(_first_that_holds, block, candidates))
-    return found
+        holding = distributed.from_first(partial(_first_that_holds, block, candidates))
+        found |= {} if holding is None else {group: holding}
+    return [found[group] for _, group in groups if group in found]
 
 
 def fold_into(model: Model, block: Block, fold: Fold, factors: Tensor) -> dict[str, Tensor]:
@@ -100,8 +110,8 @@ def exact_factors(model: Model, block: Block, fold: Fold, factors: Tensor) -> Te
     return torch.where(held.isfinite() & (held > 0), held, torch.ones_like(held))
 
 
-def is_in_range(model: Model, block: Block, fold: Fold, factors: Tensor, scale_dtype: torch.dtype, steps: int) -> bool:
-    """Whether the stored dtypes hold a writer's biases and its scales of so many `steps`, once divided by `factors` (out,)."""
+def is_in_range(model: Model, block: Block, fold: Fold, factors: Tensor, scales: tuple[torch.dtype, int]) -> bool:
+    """Whether the stored dtypes hold a writer's biases and its scales, of (dtype, steps), once divided by `factors` (out,)."""
     writer = block.module.get_submodule(fold.writer)
     for name, parameter in writer.named_parameters():
         if parameter.ndim == 1:
@@ -109,7 +119,7 @@ def is_in_range(model: Model, block: Block, fold: Fold, factors: Tensor, scale_d
             if bool((parameter.float() / factors).abs().amax() > limits.max):
                 return False
         else:
-            limits, before = torch.finfo(scale_dtype), parameter.float().abs().amax(dim=1) / steps
+            limits, before = torch.finfo(scales[0]), parameter.float().abs().amax(dim=1) / scales[1]
             after = before / factors
             if bool(((after > limits.max) | ((after < limits.tiny) & (before >= limits.tiny))).any()):
                 return False
@@ -161,18 +171,24 @@ def _linear_folds(block: Block, readers: tuple[str, ...], earlier: Sequence[str]
     return found
 
 
-def _first_that_holds(block: Block, candidates: Sequence[Fold]) -> list[Fold]:
-    """The first fold with whose trial factors the readers and the block compute the same; the block is left as it was."""
-    for fold in candidates:
-        weight = next(block.module.get_submodule(fold.writer).parameters())
-        signs = torch.randint(0, 2, (len(weight),), generator=torch.Generator().manual_seed(0)) * 2 - 1
-        before = _outputs(block, fold.readers)
-        with _restored(block, fold):
+def _first_that_holds(block: Block, candidates: Sequence[Fold]) -> Fold | None:
+    return next((fold for fold in candidates if _hold(block, [fold])), None)
+
+
+def _hold(block: Block, folds: Sequence[Fold]) -> bool:
+    """Whether the readers and the block compute the same with trial factors of all folds; the block is left as it was."""
+    # Readers that are writers too are not compared: their outputs are divided.
+    writers = {f"{block.name}.{fold.writer}" for fold in folds}
+    readers = [name for fold in folds for name in fold.readers if name not in writers]
+    before = _outputs(block, readers)
+    with ExitStack() as stack:
+        for fold in folds:
+            stack.enter_context(_restored(block, fold))
+            weight = next(block.module.get_submodule(fold.writer).parameters())
+            signs = torch.randint(0, 2, (len(weight),), generator=torch.Generator().manual_seed(0)) * 2 - 1
             _change(block, fold, torch.exp2(signs.float()).to(weight.device))
-            after = _outputs(block, fold.readers)
-        if _are_close(block, before, after):
-            return [fold]
-    return []
+        after = _outputs(block, readers)
+    return _are_close(block, before, after)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compresskit.numerics.grid import Grid
+    from compresskit.quantization.method import Prepare
     from compresskit.walk.block import Block
 
 
@@ -86,15 +87,13 @@ class FormatMethod(GridMethod):
             return fixed.fixed_format(self.format).tensor_specs(name, shape, scheme, scale_dtype)
         return super().tensor_specs(name, shape, scheme, scale_dtype)
 
-    def prepare(
-        self, model: Model, block: Block, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Smooth the activations, or scale the weights: (the changed norms and biases by stored name, facts)."""
+    def preparation(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype) -> Prepare:
+        """Smooth the activations, or scale the weights."""
         if not self.smoothing:
-            return super().prepare(model, block, schemes, scale_dtype)
+            return super().preparation(model, schemes, scale_dtype)
         from compresskit.quantization.smoothing import smooth
 
-        return smooth(model, block, schemes, self.smoothing), {}
+        return lambda block: (smooth(model, block, schemes, self.smoothing), {})
 
     def nearest(self, weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
         """A weight (out, in) rounded to nearest in the format, float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from compresskit.walk.block import Block
     from compresskit.walk.statistics import Gram
+
+    Prepare = Callable[[Block], tuple[dict[str, Tensor], dict[str, Any]]]
+    """Changes a block in place: (what changes beside its linears, by stored name in stored dtypes; facts)."""
 
 DEFAULT_BITS, MOST_BITS = 4, 8
 
@@ -78,11 +81,9 @@ class QuantizeMethod(ForClient):
         """Stored tensors that belong to a block rather than to a linear."""
         return []
 
-    def prepare(
-        self, model: Model, block: Block, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Change a block in place before its linears are quantised: (what changes beside them, by stored name; facts)."""
-        return {}, {}
+    def preparation(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype) -> Prepare:
+        """What is done to each block before its linears are quantised."""
+        return lambda block: ({}, {})
 
     def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
         """By stored name what is measured on a block once its linears are quantised."""
@@ -167,16 +168,13 @@ class GridMethod(ByUnit, QuantizeMethod):
             bits, largest_group(model, self.ignore) if self.group_size is None else self.group_size, self.is_symmetric(model)
         )
 
-    def prepare(
-        self, model: Model, block: Block, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Scale the weights, where asked to: (the changed norms and biases by stored name, facts)."""
+    def preparation(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype) -> Prepare:
+        """Scale the weights, where asked to."""
         if self.scaling == "none":
-            return {}, {}
-        from compresskit.quantization.awq import scale
+            return super().preparation(model, schemes, scale_dtype)
+        from compresskit.quantization.awq import Scaler
 
-        found = scale(model, block, schemes, scale_dtype, self.nearest)
-        return found.tensors, {"scaling": found.facts}
+        return Scaler(model, schemes, scale_dtype, self.nearest)
 
     def nearest(self, weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
         """A weight (out, in) rounded to nearest on the grid of its smallest to largest weights, float32."""

@@ -42,6 +42,7 @@ def quantize_blocks(
     """
     model = request.model
     write_shapes(request, writer)
+    prepare = method.preparation(model, request.schemes, torch_dtype(request.scale_dtype))
     for original, compressed in zip(*walks, strict=True):
         if compressed.index not in writer.done:
             sequence = chosen_sequence(model, compressed.index, request.schemes)
@@ -50,8 +51,7 @@ def quantize_blocks(
             if names:
                 schemes = {name: scheme for name in names if (scheme := request.schemes[name]) is not None}
                 scales, unpacked, factors = map(torch_dtype, (request.scale_dtype, request.unpacked_dtype, request.factor_dtype))
-                tensors, prepared = method.prepare(model, compressed, request.schemes, scales)
-                facts |= prepared
+                tensors, facts = prepare(compressed)
                 vectors = _vectors(model, compressed)
                 storage = Storage(schemes[names[0]], scales, unpacked, request.rank, factors, vectors, schemes)
                 original.advance()

@@ -54,9 +54,11 @@ def test_folds_with_any_factors_leave_a_family_as_it_is(family: str, tiny: dict[
         pass
     reference = last_logits(untouched)
     generator = torch.Generator().manual_seed(0)
+    known: list[Fold] = []
     for block in walk:
         sequence = groups(model, block)
-        folds = find_folds(block, sequence, with_linears=True)
+        folds = find_folds(block, sequence, True, [fold.renamed(f"{block.name}.".__add__) for fold in known])
+        known = [fold.renamed(lambda name, start=f"{block.name}.": name.removeprefix(start)) for fold in folds]
         by_reader = {fold.readers[0]: fold for fold in folds}
         firsts = [group[0] for position in sequence for group in position]
         assert [by_reader[first].writer if first in by_reader else None for first in firsts] == FOUND[family]
@@ -69,7 +71,7 @@ def test_folds_with_any_factors_leave_a_family_as_it_is(family: str, tiny: dict[
             assert all(tensor.shape == model.checkpoint.spec(name).shape for name, tensor in changed.items())
             assert all(torch.allclose(block.linear(n).weight / w, fold.spread(held).to(w)) for n, w in before.items())
     found = last_logits(walk)
-    # What is stored in 32 bits (norms, and the exact factors that they hold) rounds; a wrong fold is off by the size of the logits.
+    # Norms and factors are rounded to 32 bits; a wrong fold is off by the size of the logits.
     assert float((found - reference).abs().max()) < 1e-5 * float(reference.abs().max())
 
 
@@ -102,9 +104,9 @@ def test_factors_that_a_16_bit_scale_does_not_hold_are_told(tiny: dict[str, Path
     block = next(iter(walk))
     fold = next(f for f in find_folds(block, groups(model, block), with_linears=True) if f.writer == "mlp.up_proj")
     ones = torch.ones(block.linear(f"{block.name}.mlp.up_proj").out_features)
-    assert is_in_range(model, block, fold, ones, torch.float16, 7)
+    assert is_in_range(model, block, fold, ones, (torch.float16, 7))
     for extreme in (1e-8, 1e8):
         factors = ones.clone()
         factors[5] = extreme
-        assert not is_in_range(model, block, fold, factors, torch.float16, 7)
-        assert is_in_range(model, block, fold, factors, torch.bfloat16, 7)
+        assert not is_in_range(model, block, fold, factors, (torch.float16, 7))
+        assert is_in_range(model, block, fold, factors, (torch.bfloat16, 7))
