@@ -53,6 +53,11 @@ class QuantizeMethod(ForClient):
         return self.needs_activations
 
     @property
+    def scales_inputs(self) -> bool:
+        """Whether inputs are scaled before the rounding (awq.py)."""
+        return False
+
+    @property
     def guide_rows(self) -> int:
         """Groups of a linear's rows whose tokens have weights of their own (guide.py); 0 for no guide."""
         return 0
@@ -121,7 +126,12 @@ class GridMethod(ByUnit, QuantizeMethod):
     @property
     def needs_text(self) -> bool:
         """Whether calibration text runs through the blocks."""
-        return super().needs_text or self.scaling != "none"
+        return super().needs_text or self.scales_inputs
+
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether inputs are scaled before the rounding."""
+        return self.scaling != "none"
 
     @property
     def average(self) -> float:
@@ -170,7 +180,7 @@ class GridMethod(ByUnit, QuantizeMethod):
 
     def preparation(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype) -> Prepare:
         """Scale the weights, where asked to."""
-        if self.scaling == "none":
+        if not self.scales_inputs:
             return super().preparation(model, schemes, scale_dtype)
         from compresskit.quantization.awq import Scaler
 
