@@ -123,6 +123,8 @@ def _add(model: Model, index: int, fact: Mapping[str, Any], columns: dict[str, T
     if writer in model.linears:
         found.append((rows, writer, 0, factors))
     for into, name, side, values in found:
+        if name not in model.linears:
+            raise ValueError(f"{name}: no such linear")
         if model.linear_shape(name)[side] != len(values):
             raise ValueError(f"{name}: {len(values)} factors, its shape is {list(model.linear_shape(name))}")
         into[name] = into[name] * values if name in into else values
