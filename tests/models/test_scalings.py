@@ -55,7 +55,8 @@ def test_only_what_is_newer_than_the_original_counts_and_two_scalings_multiply(t
     older = scaled(None) | {"outputs": {"sha256": original.checkpoint.hashes}}
     model = opened(make_model(tmp_path / "model", "llama"), scaled(older))
     assert torch.equal(scalings(model, original).rows[VALUES], FACTORS)
-    assert torch.allclose(scalings(model, open_model(make_model(tmp_path / "other", "llama", seed=2))).rows[VALUES], FACTORS.square())
+    other = open_model(make_model(tmp_path / "other", "llama", seed=2))
+    assert torch.allclose(scalings(model, other).rows[VALUES], FACTORS.square())
 
 
 def test_a_model_that_was_pruned_after_it_was_scaled_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:

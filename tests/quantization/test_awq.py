@@ -122,8 +122,8 @@ def test_in_8_bits_each_weight_is_the_originals_with_the_recorded_factors(
     for name in model.linears:
         stored, wanted = (read_plain(each, f"{name}.weight").float() for each in (model, original))
         scaled = found.scaled(name, wanted)
-        assert float((stored - scaled).norm() / scaled.norm()) < 0.01
-        assert name not in found.columns or float((stored - wanted).norm() / wanted.norm()) > 0.03
+        off, unscaled = float((stored - scaled).norm() / scaled.norm()), float((stored - wanted).norm() / wanted.norm())
+        assert off < 0.01 and (name not in found.columns or unscaled > 2 * off), name
     assert not scalings(model, model).columns  # as its own original it has the same weights
 
 
