@@ -8,7 +8,7 @@ TOOL is llm-compressor (GPTQ, static act-order, damping 1%), llm-compressor-sche
 nearest or by GPTQ) or auto-round (sign-gradient rounding; its default is 200 iterations, its `best` preset 1,000, and its advice
 for two bits is `best` with `enable_alg_ext`, here `--extension`). The interpreter is that of an environment that holds the tool,
 torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows drawn evenly from the text. Prints one JSON line; OUT
-is in compressed-tensors or AutoRound's packed format.
+is in compressed-tensors, or of AutoRound a dense checkpoint of the rounded weights.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arg
         nsamples=len(windows), seqlen=windows.shape[1], dataset=list(windows.unsqueeze(1)), device_map="cpu",
         enable_alg_ext=arguments.extension, to_quant_block_names=first_blocks(arguments.blocks),
     )  # fmt: skip
-    rounding.quantize_and_save(str(out), format="auto_round")
-    for inner in [folder for folder in out.iterdir() if folder.is_dir()]:  # it writes OUT/MODEL-wNgM
-        for file in inner.iterdir():
-            file.rename(out / file.name)
-        inner.rmdir()
+    # Its packed file of two bits gives NaN in transformers 5.24 on a CPU, its `fake` format the weights of a float32 source
+    # unrounded; the model in memory holds the rounded weights.
+    rounded, _ = rounding.quantize()
+    rounded.save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 TOOLS = {"llm-compressor": llm_compressor, "llm-compressor-scheme": preset_scheme, "auto-round": auto_round}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from compresskit.cli.main import main
 
 ADAPTERS = "adapter"
-WITHOUT_TEXT = ("expand", "quantize compeft")
+WITHOUT_TEXT = ("expand", "quantize compeft", "prune vocabulary")
 """Commands that take no text."""
 SHORT = "--samples 8 --sequence-length 64 --calibration {text}"
 TINY = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3,
@@ -70,6 +70,8 @@ ARTIFACTS = (
     Artifact("ragged", f"prune cfsp {{dense}} {{out}} {PRUNED}", ragged=True),
     *(Artifact(f"ragged-{family}", f"prune cfsp {{{family}}} {{out}} {PRUNED}", ragged=True)
       for family in ("mistral", "qwen2", "qwen3", "gemma3_text")),
+    Artifact("fewer-blocks", "prune depth {dense} {out} --blocks 1"),
+    Artifact("fewer-tokens", "prune vocabulary {dense} {out} --keep-from {text} --sparsity 0.5"),
     Artifact("merged", "compensate eora {3-bit-damaged} {out} --original {dense} --rank 16 --merge"),
     *_grids(),
     Artifact("gptq-4-bit", "quantize gptq {dense-bf16} {out} --bits 4 --group-size 64 --symmetric", BF16),

@@ -32,6 +32,8 @@ TITLES = {
     "ragged-qwen2": "pruned, ragged: qwen2",
     "ragged-qwen3": "pruned, ragged: qwen3",
     "ragged-gemma3_text": "pruned, ragged: gemma3_text",
+    "fewer-blocks": "fewer blocks",
+    "fewer-tokens": "fewer tokens",
     "merged": "repaired and merged",
     **{f"{bits}-bit-{zero}{more}": f"{bits} bits, {zero}, {more[1:] or 'bfloat16'}"
        for more in ("", "-float32") for bits in (2, 3, 4, 8) for zero in ("symmetric", "asymmetric")},

@@ -53,6 +53,7 @@ INSTALLS = ("python3 -m venv", ".venv/bin/pip install")
 """Commands that are left out: the tests run where everything is installed, and without a network."""
 NOT_RUN = {
     ("README.md", 2): "it runs all tests, this one too; that .ci/run takes it as it stands is tested below",
+    ("tutorial.md", 7): "the README's first block runs the same recipe",
     ("scale.md", 1): "test_distributed.py runs such commands, and each rank imports everything anew",
 }
 """Page and number of the block, with the reason."""
