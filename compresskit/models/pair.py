@@ -14,7 +14,7 @@ from compresskit.checkpoint.small_files import first_line, read_bytes, read_json
 from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError, RequestError
 from compresskit.models.model import Ffn, FfnGroup, Model
-from compresskit.models.prunings import channel_prunings, check_same_parts, kept_channels
+from compresskit.models.prunings import channel_prunings, check_same_parts, kept_by_linear
 from compresskit.models.scalings import Scalings, scaled_links, scalings
 
 if TYPE_CHECKING:
@@ -160,27 +160,12 @@ def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
             f"records {len(prunings)} prunings; pass the model that it was pruned from in one step"
         )
     try:
-        return _kept(prunings[0]["facts"]["blocks"], compressed, original)
+        return kept_by_linear(prunings[0]["facts"]["blocks"], compressed, original)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{compressed.checkpoint.folder / MANIFEST}: says not which channels were kept ({first_line(error)}); "
             "restore the file from its source"
         ) from error
-
-
-def _kept(blocks: list[dict[str, Any]], compressed: Model, original: Model) -> dict[str, list[int]]:
-    """Kept channels by linear, from a manifest's facts about the blocks; raises ValueError and others if they do not fit."""
-    found: dict[str, list[int]] = {}
-    for index, facts in enumerate(blocks):
-        groups = zip(compressed.ffn_groups(index), original.ffn_groups(index), facts["kept_channels"], strict=True)
-        for group, whole, masks in groups:
-            for ffn, mask in zip(group.members, masks, strict=False):  # no masks if all channels were kept
-                kept = kept_channels(mask)
-                if len(kept) > group.width or kept[-1:] > [whole.width - 1]:
-                    raise ValueError(f"{len(kept)} channels of block {index}, up to number {kept[-1]}")
-                for name in (*ffn.in_projections, ffn.out_projection):
-                    found[name] = kept
-    return found
 
 
 def _inputs(link: dict[str, Any]) -> Any:

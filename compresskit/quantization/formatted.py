@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compresskit.numerics.grid import Grid
-    from compresskit.quantization.method import Prepare
+    from compresskit.quantization.scaling import Prepare
     from compresskit.walk.block import Block
 
 

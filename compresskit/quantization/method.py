@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.for_client import ForClient
+from compresskit.quantization.scaling import Scaling, Unscaled
 from compresskit.quantization.unit_schemes import ByUnit, check_units
 
 if TYPE_CHECKING:
@@ -24,13 +25,10 @@ if TYPE_CHECKING:
     from compresskit.walk.block import Block
     from compresskit.walk.statistics import Gram
 
-    Prepare = Callable[[Block], tuple[dict[str, Tensor], dict[str, Any]]]
-    """Changes a block in place: (what changes beside its linears, by stored name in stored dtypes; facts)."""
-
 DEFAULT_BITS, MOST_BITS = 4, 8
 
 
-class QuantizeMethod(ForClient):
+class QuantizeMethod(Unscaled, ForClient):
     """Store the linears of the blocks in low bits.
 
     The shared walk (sequential.py) collects the second moments of each linear's inputs on the quantised prefix, passes the
@@ -50,12 +48,7 @@ class QuantizeMethod(ForClient):
     @property
     def needs_text(self) -> bool:
         """Whether calibration text runs through the blocks."""
-        return self.needs_activations
-
-    @property
-    def scales_inputs(self) -> bool:
-        """Whether inputs are scaled before the rounding (awq.py)."""
-        return False
+        return self.needs_activations or self.scales_inputs
 
     @property
     def guide_rows(self) -> int:
@@ -86,10 +79,6 @@ class QuantizeMethod(ForClient):
         """Stored tensors that belong to a block rather than to a linear."""
         return []
 
-    def preparation(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype) -> Prepare:
-        """What is done to each block before its linears are quantised."""
-        return lambda block: ({}, {})
-
     def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
         """By stored name what is measured on a block once its linears are quantised."""
         return {}
@@ -111,7 +100,7 @@ class QuantizeMethod(ForClient):
         raise TypeError(f"{type(self).__name__} defines no quantize_group")
 
 
-class GridMethod(ByUnit, QuantizeMethod):
+class GridMethod(ByUnit, Scaling, QuantizeMethod):
     """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
 
     bits: Annotated[float, Field(ge=2, le=8)] | None = None
@@ -120,18 +109,6 @@ class GridMethod(ByUnit, QuantizeMethod):
     """Group size: inputs per scale, 0 for a whole row; default: 64, or the largest smaller power of two that divides all."""
     symmetric: Annotated[bool | None, Field(json_schema_extra={"off": "--asymmetric"})] = None
     """Use no zero points; default: only where stock tools cannot read them (mixed precision, experts)."""
-    scaling: Literal["none", "awq"] = "none"
-    """Factors on inputs before rounding, folded into the norm or linear that makes them: none, or awq (by the output error)."""
-
-    @property
-    def needs_text(self) -> bool:
-        """Whether calibration text runs through the blocks."""
-        return super().needs_text or self.scales_inputs
-
-    @property
-    def scales_inputs(self) -> bool:
-        """Whether inputs are scaled before the rounding."""
-        return self.scaling != "none"
 
     @property
     def average(self) -> float:
@@ -177,21 +154,6 @@ class GridMethod(ByUnit, QuantizeMethod):
         return Scheme(
             bits, largest_group(model, self.ignore) if self.group_size is None else self.group_size, self.is_symmetric(model)
         )
-
-    def preparation(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype) -> Prepare:
-        """Scale the weights, where asked to."""
-        if not self.scales_inputs:
-            return super().preparation(model, schemes, scale_dtype)
-        from compresskit.quantization.awq import Scaler
-
-        return Scaler(model, schemes, scale_dtype, self.nearest)
-
-    def nearest(self, weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
-        """A weight (out, in) rounded to nearest on the grid of its smallest to largest weights, float32."""
-        from compresskit.numerics.grid import from_codes, min_max_grid, to_codes
-
-        grid = min_max_grid(weight, scheme, scale_dtype)
-        return from_codes(to_codes(weight, grid, scheme), grid, scheme)
 
     def tensor_specs(self, name: str, shape: tuple[int, int], scheme: Scheme | None, scale_dtype: str) -> list[TensorSpec]:
         """Packed tensors of the linear (out, in) with this stored name."""

@@ -19,10 +19,11 @@ from compresskit.models.model import Model
 from compresskit.quantization.block_method import BlockMethod
 from compresskit.quantization.method import GridMethod, QuantizeMethod
 from compresskit.quantization.request import QuantizeRequest, open_request
+from compresskit.quantization.scaling import scaling_summary
 from compresskit.stages import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -55,7 +56,7 @@ def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str,
     _walk(request, job, finished, writer)
     distributed.wait()
     scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
-    summary = _summary(request, scores, writer.facts["blocks"])
+    summary = _summary(request, scores) | scaling_summary(writer.facts["blocks"])
     job.commit(writer, summary)
     before = model.parameters, model.checkpoint.bytes
     return job.result(before, (model.parameters, writer.written[1])) | summary
@@ -131,30 +132,13 @@ def _none(index: int) -> dict[str, Any]:
     return {}
 
 
-def _scaling_summary(request: QuantizeRequest, blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By the first linear of each group that may be scaled: the blocks in which its factors have a place, and the mean error."""
-    if not request.method.scales_inputs:
-        return {}
-    found: dict[str, list[float]] = {}
-    for block in blocks:
-        for name, fact in block.get("scaling", {}).items():
-            found.setdefault(name, []).extend([] if fact["into"] is None else [fact["error"]])
-    return {
-        "scaling": {
-            name: {"blocks": len(errors), "relative_error": sum(errors) / len(errors) if errors else None}
-            for name, errors in found.items()
-        }
-    }
-
-
-def _summary(request: QuantizeRequest, scores: Scores, blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(request: QuantizeRequest, scores: Scores) -> dict[str, Any]:
     from compresskit.evaluation.scores import collapse_warning
 
     return {
         "bits_per_weight": request.stored_bits,
         "kl_held_back": scores.kl,
         "top1_held_back": scores.top1_agreement,
-        **_scaling_summary(request, blocks),
         "dense_linears": [name for name in request.model.linears if name not in request.schemes],
         "warning": collapse_warning(scores),
     }
