@@ -26,14 +26,15 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
     Blocks finished by an interrupted run are read from its output and only run.
     """
     write_shapes(request, writer)
+    prepare = request.method.preparation(request.model, request.schemes, torch_dtype(request.scale_dtype))
     for block in walk:
         if block.index not in writer.done:
-            tensors = request.method.prepare(request.model, block, request.schemes)
+            tensors, facts = prepare(block)
             errors = quantize_block(request, block, writer, guide(block.index))
             tensors |= request.method.block_tensors(request.model, block, request.schemes)
             for name, tensor in tensors.items():
                 writer.put(name, tensor)
-            finish_block(request.model, block, writer, {"relative_output_errors": errors})
+            finish_block(request.model, block, writer, {"relative_output_errors": errors} | facts)
         on_block("quantizing", block.index + 1, request.model.block_count)
     writer.copy_missing(request.model.checkpoint)
 
