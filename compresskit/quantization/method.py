@@ -124,7 +124,7 @@ class GridMethod(ByUnit, Scaling, QuantizeMethod):
     @property
     def mixed(self) -> bool:
         """Whether linears have different grids."""
-        return len(self.levels) > 1 or bool(self.unit_grids)
+        return len(self.levels) > 1 or bool(self.unit_grids) or self.expert_bits is not None
 
     def is_symmetric(self, model: Model) -> bool:
         """Whether the grid has no zero points."""

@@ -48,6 +48,7 @@ def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Optio
 def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str, Any]:
     """Do a checked request in a job, its own or that of a stage which made it; `known`: facts for the manifest."""
     from compresskit.evaluation.language_modelling import score
+    from compresskit.quantization import expert_floor
 
     model = request.model
     request, bits = _with_bits(request, job)
@@ -56,7 +57,8 @@ def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str,
     _walk(request, job, finished, writer)
     distributed.wait()
     scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
-    summary = _summary(request, scores) | scaling_summary(writer.facts["blocks"])
+    blocks = writer.facts["blocks"]
+    summary = _summary(request, scores) | scaling_summary(blocks) | expert_floor.summary(blocks)
     job.commit(writer, summary)
     before = model.parameters, model.checkpoint.bytes
     return job.result(before, (model.parameters, writer.written[1])) | summary

@@ -141,4 +141,5 @@ class ApiQ(ApiQSettings, frozen=True):
             trainer.settle()
         block.hand_over(trainer.outputs)
         linears, vectors = trainer.stored()
-        return QuantizedBlock(linears, vectors, {"start_error": before, "trained_error": after, "kept_error": min(before, after)})
+        errors = {"start_error": before, "trained_error": after, "kept_error": min(before, after)}
+        return QuantizedBlock(linears, vectors, errors | trainer.floor.facts())
