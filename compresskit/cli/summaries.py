@@ -60,6 +60,8 @@ def _losses(result: dict[str, Any]) -> list[str]:
         found.append(f"{result['density_achieved']:.1%} of the entries kept")
     if "rank_total" in result:
         found.append(f"rank {result['rank_total']} in all")
+    if "candidates" in result:
+        found.append(_chosen(result["candidates"]))
     if "kl_held_back" in result:
         unchanged = f"{result['top1_held_back']:.1%} of the most likely tokens unchanged"
         found.append(f"on held-back text KL {result['kl_held_back']:.4f}, {unchanged}")
@@ -69,6 +71,13 @@ def _losses(result: dict[str, Any]) -> list[str]:
         before, after = (result[key]["loss"] for key in ("held_back_before", "held_back_after"))
         found.append(f"training loss {result['loss_curve']}, held-back response loss {before:.4f} -> {after:.4f}")
     return found
+
+
+def _chosen(candidates: list[dict[str, Any]]) -> str:
+    """The settings of a merge that have the least loss on the validation texts."""
+    best = min((each for each in candidates if each["loss"] is not None), key=lambda each: float(each["loss"]))
+    weights = ", ".join(f"{weight:g}" for weight in best["weights"])
+    return f"best of {len(candidates)} candidates: scaling {best['scaling']:g}, weights {weights}, loss {best['loss']:.4f}"
 
 
 def _rounding(result: dict[str, Any]) -> str:

@@ -174,7 +174,7 @@ class QuantizeRequest(Request):
     def passes(self) -> float:
         """Forward passes of a window."""
         sampling = self.sampling_passes if self.method.needs_text else 0.0
-        return sampling + cost.passes(self.method, self.model, self.options.samples)
+        return sampling + cost.passes(self.method, self.model, self.options.samples, self.options.sequence_length)
 
     def peak_bytes(self) -> int:
         """Peak bytes: of the walk, of a backward pass, or of the final KL divergence."""

@@ -19,6 +19,7 @@ from compresskit.models.model import Model
 from compresskit.quantization.block_method import BlockMethod
 from compresskit.quantization.method import GridMethod, QuantizeMethod
 from compresskit.quantization.request import QuantizeRequest, open_request
+from compresskit.quantization.scaling import scaling_summary
 from compresskit.stages import Options
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str,
     _walk(request, job, finished, writer)
     distributed.wait()
     scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
-    summary = _summary(request, scores) | expert_floor.summary(writer.facts["blocks"])
+    blocks = writer.facts["blocks"]
+    summary = _summary(request, scores) | scaling_summary(blocks) | expert_floor.summary(blocks)
     job.commit(writer, summary)
     before = model.parameters, model.checkpoint.bytes
     return job.result(before, (model.parameters, writer.written[1])) | summary

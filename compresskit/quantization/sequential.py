@@ -27,10 +27,11 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
     Blocks finished by an interrupted run are read from its output and only run.
     """
     write_shapes(request, writer)
+    prepare = request.method.preparation(request.model, request.schemes, torch_dtype(request.scale_dtype))
     for block in walk:
         if block.index not in writer.done:
-            tensors = request.method.prepare(request.model, block, request.schemes)
-            facts = quantize_block(request, block, writer, guide(block.index))
+            tensors, facts = prepare(block)
+            facts |= quantize_block(request, block, writer, guide(block.index))
             tensors |= request.method.block_tensors(request.model, block, request.schemes)
             for name, tensor in tensors.items():
                 writer.put(name, tensor)

@@ -27,7 +27,10 @@ from compresskit.models.shapes import without_weights
 from compresskit.numerics.units import readable_bytes, readable_count
 from compresskit.recipe.reading import Recipe
 from compresskit.recipe.steps import REFERENCE, Step
+from compresskit.task_vectors.merge_request import MergeRequest, base_name
+from compresskit.task_vectors.request import MergeOptions
 
+AnyRequest = Request | EvaluateRequest | MergeRequest
 PROBE_SECONDS = 0.3
 DEFAULT_LENGTH = 512
 """Tokens of the probe's window where the first step has no windows."""
@@ -103,16 +106,15 @@ def planned_steps(recipe: Recipe, probe: bool) -> list[dict[str, Any]]:
 
 def _request(
     step: Step, models: dict[str, Planned | None], sources: dict[str, Planned]
-) -> tuple[Planned | None, Request | EvaluateRequest | None]:
+) -> tuple[Planned | None, AnyRequest | None]:
     """The model that a step reads, None if unknown, and its request, None if sizes depend on the data."""
     kind = request_class(step.stage, step.method_name or "")
+    if isinstance(step.options, MergeOptions):
+        return _merge_request(step, step.options, models, sources)
     found = REFERENCE.fullmatch(step.sources[0])
     given = models[found[1]] if found else None
     if kind is not None and not found and len(step.sources) == 1:
-        name = step.sources[0]
-        if name not in sources:
-            sources[name] = _opened(name, bool(getattr(step.options, "trust_remote_code", False)))
-        given = sources[name]
+        given = _known(step.sources[0], step, sources)
     if kind is None or given is None:
         return given, None
     if issubclass(kind, EvaluateRequest):
@@ -120,6 +122,31 @@ def _request(
     request: Request = kind(step.method, given.model, Path(step.name), step.options)
     request.check()
     return given, request
+
+
+def _merge_request(
+    step: Step, options: MergeOptions, models: dict[str, Planned | None], sources: dict[str, Planned]
+) -> tuple[Planned | None, MergeRequest | None]:
+    """The base on which a merge scores its candidates, and its request; None if it scores none or its base is not known yet."""
+    name = (options.base or step.sources[0]) if options.validation else ""
+    found = REFERENCE.fullmatch(name)
+    if found and options.base:
+        given = models[found[1]]
+    else:
+        base = base_name(step.sources[0], options) if name and not found else None
+        given = _known(base, step, sources) if base else None
+    if given is None:
+        return None, None
+    request = MergeRequest(given.model, len(step.sources), options)
+    request.check()
+    return given, request
+
+
+def _known(name: str, step: Step, sources: dict[str, Planned]) -> Planned:
+    """The model of this name, opened once."""
+    if name not in sources:
+        sources[name] = _opened(name, bool(getattr(step.options, "trust_remote_code", False)))
+    return sources[name]
 
 
 def _opened(name: str, trust_remote_code: bool) -> Planned:
@@ -133,7 +160,7 @@ def _opened(name: str, trust_remote_code: bool) -> Planned:
     return Planned(model, model.bytes, model.checkpoint.bytes)
 
 
-def _row(step: Step, given: Planned | None, request: Request | EvaluateRequest | None) -> tuple[dict[str, Any], Planned | None]:
+def _row(step: Step, given: Planned | None, request: AnyRequest | None) -> tuple[dict[str, Any], Planned | None]:
     """One line of the plan, without memory and time, and the model that the step gives."""
     row: dict[str, Any] = {"step": step.name, "title": step.title, "bytes": None, "parameters": None, "disk_bytes": None}
     row |= {"peak_memory_bytes": None, "seconds": None, "scratch_bytes": getattr(request, "scratch_bytes", 0)}

@@ -26,9 +26,11 @@ LINEARS = (".lora_A.weight", ".lora_B.weight")
 """How the names of a linear's factors end."""
 
 
-def check_scored(vector: TaskVector) -> None:
-    """Raise RequestError if the model with this kind of adapter cannot be scored."""
-    what = "--alpha auto scores plain LoRA adapters of linears only; pass a number"
+ALPHA_AUTO = "--alpha auto scores plain LoRA adapters of linears only; pass a number"
+
+
+def check_scored(vector: TaskVector, what: str = ALPHA_AUTO) -> None:
+    """Raise RequestError, which says `what`, if the model with this kind of adapter cannot be scored."""
     try:
         check_plain(vector.folder / CONFIG, adapter_config(vector))
     except RequestError as error:

@@ -7,7 +7,8 @@ other LoRA adapters             merged as updates of the linears, (scaling B A),
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from compresskit.methods import name_of
 from compresskit.stages import parse_bytes
 from compresskit.task_vectors.agreement import notes_on_agreement
 from compresskit.task_vectors.apply import check_base
-from compresskit.task_vectors.merge_entries import open_entries
-from compresskit.task_vectors.merge_updates import open_updates
+from compresskit.task_vectors.candidates import NO_BASE, Scorer, check_validation, choose
+from compresskit.task_vectors.merge_entries import EntryMerge, open_entries
+from compresskit.task_vectors.merge_updates import UpdateMerge, open_updates
 from compresskit.task_vectors.merging.method import MergeMethod
 from compresskit.task_vectors.output import new_folder, store_of
 from compresskit.task_vectors.pairs import factors_of
 from compresskit.task_vectors.request import MergeOptions
-from compresskit.task_vectors.vector import PlainVector, TaskVector, TernaryVector, open_task_vector
+from compresskit.task_vectors.vector import PlainVector, TaskVector, TernaryVector, named_base, open_task_vector
 
 
 def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOptions, quiet: bool = True) -> dict[str, Any]:
@@ -56,22 +58,68 @@ def merge(method: MergeMethod, sources: list[str], out: Path, options: MergeOpti
         check_space(out, sum(spec.bytes for spec in vector.specs.values()))
         if options.verify:
             check_unchanged(store_of(vector))
-    settings = {"method": name_of("merge", method), **method.model_dump(), "sources": sources, "base": options.base}
-    settings["rank"] = options.rank
-    rank = options.rank
-    work = open_updates(method, vectors, rank, base_folder) if rank else open_entries(method, vectors, base)
+    job = _Job(vectors, base, base_folder, options)
+    work, found = job.opened(method), dict[str, Any]()
     with (
         ProgressBars(quiet) as bars,
         new_folder(out, work.outputs(), shard_bytes, first.folder, options.overwrite) as writer,
     ):
+        if options.validation:
+            with writer.work.scratch() as scratch:
+                method, found["candidates"] = job.chosen(method, scratch, bars.of("scoring candidates"))
+            work = job.opened(method)
         for name, tensor in work.tensors(bars.of("merging")):
             writer.put(name, tensor)
-        writer.commit(_manifest(settings, vectors, writer.hashes()))
+        settings = job.settings(method) | {"sources": sources}
+        writer.commit(_manifest(settings, vectors, writer.hashes()) | found)
     parameters = sum(spec.elements for vector in vectors for spec in vector.specs.values())
     before = parameters, sum(file.stat().st_size for file in _files(vectors))
     folders = [vector.folder for vector in vectors]
     result = stage_result("merge", settings, out, folders, before, writer.written)
-    return result | ({"notes": notes} if notes else {}) | time_and_memory(started)
+    return result | found | ({"notes": notes} if notes else {}) | time_and_memory(started)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Checked sources and how they are merged, for any settings of the method."""
+
+    vectors: list[TaskVector]
+    base: Checkpoint | None
+    """Of whole checkpoints; None for adapters."""
+    base_folder: Path | None
+    options: MergeOptions
+
+    def settings(self, method: MergeMethod) -> dict[str, Any]:
+        """What the manifest says."""
+        options = self.options
+        scored = options.model_dump(include={"windows", "sequence_length", "dtype"}) if options.validation else {}
+        kept = {"base": options.base, "rank": options.rank}
+        return {"method": name_of("merge", method), **method.model_dump(), **kept, "validation": options.validation, **scored}
+
+    def opened(self, method: MergeMethod) -> EntryMerge | UpdateMerge:
+        """The merge; no weights are read."""
+        if self.options.rank:
+            return open_updates(method, self.vectors, self.options.rank, self.base_folder)
+        return open_entries(method, self.vectors, self.base)
+
+    def chosen(
+        self, method: MergeMethod, scratch: Path, on_candidate: Callable[[int, int], None]
+    ) -> tuple[MergeMethod, list[dict[str, Any]]]:
+        """The settings with the least loss on the validation texts, and all that were tried. Writes each into `scratch`."""
+        first, folder = self.vectors[0], scratch / "candidate"
+        model = self.base or open_dense(self.base_folder or named_base(first, NO_BASE))
+        scorer, shard_bytes = Scorer(model, first.is_adapter, self.options), parse_bytes(self.options.max_shard_size)
+
+        def score(candidate: MergeMethod) -> list[float]:
+            work = self.opened(candidate)
+            with new_folder(folder, work.outputs(), shard_bytes, first.folder, overwrite=True) as writer:
+                for name, tensor in work.tensors(lambda done, total: None):
+                    writer.put(name, tensor)
+                no_input = Checkpoint(folder, {}, {}, {})
+                writer.commit(manifest("merge", self.settings(candidate), no_input, writer.hashes(), {}))
+            return scorer.losses(folder)
+
+        return choose(method, len(self.vectors), score, on_candidate)
 
 
 def _check_sources(sources: Sequence[object]) -> None:
@@ -89,6 +137,10 @@ def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | No
     first = vectors[0]
     if method.weights and len(method.weights) != len(vectors):
         raise RequestError(f"--weights: {len(method.weights)} for {len(vectors)} sources; give one for each, or none")
+    check_validation(vectors, options)
+    if method.of_matrices and method.drop:
+        name = name_of("merge", method)
+        raise RequestError(f"--drop {method.drop}: {name} merges singular vectors, not entries; leave --drop out")
     for vector in vectors:
         if vector.is_adapter != first.is_adapter:
             raise RequestError(

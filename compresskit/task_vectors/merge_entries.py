@@ -23,8 +23,10 @@ from compresskit.errors import RequestError
 from compresskit.formats.adapter_kinds import BESIDE, check_base_kept
 from compresskit.formats.peft import CONFIG
 from compresskit.methods import name_of
+from compresskit.task_vectors.dropping import dropped
 from compresskit.task_vectors.kept import Kept, kept_as_they_are, kept_specs, kept_tensor
 from compresskit.task_vectors.merging.method import MergeMethod, Values
+from compresskit.task_vectors.merging.whole import merged_whole
 from compresskit.task_vectors.output import outputs_like
 from compresskit.task_vectors.scalings import CommonScaling, common_scaling
 from compresskit.task_vectors.trimming import Sections, trimmed
@@ -100,16 +102,18 @@ class EntryMerge:
         if second_factors and not second_factors & nonzero:
             raise RequestError(
                 f"{self.vectors[0].folder}: {name_of('merge', self.method)} keeps nothing of any lora_B, which leaves no update "
-                "(where lora_A is far larger, it takes all places); merge by average, task-arithmetic or ties, with --rank"
+                "(where lora_A is far larger, it takes all places); pass --rank, which merges the updates of the weights"
             )
 
     def merged_sections(self) -> Sections:
         """The merged vector, without `scaling`; each of its tensors can be read once, in order."""
         names = list(self.specs)
-        kept = [trimmed(vector.values, names, self._trims_to(vector)) for vector in self.vectors]
+        method = self.method
+        every = [dropped(each.values, method.drop, method.drop_seed, source) for source, each in enumerate(self.vectors)]
+        kept = [trimmed(read, names, self._trims_to(vector)) for vector, read in zip(self.vectors, every, strict=True)]
         reads = [self._scaled(source, sections) for source, sections in enumerate(kept)]
-        if self.method.whole:
-            return self._merged_whole(reads)
+        if method.whole:
+            return merged_whole(method, reads, {name: spec.elements for name, spec in self.specs.items()})
         return lambda name: self._merged_tensor(reads, name)
 
     def _scaled(self, source: int, sections: Sections) -> Sections:
@@ -125,18 +129,14 @@ class EntryMerge:
         """1 for ternary vectors, which are already trimmed."""
         return 1.0 if isinstance(vector, TernaryVector) else self.method.trims_to
 
-    def _merged_whole(self, reads: list[Sections]) -> Sections:
-        rows = [np.concatenate([part for name in self.specs for part in read(name)]) for read in reads]
-        merged = self.method.merge(np.stack(rows), self.method.source_weights(len(reads)))
-        ends = list(itertools.accumulate(spec.elements for spec in self.specs.values()))
-        values_of = dict(zip(self.specs, np.split(merged, ends[:-1]), strict=True))
-        return lambda name: iter([values_of[name]])
-
     def _merged_tensor(self, reads: list[Sections], name: str) -> Iterator[Values]:
         """Sections (entries,) of one merged tensor, without `scaling`. `reads` gives the values of each vector."""
         method, weights = self.method, self.method.source_weights(len(reads))
+        if method.of_matrices and is_matrix(self.specs[name].shape):
+            yield self._merged_matrix(reads, name)
+            return
         ternary = [v.container for v in self.vectors if isinstance(v, TernaryVector) and v.container.facts.variant != "prune"]
-        if len(ternary) == len(reads) and 3 ** len(reads) <= MOST_PATTERNS:
+        if len(ternary) == len(reads) and 3 ** len(reads) <= MOST_PATTERNS and not method.drop:
             own = [np.float32(each.tensors[name].scale) for each in ternary]
             table = pattern_table(method, [float(self.scaling.share(i, name) * s) for i, s in enumerate(own)], weights)
             for parts in zip(*(each.parts(name) for each in ternary), strict=True):
@@ -147,6 +147,25 @@ class EntryMerge:
             return
         for rows in zip(*(read(name) for read in reads), strict=True):
             yield method.merge(np.stack(rows), weights)
+
+    def _merged_matrix(self, reads: list[Sections], name: str) -> Values:
+        """A weight of whole checkpoints merged as a matrix, by what the largest singular values hold of each: (entries,)."""
+        import torch
+
+        from compresskit.numerics.truncation import truncated
+
+        rows, columns = self.specs[name].shape
+        updates = (torch.from_numpy(np.concatenate([*read(name)])).reshape(rows, columns) for read in reads)
+        rank = max(1, min(rows, columns) // len(reads))
+        pairs = [truncated(update, rank) for update in updates]
+        first, second = self.method.merge_pairs(pairs, self.method.source_weights(len(reads)), len(reads))
+        found: Values = (second @ first).float().reshape(-1).numpy()
+        return found
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has two sides above 1."""
+    return len(shape) == len(("out", "in")) and min(shape) > 1
 
 
 def pattern_table(method: MergeMethod, scales: list[float], weights: Values) -> Values:
@@ -166,6 +185,9 @@ def open_entries(method: MergeMethod, vectors: list[TaskVector], base: Checkpoin
         RequestError: the first source's configuration cannot state what the result is, or the sources differ in a tensor that
             is no part of the vectors.
     """
+    if method.of_matrices and base is None:
+        what = f"{name_of('merge', method)} merges matrices, and factors of an adapter are none of the model's"
+        raise RequestError(f"{vectors[0].folder}: {what}; pass --rank, with the sum of the sources' ranks to lose nothing")
     for vector in vectors:
         check_same_kind(vectors[0], vector)
     scaling = common_scaling(vectors)

@@ -21,12 +21,13 @@ from compresskit.errors import RequestError
 from compresskit.formats import peft
 from compresskit.formats.adapter_kinds import base_change, check_plain
 from compresskit.formats.peft import CONFIG, WEIGHTS, Adapter
-from compresskit.methods import name_of
 from compresskit.models.initialised import PlainFactors
 from compresskit.models.load import attached, open_model
 from compresskit.task_vectors.apply import applied_adapter
+from compresskit.task_vectors.dropping import dropped
 from compresskit.task_vectors.kept import Kept, kept_as_they_are, kept_specs, kept_tensor
 from compresskit.task_vectors.merging.method import MergeMethod, Values
+from compresskit.task_vectors.merging.whole import merged_whole
 from compresskit.task_vectors.pairs import BIAS, COPY_OF_BASE, EMBEDDING, factors_of, module_of, pair_of
 from compresskit.task_vectors.scalings import scalings_of
 from compresskit.task_vectors.trimming import Sections, trimmed
@@ -84,22 +85,49 @@ class UpdateMerge:
         Yields:
             (name, a tensor in its stored dtype and shape), in order.
         """
-        import torch
-
         from compresskit.machine.precision import torch_dtype
 
-        names = list(self.updates)
-        reads = [trimmed(update_reader(each, self.updates), names, self.method.trims_to) for each in self.adapters]
-        weights = self.method.source_weights(len(self.adapters))
+        merged = self._merged_values()
         for number, (name, update) in enumerate(self.updates.items()):
-            on_weight(number, len(names))
-            merged = self.method.merge(np.stack([next(read(name)) for read in reads]), weights)
-            change = torch.from_numpy(merged).reshape(update.shape) * self.method.scaling
-            parts = (change,) if _is_bias(name) else truncated(change, self.rank)
-            for part_name, part in zip(update.names, parts, strict=True):
+            on_weight(number, len(self.updates))
+            for part_name, part in zip(update.names, self._parts(name, update, merged), strict=True):
                 yield part_name, part.to(torch_dtype(self.dtype))
         for name in self.kept:
             yield name, kept_tensor(self.kept, name)
+
+    def _parts(self, name: str, update: Update, merged: Sections) -> tuple[Tensor, ...]:
+        """(A, B) of a merged weight, or (bias,), float32."""
+        import torch
+
+        from compresskit.numerics.truncation import truncated, truncated_product
+
+        if self.method.of_matrices and not _is_bias(name):
+            first, second = self._merged_pair(name, update)
+            return truncated_product(first, self.method.scaling * second, self.rank)
+        change = torch.from_numpy(next(merged(name))).reshape(update.shape) * self.method.scaling
+        return (change,) if _is_bias(name) else truncated(change, self.rank)
+
+    def _merged_values(self) -> Sections:
+        """The merged updates, without `scaling`, each in one section; each can be read once, in order."""
+        method, names = self.method, list(self.updates)
+        weights = method.source_weights(len(self.adapters))
+        every = [update_reader(each, self.updates) for each in self.adapters]
+        every = [dropped(read, method.drop, method.drop_seed, source) for source, read in enumerate(every)]
+        reads = [trimmed(read, names, method.trims_to) for read in every]
+        if method.whole:
+            sizes = {name: int(np.prod(update.shape)) for name, update in self.updates.items()}
+            return merged_whole(method, reads, sizes)
+        return lambda name: iter([method.merge(np.stack([next(read(name)) for read in reads]), weights)])
+
+    def _merged_pair(self, name: str, update: Update) -> tuple[Tensor, Tensor]:
+        """Factors of a weight merged as a matrix, without `scaling`: A (k, in), B (out, k) float64."""
+        weights = self.method.source_weights(len(self.adapters))
+        holders = [source for source, each in enumerate(self.adapters) if name in each.store.tensors]
+        pairs = []
+        for adapter in (self.adapters[source] for source in holders):
+            first, second = (adapter.store.read(each).double() for each in update.names)
+            pairs.append((first, adapter.stated.scaling(module_of(name), _rank(adapter, name)) * second))
+        return self.method.merge_pairs(pairs, weights[holders], len(self.adapters))
 
 
 def _is_bias(name: str) -> bool:
@@ -113,12 +141,9 @@ def open_updates(method: MergeMethod, vectors: list[TaskVector], rank: int, base
         The merge; no weights are read, but for tensors outside the vectors.
 
     Raises:
-        RequestError: the method needs all updates at once, a source is no plain LoRA, two sources disagree on a shape, nothing
-            is updated, or the rank exceeds a weight.
+        RequestError: a source is no plain LoRA, two sources disagree on a shape, nothing is updated, or the rank exceeds a
+            weight.
     """
-    if method.whole:
-        name = name_of("merge", method)
-        raise RequestError(f"--rank: {name} needs all updates in memory at once; use ties, or adapters of one rank")
     adapters = [as_adapter(vector, base) for vector in vectors]
     updates = updates_of(adapters)
     for name, update in updates.items():
@@ -208,24 +233,3 @@ def _rank(adapter: Adapter, name: str) -> int:
     pair = factors_of(name)
     assert pair is not None
     return adapter.store.spec(pair[0]).shape[0]
-
-
-def truncated(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Compute the best product of that rank, balanced; exact if the update (out, in) has no larger rank.
-
-    The singular vectors come from the smaller second-moment matrix in float64, four times as fast as a decomposition.
-
-    Returns:
-        (A (rank, in), B (out, rank)) float32.
-    """
-    import torch
-
-    from compresskit.numerics.lowrank import balanced_factors
-
-    wide = update.shape[0] <= update.shape[1]
-    exact = update.double() if wide else update.double().T
-    basis = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -rank:]
-    first, second = basis.T @ exact, basis
-    first, second = (first, second) if wide else (second.T, first.T)
-    first, second = balanced_factors(first, second)
-    return first.float(), second.float()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
-from tiny_models import FAMILIES, make_model
+from tiny_models import FAMILIES, make_adapter, make_model
 
 from compresskit import prune, quantize
 from compresskit.checkpoint.reader import tensors_in
@@ -29,6 +29,8 @@ from compresskit.recipe.plan import plan, table
 from compresskit.recipe.reading import load
 from compresskit.recipe.run import run
 from compresskit.recovery.request import RecoverRequest
+from compresskit.task_vectors.merge_request import MergeRequest
+from compresskit.task_vectors.request import MergeOptions
 from compresskit.walk import cost
 
 HEAD = "source: {source}\ndefaults: {{calibration: {text}, samples: 2, sequence_length: 32}}\nsteps:\n"
@@ -300,6 +302,25 @@ def test_task_vectors_are_planned_without_sizes(tiny: dict[str, Path], tmp_path:
     path.write_text(f"source: {tuned}\nsteps: [{{quantize: compeft, base: {tiny['llama']}}}]\n")
     (row,) = plan(load(path), probe=False)["steps"]
     assert row["bytes"] is row["seconds"] is row["peak_memory_bytes"] is None
+
+
+def test_a_merge_is_planned_by_its_candidates(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    path, adapters = tmp_path / "recipe.yaml", [make_adapter(tmp_path / f"a{i}", tiny["llama"], i) for i in range(3)]
+    common = f"source: [{', '.join(map(str, adapters))}], merge: average, rank: 4, base: {tiny['llama']}"
+    chosen = f"{common}, validation: [{text_file}], windows: 2, sequence_length: 32"
+    steps = f"source: {tiny['llama']}\nsteps:\n  - {{name: plain, {common}}}\n  - {{name: chosen, {chosen}}}\n"
+    path.write_text(steps)
+    rows = plan(load(path))["steps"]
+    assert rows[0]["seconds"] is rows[0]["peak_memory_bytes"] is None
+    assert rows[1]["seconds"] >= MergeRequest.fixed_seconds
+    assert rows[1]["peak_memory_bytes"] > 0
+    options = MergeOptions(validation=("a.txt", "b.txt"), windows=5, sequence_length=32)
+    request = MergeRequest(open_model(tiny["llama"]), 3, options)
+    assert request.passes() >= 2 * 5 * (7 + 2 * 3)
+    assert request.passes() == 2 * MergeRequest(request.model, 3, options.model_copy(update={"validation": ("a.txt",)})).passes()
+    path.write_text(steps.replace(f"[{text_file}]", "[self]"))
+    with pytest.raises(RequestError, match=r"--validation self: .*cannot judge"):
+        plan(load(path), probe=False)
 
 
 def test_the_command_prints_a_table_or_json(

@@ -72,6 +72,10 @@ class ApiQ(ApiQSettings, frozen=True):
             RequestError: the rank exceeds a linear, or is combined with mixed precision.
         """
         super().check(model)
+        if self.scales_inputs and self.holds_by_fisher:
+            raise RequestError(
+                f"--scaling {self.scaling}: --saliency fisher is of the weights before they are scaled; pass --saliency none"
+            )
         if model.architecture.has_experts and self.adapter_rank(model):
             raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")
         if self.mixed and self.adapter_rank(model):

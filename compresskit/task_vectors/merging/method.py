@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from compresskit.stages import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Values = NDArray[np.float32]
 
@@ -32,9 +36,15 @@ class MergeMethod(Method, frozen=True):
     """Weight of each source, in order; repeat once per source. Default: all 1."""
     scaling: Annotated[float, Field(gt=0)] = 1.0
     """Factor of the merged vector."""
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which entries of the sources are dropped, the others scaled by 1 / (1 - drop) (arXiv 2311.03099)."""
+    drop_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of --drop."""
 
     whole: ClassVar[bool] = False
     """Whether `merge` needs all entries at once."""
+    of_matrices: ClassVar[bool] = False
+    """Whether weights are merged as matrices, by `merge_pairs`; `merge` is then for tensors of other shapes."""
 
     def source_weights(self, count: int) -> Values:
         """One weight per source, (sources,); 1 if the settings name none."""
@@ -43,6 +53,16 @@ class MergeMethod(Method, frozen=True):
     def merge(self, values: Values, weights: Values) -> Values:
         """Merge several vectors, without `scaling`: values (sources, entries), weights (sources,) -> (entries,)."""
         raise TypeError(f"{type(self).__name__} defines no merge")
+
+    def merge_pairs(self, pairs: Sequence[tuple[Tensor, Tensor]], weights: Values, sources: int) -> tuple[Tensor, Tensor]:
+        """Merge updates B A of one weight, without `scaling`. `sources` counts all, those too that leave this weight as it is.
+
+        pairs A (r_i, in), B (out, r_i); weights, one a pair -> A (k, in), B (out, k) float64.
+
+        Raises:
+            TypeError: the method does not set `of_matrices`.
+        """
+        raise TypeError(f"{type(self).__name__} defines no merge_pairs")
 
     @property
     def trims_to(self) -> float:
