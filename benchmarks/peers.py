@@ -19,7 +19,6 @@ import argparse
 import json
 import resource
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,10 @@ def preset_scheme(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, 
 
 
 def reap(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arguments: argparse.Namespace) -> None:
+    from llmcompressor.modeling.moe.linearize import linearize_moe
     from llmcompressor.modifiers.pruning.reap import REAPPruningModifier
 
+    linearize_moe(model)  # its own loader imports every module of transformers, torchvision's too
     recipe = REAPPruningModifier(sparsity=arguments.sparsity)
     one_shot(model, tokenizer, windows, out, recipe, moe_calibrate_all_experts=False)  # its modifier says it needs no others
 
@@ -85,16 +86,6 @@ def one_shot(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, recip
         model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, max_seq_length=windows.shape[1],
         num_calibration_samples=len(windows), output_dir=str(out), **settings,
     )  # fmt: skip
-
-
-def loading(tool: str) -> AbstractContextManager[Any]:
-    """How a tool wants a model loaded: REAP of llm-compressor with experts as plain linears."""
-    if tool != "llm-compressor-reap":
-        return nullcontext()
-    from llmcompressor.modeling.moe.linearize import load_quantizable_moe
-
-    found: AbstractContextManager[Any] = load_quantizable_moe()
-    return found
 
 
 def first_blocks(count: int | None) -> list[list[str]] | None:
@@ -150,8 +141,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    with loading(arguments.tool):
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     windows = windows_of(arguments.text, tokenizer, arguments.samples, arguments.length)
     started, worked = time.monotonic(), time.process_time()
     TOOLS[arguments.tool](model, tokenizer, windows, arguments.out, arguments)
