@@ -40,7 +40,20 @@ ROWS: dict[str, tuple[str, ...]] = {
     "random-experts": (PRUNE, "random-experts", *HALF),
 }
 """By name: the stage, the method and its flags, or the tool of peers.py. cfsp gets the sparsity that gives the bytes of reap."""
-RECOVERY = ("--loss", "distill", "--data-weight", "0", "--held-back", "0.05", "--batch-size", "4", "--learning-rate", "2e-4")
+RECOVERY = (
+    "--update",
+    "full",
+    "--loss",
+    "distill",
+    "--data-weight",
+    "0",
+    "--held-back",
+    "0.05",
+    "--batch-size",
+    "4",
+    "--learning-rate",
+    "2e-4",
+)
 SPOKEN = 32
 
 
