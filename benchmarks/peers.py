@@ -3,12 +3,14 @@
     PEER/bin/python benchmarks/peers.py TOOL MODEL OUT --text FILE.parquet [--bits 3] [--samples 64] [--length 512] [--blocks N]
     PEER/bin/python benchmarks/peers.py auto-round MODEL OUT --text FILE.parquet [--iterations 200] [--extension]
     PEER/bin/python benchmarks/peers.py llm-compressor-scheme MODEL OUT --text FILE.parquet --scheme NVFP4A16 [--gptq]
+    PEER/bin/python benchmarks/peers.py llm-compressor-reap MODEL OUT --text FILE.jsonl [--sparsity 0.5]
 
 TOOL is llm-compressor (GPTQ, static act-order, damping 1%), llm-compressor-scheme (one of its preset schemes, rounded to
-nearest or by GPTQ) or auto-round (sign-gradient rounding; its default is 200 iterations, its `best` preset 1,000, and its advice
-for two bits is `best` with `enable_alg_ext`, here `--extension`). The interpreter is that of an environment that holds the tool,
-torch and pyarrow, and nothing of compresskit. Group 64, asymmetric, windows drawn evenly from the text. Prints one JSON line; OUT
-is in compressed-tensors, or of AutoRound a dense checkpoint of the rounded weights.
+nearest or by GPTQ), llm-compressor-reap (a share of the experts removed) or auto-round (sign-gradient rounding; its default is
+200 iterations, its `best` preset 1,000, and its advice for two bits is `best` with `enable_alg_ext`, here `--extension`). The
+interpreter is that of an environment that holds the tool, torch and pyarrow, and nothing of compresskit. Group 64, asymmetric,
+windows drawn evenly from the text. Prints one JSON line; OUT is in compressed-tensors, or of AutoRound a dense checkpoint of the
+rounded weights.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import json
 import resource
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,13 @@ GROUP_SIZE, KIB = 64, 1024
 
 def windows_of(text: Path, tokenizer: Any, samples: int, length: int) -> torch.Tensor:
     """(samples, length) int64."""
-    from pyarrow import parquet
+    if text.suffix == ".jsonl":
+        rows = [json.loads(line)["text"] for line in text.read_text(encoding="utf-8").splitlines()]
+    else:
+        from pyarrow import parquet
 
-    whole = "\n\n".join(parquet.read_table(text)["text"].to_pylist())
+        rows = parquet.read_table(text)["text"].to_pylist()
+    whole = "\n\n".join(rows)
     ids = torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"])
     windows = ids[: len(ids) // length * length].view(-1, length)
     return windows[torch.linspace(0, len(windows) - 1, samples).long()]
@@ -62,15 +69,32 @@ def preset_scheme(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, 
     one_shot(model, tokenizer, windows, out, modifier(targets="Linear", scheme=arguments.scheme, ignore=["lm_head"]))
 
 
-def one_shot(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, recipe: Any) -> None:
+def reap(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arguments: argparse.Namespace) -> None:
+    from llmcompressor.modifiers.pruning.reap import REAPPruningModifier
+
+    recipe = REAPPruningModifier(sparsity=arguments.sparsity)
+    one_shot(model, tokenizer, windows, out, recipe, moe_calibrate_all_experts=False)  # its modifier says it needs no others
+
+
+def one_shot(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, recipe: Any, **settings: Any) -> None:
     from datasets import Dataset
     from llmcompressor import oneshot
 
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()})
     oneshot(
         model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, max_seq_length=windows.shape[1],
-        num_calibration_samples=len(windows), output_dir=str(out),
+        num_calibration_samples=len(windows), output_dir=str(out), **settings,
     )  # fmt: skip
+
+
+def loading(tool: str) -> AbstractContextManager[Any]:
+    """How a tool wants a model loaded: REAP of llm-compressor with experts as plain linears."""
+    if tool != "llm-compressor-reap":
+        return nullcontext()
+    from llmcompressor.modeling.moe.linearize import load_quantizable_moe
+
+    found: AbstractContextManager[Any] = load_quantizable_moe()
+    return found
 
 
 def first_blocks(count: int | None) -> list[list[str]] | None:
@@ -101,7 +125,10 @@ def auto_round(model: Any, tokenizer: Any, windows: torch.Tensor, out: Path, arg
     tokenizer.save_pretrained(out)
 
 
-TOOLS = {"llm-compressor": llm_compressor, "llm-compressor-scheme": preset_scheme, "auto-round": auto_round}
+TOOLS = {
+    "llm-compressor": llm_compressor, "llm-compressor-scheme": preset_scheme, "llm-compressor-reap": reap,
+    "auto-round": auto_round,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -113,6 +140,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--scheme", default="FP8_DYNAMIC")
     parser.add_argument("--gptq", action="store_true")
+    parser.add_argument("--sparsity", type=float, default=0.5, help="the share of experts that llm-compressor-reap removes")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--blocks", type=int, help="the first blocks alone (llm-compressor, auto-round); the others stay dense")
@@ -122,7 +150,8 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    with loading(arguments.tool):
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     windows = windows_of(arguments.text, tokenizer, arguments.samples, arguments.length)
     started, worked = time.monotonic(), time.process_time()
     TOOLS[arguments.tool](model, tokenizer, windows, arguments.out, arguments)

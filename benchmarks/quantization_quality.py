@@ -29,6 +29,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"gptq {bits}": ("gptq", {"bits": bits}) for bits in (2, 3, 4)},
     **{f"gptq {bits}, guided": ("gptq", {"bits": bits, "guide": "fisher"}) for bits in (2, 3, 4)},
     **{f"gptq {bits}, guided, 4 groups": ("gptq", {"bits": bits, "guide": "fisher", "guide_groups": 4}) for bits in (2, 3)},
+    **{f"{name} {bits}, scaled": (name, {"bits": bits, "scaling": "awq"}) for name in ("rtn", "gptq") for bits in (2, 3)},
     "gptq 2.5": ("gptq", {"bits": 2.5}),
     "gptq 2 symmetric": ("gptq", {"bits": 2, "symmetric": True}),
     "gptq 3 symmetric": ("gptq", {"bits": 3, "symmetric": True}),

@@ -166,7 +166,7 @@ def _original_outputs(request: Repair, original: Block | None, groups: list[tupl
 def _aimed_weight(request: Repair, original: Block, name: str) -> Tensor:
     """The original's weight whose outputs the linear should match: all inputs, the remaining rows."""
     weight = original.linear(name).weight
-    return weight if request.pair.lost_inputs(name) else request.pair.original_weight(name).to(weight)
+    return weight if request.pair.lost_inputs(name) else request.pair.aimed_weight(name).to(weight)
 
 
 def _tasks(

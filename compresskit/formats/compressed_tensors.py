@@ -5,9 +5,9 @@
     NAME.weight_zero_point  I32 (ceil(out * bits / 32), groups)    packed along the outputs; none where symmetric
     NAME.weight_shape       I64 (2,)
 
-Readers compute (code - zero point) * scale in the scale's dtype, of several schemes in the model's.
-Files with one scheme set `"dequantize": true`; without it, transformers cannot load zero points. Files with several
-schemes load only without it, and must therefore be symmetric.
+Readers compute (code - zero point) * scale in the scale's dtype. Files with one scheme, or one for all experts and one for
+all other linears, set `"dequantize": true`; without it, transformers cannot load zero points (of experts it never does).
+Files of more schemes load only without it: they are symmetric, and computed in the model's dtype.
 """
 
 from __future__ import annotations

@@ -9,13 +9,23 @@ from typing import Any
 from compresskit.formats.compressed_tensors import FORMAT
 from compresskit.numerics.scheme import Scheme
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a linear of one of several experts."""
+LINEARS = "Linear"
+"""Target of all linears that no group before targets."""
+
 
 def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:
-    """`quantization_config` of config.json. `schemes`: by module name; `ignored`: dense linears."""
-    distinct = list(dict.fromkeys(schemes.values()))
-    groups = {}
-    for index, scheme in enumerate(distinct):
-        targets = ["Linear"] if len(distinct) == 1 else _targets(schemes, scheme)
+    """`quantization_config` of config.json. `schemes`: by module name; `ignored`: dense linears.
+
+    transformers unpacks on loading, into the scale's dtype, where all linears have one scheme or all experts one and all other
+    linears one. The experts' group stands first, and its pattern says so.
+
+    Returns:
+        The value of the key.
+    """
+    by_targets, groups = _by_targets(schemes), {}
+    for index, (targets, scheme) in enumerate(by_targets):
         weights = {
             "num_bits": scheme.bits,
             "type": "int",
@@ -37,7 +47,18 @@ def configuration(schemes: Mapping[str, Scheme], ignored: list[str]) -> dict[str
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
-    return config | {"dequantize": True} if len(distinct) == 1 else config
+    return config | {"dequantize": True} if LINEARS in by_targets[-1][0] else config
+
+
+def _by_targets(schemes: Mapping[str, Scheme]) -> list[tuple[list[str], Scheme]]:
+    """(targets, scheme) of every group, the first of which that targets a linear counts."""
+    distinct = list(dict.fromkeys(schemes.values()))
+    if len(distinct) == 1:
+        return [([LINEARS], distinct[0])]
+    experts, others = ({schemes[name] for name in schemes if bool(EXPERT.search(name)) == own} for own in (True, False))
+    if len(experts) == len(others) == 1:
+        return [([f"re:.*{EXPERT.pattern}"], experts.pop()), ([LINEARS], others.pop())]
+    return [(_targets(schemes, scheme), scheme) for scheme in distinct]
 
 
 def _targets(schemes: Mapping[str, Scheme], scheme: Scheme) -> list[str]:

@@ -6,6 +6,7 @@ Does not import torch at module level, so a wrong pair is refused in under a sec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from compresskit.checkpoint.small_files import first_line, read_bytes, read_json
 from compresskit.checkpoint.work_folder import MANIFEST
 from compresskit.errors import CheckpointError, RequestError
 from compresskit.models.model import Ffn, FfnGroup, Model
-from compresskit.models.prunings import channel_prunings, check_same_parts, kept_channels
+from compresskit.models.prunings import channel_prunings, check_same_parts, kept_by_linear
+from compresskit.models.scalings import Scalings, scaled_links, scalings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +36,20 @@ class Pair:
         """Whether the linear has fewer input channels than the original's."""
         return name in self.kept and any(name == ffn.out_projection for ffn, _ in self._networks(name))
 
+    @cached_property
+    def scalings(self) -> Scalings:
+        """Factors that `quantize --scaling` folded into the compressed model."""
+        return scalings(self.compressed, self.original)
+
     def original_weight(self, name: str) -> Tensor:
-        """Return the original's weight (out, in) float32, cut to the kept channels and padded like the compressed one."""
+        """The original's weight (out, in) float32 in the compressed model's place: cut, padded and scaled like its weight."""
+        return self.scalings.scaled(name, self._cut_weight(name))
+
+    def aimed_weight(self, name: str) -> Tensor:
+        """Like `original_weight`, but for the original's own inputs: it gives the outputs at which the compressed one aims."""
+        return self.scalings.of_outputs(name, self._cut_weight(name))
+
+    def _cut_weight(self, name: str) -> Tensor:
         import torch
 
         from compresskit.models.meta import read_plain
@@ -51,10 +65,11 @@ class Pair:
         return self._cut_rows(name, weight)
 
     def cut_outputs(self, name: str, values: Tensor) -> Tensor:
-        """Cut one value per output of the original's linear to the kept outputs; padded outputs get 0."""
-        if name not in self.kept or self.lost_inputs(name):
-            return values
-        return self._cut_rows(name, values[:, None])[:, 0]
+        """Values by squared output of the original's linear, (out,), for the compressed one's outputs; padded ones get 0."""
+        if name in self.kept and not self.lost_inputs(name):
+            values = self._cut_rows(name, values[:, None])[:, 0]
+        rows = self.scalings.rows.get(name)
+        return values if rows is None else values * rows.to(values).square()
 
     def _cut_rows(self, name: str, weight: Tensor) -> Tensor:
         import torch
@@ -88,6 +103,7 @@ def pair(compressed: Model, original: Model) -> Pair:
         "hidden size": (compressed.hidden_size, original.hidden_size),
         "number of blocks": (compressed.block_count, original.block_count),
     }
+    scaled_links(compressed, original)
     check_same_parts(compressed, original)
     for what, (ours, theirs) in facts.items():
         if ours != theirs:
@@ -144,27 +160,12 @@ def _kept_by_linear(compressed: Model, original: Model) -> dict[str, list[int]]:
             f"records {len(prunings)} prunings; pass the model that it was pruned from in one step"
         )
     try:
-        return _kept(prunings[0]["facts"]["blocks"], compressed, original)
+        return kept_by_linear(prunings[0]["facts"]["blocks"], compressed, original)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{compressed.checkpoint.folder / MANIFEST}: says not which channels were kept ({first_line(error)}); "
             "restore the file from its source"
         ) from error
-
-
-def _kept(blocks: list[dict[str, Any]], compressed: Model, original: Model) -> dict[str, list[int]]:
-    """Kept channels by linear, from a manifest's facts about the blocks; raises ValueError and others if they do not fit."""
-    found: dict[str, list[int]] = {}
-    for index, facts in enumerate(blocks):
-        groups = zip(compressed.ffn_groups(index), original.ffn_groups(index), facts["kept_channels"], strict=True)
-        for group, whole, masks in groups:
-            for ffn, mask in zip(group.members, masks, strict=False):  # no masks if all channels were kept
-                kept = kept_channels(mask)
-                if len(kept) > group.width or kept[-1:] > [whole.width - 1]:
-                    raise ValueError(f"{len(kept)} channels of block {index}, up to number {kept[-1]}")
-                for name in (*ffn.in_projections, ffn.out_projection):
-                    found[name] = kept
-    return found
 
 
 def _inputs(link: dict[str, Any]) -> Any:

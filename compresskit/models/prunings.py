@@ -51,3 +51,18 @@ def kept_channels(mask: str) -> list[int]:
     """Decode the channels from a manifest's hexadecimal mask, one bit per channel, channel 0 first."""
     bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
     return [channel for channel, bit in enumerate(bits) if bit == "1"]
+
+
+def kept_by_linear(blocks: list[dict[str, Any]], compressed: Model, original: Model) -> dict[str, list[int]]:
+    """Kept channels by linear, from a manifest's facts about the blocks; raises ValueError and others if they do not fit."""
+    found: dict[str, list[int]] = {}
+    for index, facts in enumerate(blocks):
+        groups = zip(compressed.ffn_groups(index), original.ffn_groups(index), facts["kept_channels"], strict=True)
+        for group, whole, masks in groups:
+            for ffn, mask in zip(group.members, masks, strict=False):  # no masks if all channels were kept
+                kept = kept_channels(mask)
+                if len(kept) > group.width or kept[-1:] > [whole.width - 1]:
+                    raise ValueError(f"{len(kept)} channels of block {index}, up to number {kept[-1]}")
+                for name in (*ffn.in_projections, ffn.out_projection):
+                    found[name] = kept
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from compresskit.evaluation.request import scoring_bytes
 from compresskit.job import HELD_BACK
 from compresskit.models.model import Model
@@ -30,6 +32,8 @@ LOGIT_COPIES = 6
 """Of the logits of a window, gradients included, where labels are drawn from them."""
 SUM_BYTES = 8
 """Of an entry of second moments while they are summed, in float64."""
+EXPONENTS = 20
+"""That `--scaling` tries, each with a product of the rounding's errors with the second moments (awq.py)."""
 GUIDE_TOKENS = 1 << 14
 """Tokens whose inputs of all blocks lie on the disk at the same time, for a guide."""
 
@@ -39,19 +43,37 @@ def guide_windows(length: int) -> int:
     return max(1, GUIDE_TOKENS // length)
 
 
-def passes(method: QuantizeMethod, model: Model, windows: int) -> float:
+def passes(method: QuantizeMethod, model: Model, windows: int, length: int) -> float:
     """Forward passes of a window, sampling left out."""
+    scaling = windows + _scaling_tokens(model) / length if method.scales_inputs else 0.0
     closing = 2 * HELD_BACK * (1 + head_share(model))
     if isinstance(method, BlockMethod):
-        return windows * (PASSES + PASSES_TRAINING * method.training_epochs) + closing
+        return windows * (PASSES + PASSES_TRAINING * method.training_epochs) + scaling + closing
     guiding = windows * PASSES_GUIDE * (1 + head_share(model)) if method.guide_rows else 0.0
-    return (windows * PASSES if method.needs_text else 0.0) + guiding + closing
+    return (windows * PASSES if method.needs_text else 0.0) + guiding + scaling + closing
+
+
+def _scaling_tokens(model: Model) -> float:
+    """Tokens whose forward pass takes as long as the products of `--scaling`."""
+    shapes = [model.linear_shape(name) for name in model.linears]
+    return EXPONENTS * sum(rows * columns**2 for rows, columns in shapes) / max(1, sum(map(math.prod, shapes)))
+
+
+def _scaling_bytes(model: Model) -> int:
+    """Bytes of the second moments of all inputs of a block, which `--scaling` collects in one pass."""
+    most = 0
+    for index in range(model.block_count):
+        firsts = [group[0] for position in model.linear_sequence(index) for group in position]
+        most = max(most, sum(model.linear_shape(name)[1] ** 2 for name in firsts))
+    return SUM_BYTES * most
 
 
 def peak_bytes(method: QuantizeMethod, model: Model, samples: int, length: int) -> int:
     """Peak bytes: of the walk, of a guide's backward pass, or of the final KL divergence."""
     windows = samples if method.needs_text else 0
     edited = edit_bytes(model, method.needs_text) + _row_moments(model, method.guide_rows)
+    if method.scales_inputs:
+        edited = max(edited, edit_bytes(model, False) + _scaling_bytes(model))
     walked = walk_bytes(model, (windows, length), edited)
     if isinstance(method, BlockMethod):
         hidden, block = hidden_bytes(model, windows * length), block_bytes(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compresskit.numerics.grid import Grid
+    from compresskit.quantization.scaling import Prepare
     from compresskit.walk.block import Block
 
 
@@ -66,6 +67,8 @@ class FormatMethod(GridMethod):
             check_fixed(model, self.format, given, self.ignore)
         if self.smoothing and self.format != "int8":
             raise RequestError(f"--smoothing {self.smoothing:g}: is for --format int8, whose activations have one step a token")
+        if self.smoothing and self.scaling != "none":
+            raise RequestError(f"--scaling {self.scaling}: --smoothing scales the same inputs; pass one of them")
         if self.format == "packed" and self.activations is not None:
             raise RequestError("--activations: packed weights come with activations as they are; pass another --format")
 
@@ -84,11 +87,22 @@ class FormatMethod(GridMethod):
             return fixed.fixed_format(self.format).tensor_specs(name, shape, scheme, scale_dtype)
         return super().tensor_specs(name, shape, scheme, scale_dtype)
 
-    def prepare(self, model: Model, block: Block, chosen: Collection[str]) -> dict[str, Tensor]:
-        """Smooth the activations; the changed norms by stored name."""
+    def preparation(self, model: Model, schemes: Mapping[str, Scheme | None], scale_dtype: torch.dtype) -> Prepare:
+        """Smooth the activations, or scale the weights."""
+        if not self.smoothing:
+            return super().preparation(model, schemes, scale_dtype)
         from compresskit.quantization.smoothing import smooth
 
-        return smooth(model, block, chosen, self.smoothing) if self.smoothing else {}
+        return lambda block: (smooth(model, block, schemes, self.smoothing), {})
+
+    def nearest(self, weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
+        """A weight (out, in) rounded to nearest in the format, float32."""
+        if not isinstance(scheme, FixedScheme):
+            return super().nearest(weight, scheme, scale_dtype)
+        from compresskit.numerics.grid import to_codes
+
+        (grid,) = self.grids([weight], scheme, scale_dtype)
+        return self.stored(to_codes(weight, grid, scheme), grid, scheme, scale_dtype, None).weight
 
     def block_specs(self, model: Model, index: int) -> list[TensorSpec]:
         """Scales of the keys and of the values of one block."""

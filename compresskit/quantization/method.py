@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.for_client import ForClient
+from compresskit.quantization.scaling import Scaling, Unscaled
 from compresskit.quantization.unit_schemes import ByUnit, check_units
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_BITS, MOST_BITS = 4, 8
 
 
-class QuantizeMethod(ForClient):
+class QuantizeMethod(Unscaled, ForClient):
     """Store the linears of the blocks in low bits.
 
     The shared walk (sequential.py) collects the second moments of each linear's inputs on the quantised prefix, passes the
@@ -47,7 +48,7 @@ class QuantizeMethod(ForClient):
     @property
     def needs_text(self) -> bool:
         """Whether calibration text runs through the blocks."""
-        return self.needs_activations
+        return self.needs_activations or self.scales_inputs
 
     @property
     def guide_rows(self) -> int:
@@ -78,10 +79,6 @@ class QuantizeMethod(ForClient):
         """Stored tensors that belong to a block rather than to a linear."""
         return []
 
-    def prepare(self, model: Model, block: Block, chosen: Collection[str]) -> dict[str, Tensor]:
-        """Change a block in place before its linears are quantised; what that changes beside them, by stored name."""
-        return {}
-
     def block_tensors(self, model: Model, block: Block, schemes: Mapping[str, Scheme | None]) -> dict[str, Tensor]:
         """By stored name what is measured on a block once its linears are quantised."""
         return {}
@@ -103,7 +100,7 @@ class QuantizeMethod(ForClient):
         raise TypeError(f"{type(self).__name__} defines no quantize_group")
 
 
-class GridMethod(ByUnit, QuantizeMethod):
+class GridMethod(ByUnit, Scaling, QuantizeMethod):
     """Quantisation on an affine grid for groups of inputs, stored as compressed-tensors `pack-quantized`."""
 
     bits: Annotated[float, Field(ge=2, le=8)] | None = None
@@ -127,7 +124,7 @@ class GridMethod(ByUnit, QuantizeMethod):
     @property
     def mixed(self) -> bool:
         """Whether linears have different grids."""
-        return len(self.levels) > 1 or bool(self.unit_grids)
+        return len(self.levels) > 1 or bool(self.unit_grids) or self.expert_bits is not None
 
     def is_symmetric(self, model: Model) -> bool:
         """Whether the grid has no zero points."""

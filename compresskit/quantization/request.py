@@ -92,10 +92,10 @@ class QuantizeRequest(Request):
 
     @property
     def unpacked_dtype(self) -> str:
-        """In which readers unpack the weights: the scales' dtype, of several grids the one in config.json."""
+        """In which readers unpack the weights: the scales' dtype; where they keep them packed, the one in config.json."""
         config = self._configuration()
-        stated = config.get("dtype") or config.get("torch_dtype") or "float32"
-        return SAFETENSORS_NAMES[stated] if len(set(self.schemes.values())) > 1 else self.scale_dtype
+        packed = len(set(self.schemes.values())) > 1 and not config["quantization_config"].get("dequantize")
+        return SAFETENSORS_NAMES[config.get("dtype") or config.get("torch_dtype") or "float32"] if packed else self.scale_dtype
 
     @property
     def factor_dtype(self) -> str:
@@ -174,7 +174,7 @@ class QuantizeRequest(Request):
     def passes(self) -> float:
         """Forward passes of a window."""
         sampling = self.sampling_passes if self.method.needs_text else 0.0
-        return sampling + cost.passes(self.method, self.model, self.options.samples)
+        return sampling + cost.passes(self.method, self.model, self.options.samples, self.options.sequence_length)
 
     def peak_bytes(self) -> int:
         """Peak bytes: of the walk, of a backward pass, or of the final KL divergence."""

@@ -19,6 +19,7 @@ from compresskit.models.model import Model
 from compresskit.quantization.block_method import BlockMethod
 from compresskit.quantization.method import GridMethod, QuantizeMethod
 from compresskit.quantization.request import QuantizeRequest, open_request
+from compresskit.quantization.scaling import scaling_summary
 from compresskit.stages import Options
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def quantize(method: QuantizeMethod, source_name: str, out: Path, options: Optio
 def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str, Any]:
     """Do a checked request in a job, its own or that of a stage which made it; `known`: facts for the manifest."""
     from compresskit.evaluation.language_modelling import score
+    from compresskit.quantization import expert_floor
 
     model = request.model
     request, bits = _with_bits(request, job)
@@ -55,7 +57,8 @@ def quantize_into(request: QuantizeRequest, job: Job, **known: Any) -> dict[str,
     _walk(request, job, finished, writer)
     distributed.wait()
     scores = score(_written(request, writer), job.tokens[-HELD_BACK:], job.where, reference=model)
-    summary = _summary(request, scores)
+    blocks = writer.facts["blocks"]
+    summary = _summary(request, scores) | scaling_summary(blocks) | expert_floor.summary(blocks)
     job.commit(writer, summary)
     before = model.parameters, model.checkpoint.bytes
     return job.result(before, (model.parameters, writer.written[1])) | summary

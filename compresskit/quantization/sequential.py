@@ -11,6 +11,7 @@ from compresskit.formats.compressed_tensors import as_read
 from compresskit.machine.precision import torch_dtype
 from compresskit.models.model import Model
 from compresskit.numerics.packed import QuantizedLinear
+from compresskit.quantization.expert_floor import ExpertFloor
 from compresskit.quantization.guide import Guide, TokenWeights
 from compresskit.quantization.guided_grams import guided
 from compresskit.quantization.request import QuantizeRequest
@@ -26,14 +27,15 @@ def quantize_blocks(request: QuantizeRequest, walk: Walk, writer: Writer, on_blo
     Blocks finished by an interrupted run are read from its output and only run.
     """
     write_shapes(request, writer)
+    prepare = request.method.preparation(request.model, request.schemes, torch_dtype(request.scale_dtype))
     for block in walk:
         if block.index not in writer.done:
-            tensors = request.method.prepare(request.model, block, request.schemes)
-            errors = quantize_block(request, block, writer, guide(block.index))
+            tensors, facts = prepare(block)
+            facts |= quantize_block(request, block, writer, guide(block.index))
             tensors |= request.method.block_tensors(request.model, block, request.schemes)
             for name, tensor in tensors.items():
                 writer.put(name, tensor)
-            finish_block(request.model, block, writer, {"relative_output_errors": errors})
+            finish_block(request.model, block, writer, facts)
         on_block("quantizing", block.index + 1, request.model.block_count)
     writer.copy_missing(request.model.checkpoint)
 
@@ -47,16 +49,19 @@ def write_shapes(request: QuantizeRequest, writer: Writer) -> None:
                 writer.put(stored, tensor)
 
 
-def quantize_block(request: QuantizeRequest, block: Block, writer: Writer, guide: TokenWeights) -> dict[str, float]:
+def quantize_block(request: QuantizeRequest, block: Block, writer: Writer, guide: TokenWeights) -> dict[str, object]:
     """Quantise the linears of one block in place, position by position, and write them.
 
     Returns:
-        The squared output error relative to the output's energy, by the linear's name inside the block, if the method reports it.
+        Facts: squared output errors relative to the output's energy, by name, if the method has them; tokens of the experts.
     """
     method, scale_dtype = request.method, torch_dtype(request.scale_dtype)
     errors: dict[str, float] = {}
+    floor = ExpertFloor(block)
     for number, groups in enumerate(chosen_sequence(request.model, block.index, request.schemes)):
-        grams = guided(groups, block, number >= block.mixer_positions, guide) if method.needs_activations else {}
+        with floor.watching(groups if method.needs_activations else ()):
+            grams = guided(groups, block, number >= block.mixer_positions, guide) if method.needs_activations else {}
+        floor.fill(grams)
         for group in groups:
             weights = [block.linear(name).weight for name in group]
             gram = grams.pop(group[0], None)
@@ -68,7 +73,7 @@ def quantize_block(request: QuantizeRequest, block: Block, writer: Writer, guide
                     replace_weight(block.linear(name), as_read(stored.tensors, scheme, torch_dtype(request.unpacked_dtype)))
                 if stored.error is not None:
                     errors[name.removeprefix(block.name + ".")] = stored.error
-    return errors
+    return {"relative_output_errors": errors, **floor.facts()}
 
 
 def put(model: Model, block: Block, name: str, stored: QuantizedLinear, writer: Writer) -> None:

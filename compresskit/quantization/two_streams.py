@@ -42,6 +42,7 @@ def quantize_blocks(
     """
     model = request.model
     write_shapes(request, writer)
+    prepare = method.preparation(model, request.schemes, torch_dtype(request.scale_dtype))
     for original, compressed in zip(*walks, strict=True):
         if compressed.index not in writer.done:
             sequence = chosen_sequence(model, compressed.index, request.schemes)
@@ -50,12 +51,13 @@ def quantize_blocks(
             if names:
                 schemes = {name: scheme for name in names if (scheme := request.schemes[name]) is not None}
                 scales, unpacked, factors = map(torch_dtype, (request.scale_dtype, request.unpacked_dtype, request.factor_dtype))
+                tensors, facts = prepare(compressed)
                 vectors = _vectors(model, compressed)
                 storage = Storage(schemes[names[0]], scales, unpacked, request.rank, factors, vectors, schemes)
                 original.advance()
                 walks[0].release(original)
                 found = method.quantize_block(compressed, original.hidden, sequence, storage, saliencies(compressed.index))
-                _write(walks[1], compressed, found, writer)
+                _write(walks[1], compressed, found, tensors, writer)
                 facts |= found.facts
             finish_block(model, compressed, writer, facts)
         on_block("quantizing", compressed.index + 1, model.block_count)
@@ -72,9 +74,11 @@ def _vectors(model: Model, block: Block) -> dict[str, torch.dtype]:
     return found
 
 
-def _write(walk: Walk, block: Block, found: QuantizedBlock, writer: Writer) -> None:
-    for name, vector in found.vectors.items():
-        writer.put(walk.model.stored_name(f"{block.name}.{name}"), vector)
+def _write(walk: Walk, block: Block, found: QuantizedBlock, prepared: Mapping[str, Tensor], writer: Writer) -> None:
+    """`prepared`: by stored name what was changed before the training, which may have changed it again."""
+    trained = {walk.model.stored_name(f"{block.name}.{name}"): vector for name, vector in found.vectors.items()}
+    for name, vector in {**prepared, **trained}.items():
+        writer.put(name, vector)
     for name, stored in found.linears.items():
         tensors = dict(stored.tensors)
         for leaf, stored_name in zip(("lora_A.weight", "lora_B.weight"), factor_names(name), strict=True):

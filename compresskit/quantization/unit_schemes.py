@@ -1,4 +1,4 @@
-"""Grids of their own for the units of a model (models/units.py), or for its blocks: what mixed precision stores."""
+"""Grids of their own for the units of a model (models/units.py), its experts or its blocks: what mixed precision stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import RequestError, UnsupportedArchitecture, near_miss
 from compresskit.models.loadable import quantised_linears, unfitting
-from compresskit.models.model import Model
+from compresskit.models.model import Model, is_expert
 from compresskit.models.units import units_of
 from compresskit.numerics.scheme import Scheme
 from compresskit.stages import Method
@@ -32,6 +32,8 @@ class ByUnit(Method):
 
     bits_by: dict[str, UnitScheme] | str | None = None
     """Grids of single units: in a recipe {UNIT: {bits: 3, group_size: 32}}, else a JSON file of that; others have --bits."""
+    expert_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    """Bits of the experts of a mixture of experts, 2 to 8; all other linears have --bits. Default: those of --bits too."""
 
     @field_validator("bits_by", mode="before")
     @classmethod
@@ -60,6 +62,10 @@ class Gridded(Protocol):
     def unit_grids(self) -> Mapping[str, UnitScheme]:
         """The grids by unit."""
 
+    @property
+    def expert_bits(self) -> int | None:
+        """Bits of experts, None for those of all."""
+
     def is_symmetric(self, model: Model) -> bool:
         """Whether the grid has no zero points."""
 
@@ -68,17 +74,22 @@ class Gridded(Protocol):
 
 
 def check_units(method: Gridded, model: Model) -> None:
-    """Refuse grids by unit that stock tools could not load or that no linear has.
+    """Refuse grids by unit, or of experts, that stock tools could not load or that no linear has.
 
     Raises:
-        UnsupportedArchitecture: the model has experts.
-        RequestError: bits are an average, there are zero points or another format, a name is no unit's, groups do not divide.
+        UnsupportedArchitecture: the model has experts, and grids by unit.
+        RequestError: bits are an average, there are zero points or another format, a name is no unit's, groups do not divide, or
+            there are no experts for their own bits.
     """
+    if method.expert_bits is not None and not any(is_expert(name) for name in quantised_linears(model, method.ignore)):
+        raise RequestError(f"--expert-bits {method.expert_bits}: {model.family} has no experts to quantize; leave it out")
     grids = method.unit_grids
     if not grids:
         return
     if model.architecture.has_experts:
-        raise UnsupportedArchitecture(f"{model.family}: stock tools unpack experts of one bit width only; leave out --bits-by")
+        raise UnsupportedArchitecture(
+            f"{model.family}: stock tools unpack experts of one bit width only; pass --expert-bits, not --bits-by"
+        )
     if getattr(method, "format", "packed") != "packed":
         raise RequestError("--bits-by: grids by unit are for --format packed; leave one of them out")
     if method.average != int(method.average):
@@ -107,10 +118,13 @@ def unit_scheme(method: Gridded, model: Model, unit: str) -> Scheme:
 
 
 def mixed_schemes(method: Gridded, model: Model, names: Sequence[str], bits: Sequence[int]) -> dict[str, Scheme | None]:
-    """The grid of each linear by plain name: by unit, or by the bits of the blocks, even ones where they are not known yet."""
+    """The grid of each linear by plain name: by unit, of experts and others, or by `bits` of the blocks (none: even ones)."""
     if method.unit_grids:
         units = units_of(model, set(names))
         return {name: unit_scheme(method, model, unit) for unit, linears in units.items() for name in linears}
+    if method.expert_bits is not None:
+        experts, others = (method.scheme_of(model, each) for each in (method.expert_bits, int(method.average)))
+        return {name: experts if is_expert(name) else others for name in names}
     chosen = bits or tuple(_even_bits(method.average, index) for index in range(model.block_count))
     of_bits = {each: method.scheme_of(model, each) for each in set(chosen)}
     return {name: of_bits[chosen[model.block_of(name)]] for name in names}

@@ -19,6 +19,7 @@ from compresskit.compensation.svd import SVD
 from compresskit.errors import RequestError
 from compresskit.models.load import open_any, open_model
 from compresskit.models.meta import read_plain
+from compresskit.models.scalings import scalings
 from compresskit.pruning.cfsp import CFSP
 from compresskit.pruning.run import prune
 from compresskit.quantization.apiq.method import ApiQ
@@ -34,6 +35,23 @@ def test_full_rank_restores_the_original(tiny: dict[str, Path], rounded: Path, t
         if min(model.linear_shape(name)) == 16:
             restored, wanted = (read_plain(each, f"{name}.weight").float() for each in (model, original))
             assert torch.allclose(restored, wanted, atol=2e-3), name
+
+
+@pytest.mark.parametrize("aim", ["weight", "output"])
+def test_a_scaled_model_is_repaired_to_the_scaled_original(
+    aim: str, tiny: dict[str, Path], text: dict[str, Any], tmp_path: Path
+) -> None:
+    """At full rank it computes what the original does, though its weights are others."""
+    source = tmp_path / "scaled"
+    quantize(RTN(bits=3, group_size=16, scaling="awq"), str(tiny["llama"]), source, Options(**text))
+    result = run(EoRA(rank=16, aim=aim), source, tmp_path / "out", tiny["llama"], text)
+    assert result["kl_after"] < 0.2 * result["kl_before"]
+    model, original = open_any(str(tmp_path / "out")), open_model(tiny["llama"])
+    found = scalings(model, original)
+    for name in [each for each in model.linears if each.endswith(("k_proj", "v_proj"))]:  # of 16 rows
+        restored, wanted = (read_plain(each, f"{name}.weight").float() for each in (model, original))
+        assert aim == "output" or torch.allclose(restored, found.scaled(name, wanted), atol=4e-3), name
+        assert name not in found.columns or not torch.allclose(restored, wanted, atol=4e-3)
 
 
 @pytest.mark.parametrize("layout", ["ragged", "padded"])

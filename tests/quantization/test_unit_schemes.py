@@ -20,6 +20,7 @@ from compresskit.api import quantize as quantize_by_name
 from compresskit.errors import RequestError, UnsupportedArchitecture
 from compresskit.formats.packed_configuration import configuration
 from compresskit.models.load import open_model
+from compresskit.models.model import is_expert
 from compresskit.models.units import units_of
 from compresskit.numerics.scheme import Scheme
 from compresskit.quantization.apiq.method import ApiQ
@@ -77,6 +78,27 @@ def test_every_unit_is_stored_on_its_grid_as_planned_and_stock_tools_read_it(
     assert float((found - walked_logits(out)).abs().max()) < 1e-3 * float(found.abs().max())
 
 
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("mixtral", RTN(bits=8, group_size=16, expert_bits=3)), ("qwen2_moe", GPTQ(bits=4, group_size=8, expert_bits=2))],
+)
+def test_experts_have_bits_of_their_own_and_stock_tools_read_them(
+    family: str, method: GridMethod, tiny: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = quantize(method, str(tiny[family]), out, options(text_file))
+    low, dense = open_model(out), open_model(tiny[family])
+    assert low.format is not None
+    found = {name: low.format.bits(low.stored_name(name)) for name in dense.linears}
+    assert found == {name: method.expert_bits if is_expert(name) else method.average for name in dense.linears}
+    planned = QuantizeRequest(method, dense, tmp_path / "other", options(text_file)).outputs()
+    assert planned.bytes(10**9) == result["bytes_after"]
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = stock(tokens()).logits
+    assert float((expected - walked_logits(out)).abs().max()) < 1e-3 * float(expected.abs().max())
+
+
 def test_a_file_and_a_table_of_one_grid_for_all_are_the_same_as_the_flags(
     run: Run, tiny: dict[str, Path], text_file: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +133,10 @@ def test_a_file_and_a_table_of_one_grid_for_all_are_the_same_as_the_flags(
         (RTN(bits_by=own({"0.self_attn.o_proj": {"bits": 3, "group_size": 64}})), "llama", RequestError, "o_proj has 32 inputs"),
         (RTN(bits_by=own({"0.mlp.down_proj": {"bits": 3}}), ignore=("down",)), "llama", RequestError, "no unit"),
         (RTN(bits_by=own({"0.self_attn.o_proj": {"bits": 3}})), "mixtral", UnsupportedArchitecture, "one bit width"),
+        (RTN(expert_bits=3), "llama", RequestError, "--expert-bits 3: llama has no experts"),
+        (RTN(expert_bits=3, ignore=("experts",)), "mixtral", UnsupportedArchitecture, "all experts or none"),
+        (RTN(expert_bits=3, bits=4.5), "mixtral", UnsupportedArchitecture, "pass whole --bits"),
+        (RTN(expert_bits=3, symmetric=False), "mixtral", UnsupportedArchitecture, "pass --symmetric"),
         (ApiQ(bits_by=own(), rank=4), "llama", RequestError, "--bits-by --rank 4"),
     ],
 )

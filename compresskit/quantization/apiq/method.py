@@ -72,6 +72,10 @@ class ApiQ(ApiQSettings, frozen=True):
             RequestError: the rank exceeds a linear, or is combined with mixed precision.
         """
         super().check(model)
+        if self.scales_inputs and self.holds_by_fisher:
+            raise RequestError(
+                f"--scaling {self.scaling}: --saliency fisher is of the weights before they are scaled; pass --saliency none"
+            )
         if model.architecture.has_experts and self.adapter_rank(model):
             raise UnsupportedArchitecture(f"{model.family}: adapters cannot reach its experts; pass --rank 0")
         if self.mixed and self.adapter_rank(model):
@@ -137,4 +141,5 @@ class ApiQ(ApiQSettings, frozen=True):
             trainer.settle()
         block.hand_over(trainer.outputs)
         linears, vectors = trainer.stored()
-        return QuantizedBlock(linears, vectors, {"start_error": before, "trained_error": after, "kept_error": min(before, after)})
+        errors = {"start_error": before, "trained_error": after, "kept_error": min(before, after)}
+        return QuantizedBlock(linears, vectors, errors | trainer.floor.facts())

@@ -20,6 +20,7 @@ from compresskit.quantization.apiq.dealing import add_gradients, owners_of, turn
 from compresskit.quantization.apiq.linear import TrainedLinear
 from compresskit.quantization.apiq.settings import ApiQSettings
 from compresskit.quantization.error_feedback import feedback, round_with_feedback
+from compresskit.quantization.expert_floor import ExpertFloor
 from compresskit.walk.block import Block
 from compresskit.walk.sequence import collected, replace_weight
 
@@ -46,6 +47,7 @@ class Trainer:
         self.storage = storage
         self.saliencies = saliencies
         self.linears: dict[str, TrainedLinear] = {}
+        self.floor = ExpertFloor(block)
         trained = storage.vectors if method.norm_rate else {}
         self.start_vectors = {name: block.module.get_parameter(name).detach().float().clone() for name in trained}
         self.shifts = {name: torch.zeros_like(vector) for name, vector in self.start_vectors.items()}
@@ -61,7 +63,9 @@ class Trainer:
     def start(self, sequence: Sequence[Sequence[tuple[str, ...]]]) -> None:
         """Compute the starting point, position by position on the quantised prefix, like `quantize_block` of the shared walk."""
         for number, groups in enumerate(sequence):
-            grams = collected(list(groups), self.block, number >= self.block.mixer_positions)
+            with self.floor.watching(groups):
+                grams = collected(list(groups), self.block, number >= self.block.mixer_positions)
+            self.floor.fill(grams)
             for group in groups:
                 gram = grams.pop(group[0])
                 # In place: for 8,192 inputs a second matrix takes a quarter of a gigabyte.

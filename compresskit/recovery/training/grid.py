@@ -37,6 +37,7 @@ from compresskit.formats.compressed_tensors import PackQuantized, stored_linear
 from compresskit.machine.precision import torch_dtype
 from compresskit.models import meta
 from compresskit.models.model import Model
+from compresskit.models.scalings import scalings
 from compresskit.numerics.grid import Grid, grouped
 from compresskit.numerics.scheme import Scheme
 from compresskit.numerics.straight_through import straight_through
@@ -152,8 +153,13 @@ class GridModel(PartlyTrained):
             for name, dimensions in there.items()
             if dimensions == 1 and model.has(name)
         }
+        folded = scalings(model, original) if original is not None else None
         for name in self.linears:
-            network.set_submodule(name, _grid_linear(network, model, original, name))
+            start = None
+            if original is not None and folded is not None:
+                start = meta.read_plain(original, f"{name}.weight").float()
+                start = folded.scaled(name, start) if start.shape == model.linear_shape(name) else start
+            network.set_submodule(name, _grid_linear(network, model, start, name))
         for name, dtype in self.vectors.items():
             owner, leaf = _owner(network, name)
             getattr(owner, leaf).requires_grad_(True)
@@ -185,15 +191,14 @@ def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
     return network.get_submodule(path), leaf
 
 
-def _grid_linear(network: nn.Module, model: Model, original: Model | None, name: str) -> GridLinear:
+def _grid_linear(network: nn.Module, model: Model, start: Tensor | None, name: str) -> GridLinear:
+    """`start`: the weight (out, in) at which the latent starts; None trains no codes."""
     assert isinstance(model.format, PackQuantized)
     plain: Any = network.get_submodule(name)
     stored = model.stored_name(name)
     codes, zero_point, scale = model.format.read_codes(stored)
     scheme, device = model.format.scheme(stored), plain.weight.device
-    latent = codes
-    if original is not None:
-        latent = start_latent(codes, zero_point, scale, scheme, meta.read_plain(original, f"{name}.weight"))
+    latent = codes if start is None else start_latent(codes, zero_point, scale, scheme, start)
     return GridLinear(latent.to(device), zero_point.to(device), scale.to(device), scheme, plain.bias)
 
 

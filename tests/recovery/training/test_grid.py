@@ -18,6 +18,7 @@ from compresskit.checkpoint.reader import sha256
 from compresskit.checkpoint.small_files import read_json
 from compresskit.errors import RequestError
 from compresskit.formats.compressed_tensors import PackQuantized
+from compresskit.machine.device import Where
 from compresskit.models.load import open_model
 from compresskit.numerics.grid import min_max_grid, to_codes
 from compresskit.numerics.scheme import Scheme
@@ -25,7 +26,8 @@ from compresskit.quantization.rtn import RTN
 from compresskit.quantization.run import quantize
 from compresskit.recovery.run import recover
 from compresskit.recovery.selection.random import Random
-from compresskit.recovery.training.grid import GridLinear, Relative, start_latent
+from compresskit.recovery.training.grid import GridLinear, GridModel, Relative, start_latent
+from compresskit.recovery.training.networks import whole_network
 from compresskit.stages import Options
 
 pytest.importorskip("scipy")
@@ -103,6 +105,17 @@ def low(source: Path, folder: Path, **settings: Any) -> Path:
         Options(samples=2, sequence_length=64),
     )
     return folder
+
+
+def test_latents_of_a_scaled_model_start_at_the_scaled_original(tiny: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    """A code is the nearest to the weight at which its latent starts: few reach the border of their cell."""
+    asked = Options(samples=2, sequence_length=64, calibration=str(text_file))
+    quantize(RTN(bits=8, group_size=16, scaling="awq"), str(tiny["llama"]), tmp_path / "low", asked)
+    model, original = open_model(tmp_path / "low"), open_model(tiny["llama"])
+    trained = GridModel(whole_network(model, Where(torch.device("cpu"), torch.float32)), model, original)
+    for name in model.linears:
+        latent = trained.network.get_submodule(name).latent
+        assert float(((latent - latent.round()).abs() > 0.449).float().mean()) < 0.15, name  # a tenth, by chance
 
 
 @pytest.mark.parametrize(("train", "family", "symmetric"), [("all", "llama", False), ("scales", "qwen2", True)])
