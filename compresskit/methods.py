@@ -191,7 +191,6 @@ METHODS: dict[str, dict[str, Entry]] = {
         "average": Entry("task_vectors.merging.average:Average", "arXiv 2203.05482", "The mean of the vectors."),
         "task-arithmetic": Entry("task_vectors.merging.task_arithmetic:TaskArithmetic", "arXiv 2212.04089", "Their sum, scaled."),
         "pcb": Entry("task_vectors.merging.pcb:PCB", "arXiv 2410.02396", "Parameters compete in their task and between tasks."),
-        "tsv": Entry("task_vectors.merging.tsv:TSV", "arXiv 2412.00081", "Singular vectors, made orthogonal between tasks."),
     },
     "recover": {
         "paser": Entry(

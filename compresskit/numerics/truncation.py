@@ -1,10 +1,9 @@
-"""Truncated singular value decompositions as balanced factors B A: of a dense matrix, and of a product of factors."""
+"""Truncated singular value decomposition of a matrix, as balanced factors B A."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from compresskit.numerics.factorised import in_one_thread
 from compresskit.numerics.lowrank import balanced_factors
@@ -24,16 +23,4 @@ def truncated(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     first, second = basis.T @ exact, basis
     first, second = (first, second) if wide else (second.T, first.T)
     first, second = balanced_factors(first, second)
-    return first.float(), second.float()
-
-
-def truncated_product(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Compute the best product of that rank of B A, balanced, without forming B A. A (r, in), B (out, r) float64.
-
-    Returns:
-        (A' (rank, in), B' (out, rank)) float32; ranks beyond r are 0.
-    """
-    first, second = balanced_factors(first, second)
-    missing = max(0, rank - len(first))
-    first, second = functional.pad(first[:rank], (0, 0, 0, missing)), functional.pad(second[:, :rank], (0, missing))
     return first.float(), second.float()

@@ -138,9 +138,6 @@ def _check(method: MergeMethod, vectors: list[TaskVector], base: Checkpoint | No
     if method.weights and len(method.weights) != len(vectors):
         raise RequestError(f"--weights: {len(method.weights)} for {len(vectors)} sources; give one for each, or none")
     check_validation(vectors, options)
-    if method.of_matrices and method.drop:
-        name = name_of("merge", method)
-        raise RequestError(f"--drop {method.drop}: {name} merges singular vectors, not entries; leave --drop out")
     for vector in vectors:
         if vector.is_adapter != first.is_adapter:
             raise RequestError(

@@ -132,9 +132,6 @@ class EntryMerge:
     def _merged_tensor(self, reads: list[Sections], name: str) -> Iterator[Values]:
         """Sections (entries,) of one merged tensor, without `scaling`. `reads` gives the values of each vector."""
         method, weights = self.method, self.method.source_weights(len(reads))
-        if method.of_matrices and is_matrix(self.specs[name].shape):
-            yield self._merged_matrix(reads, name)
-            return
         ternary = [v.container for v in self.vectors if isinstance(v, TernaryVector) and v.container.facts.variant != "prune"]
         if len(ternary) == len(reads) and 3 ** len(reads) <= MOST_PATTERNS and not method.drop:
             own = [np.float32(each.tensors[name].scale) for each in ternary]
@@ -147,25 +144,6 @@ class EntryMerge:
             return
         for rows in zip(*(read(name) for read in reads), strict=True):
             yield method.merge(np.stack(rows), weights)
-
-    def _merged_matrix(self, reads: list[Sections], name: str) -> Values:
-        """A weight of whole checkpoints merged as a matrix, by what the largest singular values hold of each: (entries,)."""
-        import torch
-
-        from compresskit.numerics.truncation import truncated
-
-        rows, columns = self.specs[name].shape
-        updates = (torch.from_numpy(np.concatenate([*read(name)])).reshape(rows, columns) for read in reads)
-        rank = max(1, min(rows, columns) // len(reads))
-        pairs = [truncated(update, rank) for update in updates]
-        first, second = self.method.merge_pairs(pairs, self.method.source_weights(len(reads)), len(reads))
-        found: Values = (second @ first).float().reshape(-1).numpy()
-        return found
-
-
-def is_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor has two sides above 1."""
-    return len(shape) == len(("out", "in")) and min(shape) > 1
 
 
 def pattern_table(method: MergeMethod, scales: list[float], weights: Values) -> Values:
@@ -185,9 +163,6 @@ def open_entries(method: MergeMethod, vectors: list[TaskVector], base: Checkpoin
         RequestError: the first source's configuration cannot state what the result is, or the sources differ in a tensor that
             is no part of the vectors.
     """
-    if method.of_matrices and base is None:
-        what = f"{name_of('merge', method)} merges matrices, and factors of an adapter are none of the model's"
-        raise RequestError(f"{vectors[0].folder}: {what}; pass --rank, with the sum of the sources' ranks to lose nothing")
     for vector in vectors:
         check_same_kind(vectors[0], vector)
     scaling = common_scaling(vectors)

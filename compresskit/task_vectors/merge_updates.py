@@ -99,11 +99,8 @@ class UpdateMerge:
         """(A, B) of a merged weight, or (bias,), float32."""
         import torch
 
-        from compresskit.numerics.truncation import truncated, truncated_product
+        from compresskit.numerics.truncation import truncated
 
-        if self.method.of_matrices and not _is_bias(name):
-            first, second = self._merged_pair(name, update)
-            return truncated_product(first, self.method.scaling * second, self.rank)
         change = torch.from_numpy(next(merged(name))).reshape(update.shape) * self.method.scaling
         return (change,) if _is_bias(name) else truncated(change, self.rank)
 
@@ -118,16 +115,6 @@ class UpdateMerge:
             sizes = {name: int(np.prod(update.shape)) for name, update in self.updates.items()}
             return merged_whole(method, reads, sizes)
         return lambda name: iter([method.merge(np.stack([next(read(name)) for read in reads]), weights)])
-
-    def _merged_pair(self, name: str, update: Update) -> tuple[Tensor, Tensor]:
-        """Factors of a weight merged as a matrix, without `scaling`: A (k, in), B (out, k) float64."""
-        weights = self.method.source_weights(len(self.adapters))
-        holders = [source for source, each in enumerate(self.adapters) if name in each.store.tensors]
-        pairs = []
-        for adapter in (self.adapters[source] for source in holders):
-            first, second = (adapter.store.read(each).double() for each in update.names)
-            pairs.append((first, adapter.stated.scaling(module_of(name), _rank(adapter, name)) * second))
-        return self.method.merge_pairs(pairs, weights[holders], len(self.adapters))
 
 
 def _is_bias(name: str) -> bool:

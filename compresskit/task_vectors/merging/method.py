@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from compresskit.stages import Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Values = NDArray[np.float32]
 
@@ -43,8 +39,6 @@ class MergeMethod(Method, frozen=True):
 
     whole: ClassVar[bool] = False
     """Whether `merge` needs all entries at once."""
-    of_matrices: ClassVar[bool] = False
-    """Whether weights are merged as matrices, by `merge_pairs`; `merge` is then for tensors of other shapes."""
 
     def source_weights(self, count: int) -> Values:
         """One weight per source, (sources,); 1 if the settings name none."""
@@ -53,16 +47,6 @@ class MergeMethod(Method, frozen=True):
     def merge(self, values: Values, weights: Values) -> Values:
         """Merge several vectors, without `scaling`: values (sources, entries), weights (sources,) -> (entries,)."""
         raise TypeError(f"{type(self).__name__} defines no merge")
-
-    def merge_pairs(self, pairs: Sequence[tuple[Tensor, Tensor]], weights: Values, sources: int) -> tuple[Tensor, Tensor]:
-        """Merge updates B A of one weight, without `scaling`. `sources` counts all, those too that leave this weight as it is.
-
-        pairs A (r_i, in), B (out, r_i); weights, one a pair -> A (k, in), B (out, k) float64.
-
-        Raises:
-            TypeError: the method does not set `of_matrices`.
-        """
-        raise TypeError(f"{type(self).__name__} defines no merge_pairs")
 
     @property
     def trims_to(self) -> float:
