@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from ternary_merging import test_loss
 from ternary_quality import Rows, response_loss, sort_samples
-from ternary_training import Sample, padded
+from ternary_training import Sample, optimise
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compresskit.checkpoint.source import DEMO, resolve
@@ -50,7 +49,6 @@ BATCH = 8
 RANK, LORA_ALPHA, FIRST_BLOCK = 8, 16, 15
 """The adapters change the upper half of the 30 blocks, which halves the backward pass."""
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LEARNING_RATE = 2e-3
 
 
 def conversation(question: str, answer: str) -> list[dict[str, str]]:
@@ -89,19 +87,8 @@ def train(task: str, rows: list[tuple[str, str]], tokenizer: AutoTokenizer, out:
     blocks = list(range(FIRST_BLOCK, network.config.num_hidden_layers))
     config = LoraConfig(r=RANK, lora_alpha=LORA_ALPHA, target_modules=LINEARS, layers_to_transform=blocks, task_type="CAUSAL_LM")
     model = get_peft_model(network, config)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    order = random.Random(0)
-    started, losses = time.process_time(), []
-    for _ in range(steps):
-        ids, labels = padded(order.sample(training, BATCH))
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    started = time.process_time()
+    losses = optimise(model, training, BATCH, steps)
     model.save_pretrained(out / task)
     turns = [conversation(question, FORMS[task](answer)) for question, answer in rows[: HELD_BACK // 4]]
     texts = [tokenizer.apply_chat_template(each, tokenize=False) for each in turns]

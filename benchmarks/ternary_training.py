@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compresskit.checkpoint.source import DEMO, resolve
@@ -69,6 +69,23 @@ def padded(batch: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
+def optimise(model: PeftModel, training: list[Sample], batch: int, steps: int) -> list[float]:
+    """Train the adapter in place on batches drawn from the samples; the loss of every step."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    order, losses = random.Random(0), []
+    for _ in range(steps):
+        ids, labels = padded(order.sample(training, batch))
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
 def train(name: str, rank: int, data: Path, out: Path, steps: int) -> dict[str, object]:
     folder = resolve(DEMO)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -77,19 +94,8 @@ def train(name: str, rank: int, data: Path, out: Path, steps: int) -> dict[str, 
     torch.manual_seed(0)
     config = LoraConfig(r=rank, lora_alpha=LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    order = random.Random(0)
-    started, losses = time.monotonic(), []
-    for _ in range(steps):
-        ids, labels = padded(order.sample(training, BATCH))
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    started = time.monotonic()
+    losses = optimise(model, training, BATCH, steps)
     model.save_pretrained(out / name)
     torch.save([tuple(sample) for sample in held_back], out / f"{name}.held-back.pt")
     ends = [sum(part) / len(part) for part in (losses[:10], losses[-10:])]

@@ -24,9 +24,8 @@ from compresskit.task_vectors.vector import TaskVector, TernaryVector, adapter_c
 
 LINEARS = (".lora_A.weight", ".lora_B.weight")
 """How the names of a linear's factors end."""
-
-
 ALPHA_AUTO = "--alpha auto scores plain LoRA adapters of linears only; pass a number"
+"""Why other adapters are refused, and what to do."""
 
 
 def check_scored(vector: TaskVector, what: str = ALPHA_AUTO) -> None:
